@@ -1,0 +1,16 @@
+//! What every Noxu crate shares: positions (VLSN, LSN, term), fingerprints, identities and the
+//! bounds-checked codec. Pure values; no input or output, no threads.
+
+pub mod checksum;
+pub mod codec;
+mod fingerprint;
+mod identity;
+mod lsn;
+mod term;
+mod vlsn;
+
+pub use fingerprint::{CHAIN_INPUT_BYTES, Fingerprint};
+pub use identity::{BadName, GroupId, Incarnation, MAX_NAME_BYTES, Name};
+pub use lsn::{Lsn, NULL_LSN};
+pub use term::Term;
+pub use vlsn::{NULL_VLSN, Vlsn};
