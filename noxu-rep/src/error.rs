@@ -1,0 +1,227 @@
+//! RepError: everything that replication can report, sorted by what the caller will do about it.
+
+use std::io;
+use std::time::Duration;
+
+use noxu_util::Vlsn;
+use noxu_util::codec::CodecError;
+
+/// Result of replication calls.
+pub type Result<T, E = RepError> = std::result::Result<T, E>;
+
+/// Why a replication call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepError {
+    /// The peer broke the protocol. The connection is closed; nothing else is harmed.
+    #[error(transparent)]
+    ProtocolError(#[from] ProtocolViolation),
+
+    /// The network failed or the peer kept silent too long. Redial.
+    #[error(transparent)]
+    NetworkError(#[from] NetworkFailure),
+
+    /// The channel was closed, by this side or in good order by the peer.
+    #[error("channel to {peer} is closed")]
+    Closed {
+        /// The peer.
+        peer: String,
+    },
+
+    /// A frame larger than the cap, refused before any memory was taken for it.
+    #[error("frame of {bytes} bytes from or for {peer} is over the cap of {cap} bytes")]
+    FrameTooLarge {
+        /// The peer.
+        peer: String,
+        /// Length of the frame.
+        bytes: u64,
+        /// Longest frame allowed.
+        cap: u64,
+    },
+
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {}", bind_cause(.cause))]
+    Bind {
+        /// The address asked for.
+        address: String,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+
+    /// Two logs agree above a VLSN at which they disagree: one of them is corrupt.
+    #[error(
+        "log fingerprints are not monotone: both logs agree at VLSN {agree} though they disagree at \
+         {disagree} below it; one of them is corrupt"
+    )]
+    NonMonotone {
+        /// The lower VLSN, where the logs disagree.
+        disagree: Vlsn,
+        /// The higher VLSN, where they agree.
+        agree: Vlsn,
+    },
+
+    /// No matchpoint exists: only a network restore brings this replica back.
+    #[error("no matchpoint with the master (searched down to VLSN {failed_vlsn}): needs a restore")]
+    NeedsRestore {
+        /// The last VLSN that was tried.
+        failed_vlsn: Vlsn,
+    },
+
+    /// The matchpoint lies below what a majority made durable. Nothing was touched.
+    #[error(
+        "refusing to roll back to VLSN {matchpoint}: entries through {commit_floor} were reported \
+         durable by a majority; an operator must decide"
+    )]
+    RollbackBelowCommitFloor {
+        /// Where the logs part.
+        matchpoint: Vlsn,
+        /// What may not be rolled back.
+        commit_floor: Vlsn,
+    },
+
+    /// This node is not the master.
+    #[error("not the master{}", master_hint(.master.as_deref()))]
+    NotMaster {
+        /// Address of the master, when known.
+        master: Option<String>,
+    },
+
+    /// Too few replicas are connected for the policy asked for. Nothing was written.
+    #[error(
+        "{connected} of {needed} acknowledging replicas connected after {waited:?}; nothing was \
+         written"
+    )]
+    InsufficientReplicas {
+        /// How many must be connected.
+        needed: usize,
+        /// How many are.
+        connected: usize,
+        /// How long the call waited for more.
+        waited: Duration,
+    },
+
+    /// Too few acknowledgements in time. The write may yet become durable.
+    #[error("VLSN {vlsn} not acknowledged within {waited:?}; it may still become durable")]
+    OutcomeUnknown {
+        /// The commit.
+        vlsn: Vlsn,
+        /// How long the call waited.
+        waited: Duration,
+    },
+}
+
+/// What a peer sent and what it should have sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}expected {expected}, found {found}", from_peer(.peer))]
+pub struct ProtocolViolation {
+    /// The peer; empty where bytes were decoded without knowing whose they are.
+    pub peer: String,
+    /// What the protocol allows here.
+    pub expected: String,
+    /// What came.
+    pub found: String,
+}
+
+/// What the network did.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {peer}: {cause}")]
+pub struct NetworkFailure {
+    /// The peer.
+    pub peer: String,
+    /// What was being done, as in "receiving from".
+    pub action: &'static str,
+    /// The cause; [`io::ErrorKind::TimedOut`] when a deadline passed.
+    pub cause: io::Error,
+}
+
+impl RepError {
+    /// A [`RepError::ProtocolError`].
+    pub fn protocol(
+        peer: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        ProtocolViolation { peer: peer.into(), expected: expected.into(), found: found.into() }
+            .into()
+    }
+
+    /// A [`RepError::NetworkError`].
+    pub fn network(peer: impl Into<String>, action: &'static str, cause: io::Error) -> Self {
+        NetworkFailure { peer: peer.into(), action, cause }.into()
+    }
+
+    /// A [`RepError::NetworkError`] for a peer that did not answer in time.
+    pub fn silent(peer: impl Into<String>, awaited: &str, waited: Duration) -> Self {
+        let cause = io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{awaited} did not arrive within {waited:?}"),
+        );
+        Self::network(peer, "waiting for", cause)
+    }
+
+    /// Whether the channel is gone: closed, broken or silent.
+    pub const fn is_disconnect(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::NetworkError(_))
+    }
+
+    /// Names the peer in an error that was made without knowing it.
+    #[must_use]
+    pub fn with_peer(self, name: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::ProtocolError(bad) if bad.peer.is_empty() => {
+                Self::ProtocolError(ProtocolViolation { peer: name(), ..bad })
+            }
+            other => other,
+        }
+    }
+}
+
+/// Bytes that do not decode are a broken protocol.
+impl From<CodecError> for RepError {
+    fn from(bad: CodecError) -> Self {
+        Self::protocol("", "a well-formed message", bad.to_string())
+    }
+}
+
+fn from_peer(peer: &str) -> String {
+    if peer.is_empty() { String::new() } else { format!("{peer}: ") }
+}
+
+fn master_hint(master: Option<&str>) -> String {
+    master.map_or_else(|| "; the master is not known".to_owned(), |at| format!("; it is at {at}"))
+}
+
+fn bind_cause(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => "the address is in use by another process".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
+        _ => cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_peer_and_what_was_found() {
+        let bad = RepError::protocol("n2", "Entry", "StartStream");
+        assert_eq!(bad.to_string(), "n2: expected Entry, found StartStream");
+        let bad: RepError = CodecError::Trailing { what: "Entry", extra: 3 }.into();
+        let named = bad.with_peer(|| "10.0.0.7:7001".to_owned());
+        assert_eq!(
+            named.to_string(),
+            "10.0.0.7:7001: expected a well-formed message, found 3 bytes after the end of Entry"
+        );
+        let bind = RepError::Bind {
+            address: "127.0.0.1:7001".to_owned(),
+            cause: io::ErrorKind::AddrInUse.into(),
+        };
+        assert_eq!(
+            bind.to_string(),
+            "cannot listen on 127.0.0.1:7001: the address is in use by another process"
+        );
+        let master = RepError::NotMaster { master: Some("h:1".to_owned()) };
+        assert_eq!(master.to_string(), "not the master; it is at h:1");
+    }
+}

@@ -1,0 +1,3 @@
+//! Frames between nodes: the channel trait, its transports, and one port for many services.
+
+pub mod channel;
