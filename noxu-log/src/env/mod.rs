@@ -6,11 +6,22 @@
 //! [`Env::sync_dir`] of its directory. Before that, any subset of the 512-byte sectors written may
 //! survive.
 
+#[cfg(test)]
+mod conformance;
+mod fault;
+mod memory;
+mod path_error;
+mod real;
+
 use std::fmt::Debug;
 use std::io;
 use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use fault::{Call, Fault, FaultEnv, Survivors};
+pub use memory::MemoryEnv;
+pub use real::RealEnv;
 
 /// How [`Env::open`] treats a missing or present file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

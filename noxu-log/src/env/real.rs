@@ -1,0 +1,259 @@
+//! RealEnv: the operating system's files.
+//!
+//! Every error names the path and keeps the kind and the operating system's own error as its
+//! source, so that "no space" can still be told from "no such file".
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::path_error::at;
+use super::{Env, EnvFile, LockGuard, OpenMode};
+
+/// The operating system's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealEnv;
+
+impl RealEnv {
+    /// The operating system's file system.
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl Env for RealEnv {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn EnvFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(mode != OpenMode::Read);
+        match mode {
+            OpenMode::Read | OpenMode::ReadWrite => {}
+            OpenMode::CreateNew => {
+                options.create_new(true);
+            }
+            OpenMode::CreateOrOpen => {
+                options.create(true).truncate(false);
+            }
+        }
+        let file = options.open(path).map_err(at("open", path))?;
+        Ok(Arc::new(RealFile { file, path: path.to_owned() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to).map_err(at("rename", from))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path).map_err(at("remove", path))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(at("remove", path)),
+        }
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(at("list", dir))? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry.map_err(at("list", dir))?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists().map_err(at("look up", path))
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        if dir.as_os_str().is_empty() || dir.is_dir() {
+            return Ok(());
+        }
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        self.create_dir_all(parent)?;
+        match std::fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            other => other.map_err(at("create directory", dir))?,
+        }
+        self.sync_dir(parent)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir).and_then(|handle| handle.sync_all()).map_err(at("sync", dir))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(at("open", path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(RealLock { _file: file })),
+            Err(TryLockError::WouldBlock) => {
+                Err(at("lock", path)(io::ErrorKind::WouldBlock.into()))
+            }
+            Err(TryLockError::Error(error)) => Err(at("lock", path)(error)),
+        }
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir).map_err(|e| at("look up", dir)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+#[derive(Debug)]
+struct RealFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl EnvFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(at("read", &self.path)(error)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.write_parts(parts, offset).map_err(at("write", &self.path))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data().map_err(at("sync", &self.path))
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let write_zeros = || {
+            let mut end = self.file.metadata()?.len();
+            while end < len {
+                let mut parts = [IoSlice::new(&[]); ZERO_PARTS];
+                let mut left = len - end;
+                for part in &mut parts {
+                    let take = left.min(ZEROS.len() as u64);
+                    *part = IoSlice::new(&ZEROS[..take as usize]);
+                    left -= take;
+                }
+                self.write_parts(&parts, end)?;
+                end = len - left;
+            }
+            Ok(())
+        };
+        write_zeros().map_err(at("allocate", &self.path))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len).map_err(at("set the length of", &self.path))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.metadata().map(|meta| meta.len()).map_err(at("look up", &self.path))
+    }
+}
+
+impl RealFile {
+    fn write_parts(&self, parts: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        if let [part] = parts {
+            return self.file.write_all_at(part, offset);
+        }
+        for group in parts.chunks(PARTS_PER_CALL) {
+            let mut owned = [IoSlice::new(&[]); PARTS_PER_CALL];
+            let mut rest = &mut owned[..group.len()];
+            rest.copy_from_slice(group);
+            IoSlice::advance_slices(&mut rest, 0); // skips empty parts
+            while !rest.is_empty() {
+                match rustix::io::pwritev(&self.file, rest, offset) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => {
+                        offset += count as u64;
+                        IoSlice::advance_slices(&mut rest, count);
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Holds the file whose lock the kernel drops with the last descriptor.
+#[derive(Debug)]
+struct RealLock {
+    _file: File,
+}
+
+impl LockGuard for RealLock {}
+
+/// Parts given to one `pwritev`; the kernel takes at most 1,024.
+const PARTS_PER_CALL: usize = 256;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+const ZERO_PARTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::conformance;
+
+    #[test]
+    fn it_does_what_every_environment_does() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance::check(&RealEnv::new(), dir.path());
+    }
+
+    #[test]
+    fn errors_name_the_path_and_keep_the_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        let error = RealEnv.open(&missing, OpenMode::Read).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains(missing.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_write_of_more_parts_than_one_call_takes_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealEnv.open(&dir.path().join("f"), OpenMode::CreateNew).unwrap();
+        let bytes: Vec<u8> = (0..3 * PARTS_PER_CALL as u32).map(|i| i as u8).collect();
+        let parts: Vec<_> = bytes.chunks(1).map(IoSlice::new).collect();
+        file.write_at(&parts, 10).unwrap();
+        let mut back = vec![0; bytes.len() + 1];
+        assert_eq!(file.read_at(&mut back, 10).unwrap(), bytes.len());
+        assert_eq!(back[..bytes.len()], bytes);
+    }
+
+    #[test]
+    fn allocated_space_is_zero_and_keeps_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealEnv.open(&dir.path().join("f"), OpenMode::CreateNew).unwrap();
+        file.write_at(&[IoSlice::new(b"kept")], 0).unwrap();
+        let len = (ZERO_PARTS * ZEROS.len() + 12_345) as u64;
+        file.allocate(len).unwrap();
+        assert_eq!(file.len().unwrap(), len);
+        let mut back = vec![1; len as usize];
+        file.read_at(&mut back, 0).unwrap();
+        assert_eq!(&back[..4], b"kept");
+        assert!(back[4..].iter().all(|b| *b == 0));
+    }
+}

@@ -1,0 +1,175 @@
+//! Errors: what the log tells its caller, one variant for each thing a caller does about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use noxu_util::{Fingerprint, Vlsn};
+
+/// Why the log could not do what was asked. Cloneable, so that a poisoned log can hand its first
+/// cause to every later caller.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// The file system refused.
+    #[error("cannot {action} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was tried, as a verb: "open", "write", "sync".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The file system's answer.
+        source: Arc<io::Error>,
+    },
+    /// A write or sync failed earlier: what is on disk is no longer known, so nothing more is
+    /// written until the log is opened again and recovered.
+    #[error("stopped after a failed write, open it again to recover: {cause}")]
+    Poisoned {
+        /// The first failure.
+        cause: Arc<LogError>,
+    },
+    /// Another process, or another handle of this one, has the directory open.
+    #[error("{path} is locked: another process has this directory open", path = .path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The directory belongs to no group yet.
+    #[error("{dir} belongs to no group yet: found a group or join one first", dir = .dir.display())]
+    NotFounded {
+        /// The node directory.
+        dir: PathBuf,
+    },
+    /// The directory belongs to a group already.
+    #[error("{dir} belongs to {found} already, {wanted} was asked for", dir = .dir.display())]
+    AlreadyFounded {
+        /// The node directory.
+        dir: PathBuf,
+        /// The group it belongs to.
+        found: String,
+        /// The group asked for.
+        wanted: String,
+    },
+    /// The entry asked for was dropped from the front of the log.
+    #[error("entry {requested} is gone: this log begins at {first}")]
+    Gap {
+        /// The entry asked for.
+        requested: Vlsn,
+        /// The first entry the log holds.
+        first: Vlsn,
+    },
+    /// A truncation would remove entries that a majority is known to hold.
+    #[error(
+        "cannot truncate after {requested}: everything through {floor} is durable on a majority"
+    )]
+    BelowCommitFloor {
+        /// The last entry that was to be kept.
+        requested: Vlsn,
+        /// The commit floor.
+        floor: Vlsn,
+    },
+    /// A log or side file holds something that it cannot hold.
+    #[error("segment {segment} is damaged at offset {offset}: {expected} expected, {found} found")]
+    Corrupt {
+        /// Number of the segment.
+        segment: u32,
+        /// Byte offset in the file.
+        offset: u64,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The control file cannot be read, so that the node's term and vote are not known.
+    #[error(
+        "the control file {path} is unreadable ({reason}); this node no longer knows its term and \
+         vote: restore the file from a copy made after the node's last start, or wipe the \
+         directory and let the node join again",
+        path = .path.display()
+    )]
+    ControlUnreadable {
+        /// The control file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file was written by a newer or foreign version.
+    #[error("{path} has format version {found}, this build reads {expected}", path = .path.display())]
+    FormatVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version in the file.
+        found: u16,
+        /// The version this build writes and reads.
+        expected: u16,
+    },
+    /// An entry does not follow from the one before it.
+    #[error("entry {vlsn} breaks the chain: fingerprint {expected} expected, {found} found")]
+    ChainMismatch {
+        /// The entry.
+        vlsn: Vlsn,
+        /// The fingerprint that follows from its predecessor.
+        expected: Fingerprint,
+        /// The fingerprint it has.
+        found: Fingerprint,
+    },
+    /// Something is larger than its limit.
+    #[error("{what} of {found} bytes is too large: at most {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its size in bytes.
+        found: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+/// What the log's functions return.
+pub type Result<T, E = LogError> = std::result::Result<T, E>;
+
+impl LogError {
+    /// The file system refused `action` on `path`.
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// What every call after this failure is answered with.
+    #[must_use]
+    pub fn poisoned(&self) -> Self {
+        match self {
+            Self::Poisoned { .. } => self.clone(),
+            cause => Self::Poisoned { cause: Arc::new(cause.clone()) },
+        }
+    }
+
+    /// The control file at `path` cannot be read.
+    pub fn control_unreadable(path: &Path, reason: impl Into<String>) -> Self {
+        Self::ControlUnreadable { path: path.to_owned(), reason: reason.into() }
+    }
+
+    /// Whether the cause is a full disk: nothing is damaged, and space may come back.
+    pub fn is_storage_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Poisoned { cause } => cause.is_storage_full(),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poisoned_error_keeps_its_first_cause() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let first = LogError::io("write", Path::new("/n/log/0000000001.nlog"), full);
+        let later = first.poisoned().poisoned();
+        let LogError::Poisoned { cause } = &later else { panic!("{later:?}") };
+        assert!(matches!(**cause, LogError::Io { .. }), "{later:?}");
+        assert!(later.is_storage_full());
+        assert!(later.to_string().contains("/n/log/0000000001.nlog"), "{later}");
+    }
+}
