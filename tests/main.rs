@@ -1,0 +1,3 @@
+//! System tests: whole programs and whole repositories, in one binary so that they link once.
+
+mod borders;
