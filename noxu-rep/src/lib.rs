@@ -5,7 +5,10 @@
 //! threads or clocks in it), `stream` runs one conversation over a blocking channel, `restore`
 //! replaces a log that can no longer be caught up.
 
+pub mod core;
 pub mod error;
 pub mod net;
+pub mod stream;
+pub mod wire;
 
 pub use error::{RepError, Result};

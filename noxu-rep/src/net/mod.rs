@@ -1,3 +1,4 @@
 //! Frames between nodes: the channel trait, its transports, and one port for many services.
 
 pub mod channel;
+pub mod dispatcher;
