@@ -166,16 +166,13 @@ fn without_comments(source: &str) -> String {
                 continue;
             }
             let line_comment = rest.find("//").unwrap_or(rest.len());
-            match rest[..line_comment].find("/*") {
-                Some(open) => {
-                    out.push_str(&rest[..open]);
-                    block_depth = 1;
-                    rest = &rest[open + 2..];
-                }
-                None => {
-                    out.push_str(&rest[..line_comment]);
-                    rest = "";
-                }
+            if let Some(open) = rest[..line_comment].find("/*") {
+                out.push_str(&rest[..open]);
+                block_depth = 1;
+                rest = &rest[open + 2..];
+            } else {
+                out.push_str(&rest[..line_comment]);
+                rest = "";
             }
         }
         out.push('\n');
