@@ -1,0 +1,690 @@
+//! Commits: those a master has written and not yet reported, and what is durable for the group.
+//!
+//! Registration order is VLSN order: the driver holds one lock around append and registration.
+//! Each policy class is one ordered queue, so a progress event computes one bound per class and
+//! releases exactly the commits at or below it, at a cost proportional to how many those are.
+//!
+//! # Invariants          (each is asserted in `check_invariants`)
+//! - `dtvlsn <= last`, and DTVLSN is the largest sync entry of the current term that a replication
+//!   quorum holds durably; it never moves back.
+//! - `visible` is below every pending commit and never moves back.
+//! - The front of every queue is above its class's bound: what is satisfied is released.
+//! - Deadlines within a queue ascend, because the time to wait is the same for all.
+//! - `unreplicated_bytes <= total bytes registered`.
+//!
+//! # Not here: reading the clock, waking anybody, applying (driver/master.rs).
+//! # See: CONSENSUS.md "Append, ack, DTVLSN", C1 to C4.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use noxu_util::{Incarnation, NULL_VLSN, Name, Vlsn};
+
+use crate::core::durability::{AckPolicy, Class};
+use crate::core::quorum::{Acked, Quorum, SessionId};
+
+/// Time since the node started.
+pub type Now = Duration;
+
+/// How a commit that somebody waited for has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its policy is met.
+    Satisfied,
+    /// Its time ran out; it may yet become durable.
+    TimedOut,
+    /// This node stopped being able to tell.
+    Closed,
+}
+
+/// Handle of one registered waiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WaiterId(Vlsn, u64);
+
+/// What an event changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// DTVLSN.
+    pub dtvlsn: bool,
+    /// The visible position.
+    pub visible: bool,
+    /// What some class has met.
+    pub bounds: bool,
+}
+
+/// The commits of one mastership. `W` is whatever the driver wakes.
+#[derive(Debug)]
+pub struct Commits<W> {
+    quorum: Quorum,
+    classes: Vec<Queue<W>>,
+    /// Runs of consecutive sync entries of the current term, those above DTVLSN.
+    sync_runs: VecDeque<(Vlsn, Vlsn)>,
+    dtvlsn: Vlsn,
+    visible: Vlsn,
+    last: Vlsn,
+    /// First entry of this term.
+    term_entry: Vlsn,
+    bytes: UnreplicatedBytes,
+    released: Vec<(W, Outcome)>,
+    next_waiter: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Queue<W> {
+    class: Class,
+    /// Everything at or below it has met the policy.
+    bound: Vlsn,
+    pending: VecDeque<(Vlsn, Now)>,
+    waiters: BTreeMap<WaiterId, W>,
+}
+
+impl<W> Commits<W> {
+    /// At the start of a mastership: `term_entry` is appended and not durable anywhere yet, and
+    /// `dtvlsn` is what is known from before.
+    pub fn new(quorum: Quorum, term_entry: Vlsn, dtvlsn: Vlsn) -> Self {
+        assert!(dtvlsn < term_entry, "DTVLSN {dtvlsn} is at or above term entry {term_entry}");
+        let classes = Class::all()
+            .map(|class| Queue {
+                class,
+                bound: NULL_VLSN,
+                pending: VecDeque::new(),
+                waiters: BTreeMap::new(),
+            })
+            .collect();
+        Self {
+            quorum,
+            classes,
+            sync_runs: VecDeque::from([(term_entry, term_entry)]),
+            dtvlsn,
+            visible: dtvlsn,
+            last: term_entry,
+            term_entry,
+            bytes: UnreplicatedBytes::default(),
+            released: Vec::new(),
+            next_waiter: 0,
+            closed: false,
+        }
+    }
+
+    /// Highest VLSN known durable on a replication quorum.
+    pub fn dtvlsn(&self) -> Vlsn {
+        self.dtvlsn
+    }
+
+    /// Everything through it may be applied: each commit there has been reported, one way or the
+    /// other, and so has the start of the term.
+    pub fn visible(&self) -> Vlsn {
+        self.visible
+    }
+
+    /// Whether the first entry of this term is durable on a quorum, so that writes may be served.
+    pub fn established(&self) -> bool {
+        self.dtvlsn >= self.term_entry
+    }
+
+    /// The voters' positions.
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
+    /// Everything of `class` at or below this has met its policy.
+    pub fn bound(&self, class: Class) -> Vlsn {
+        self.classes[class.index()].bound
+    }
+
+    /// Whether enough voters are connected to satisfy `class` at all.
+    pub fn can_satisfy(&self, class: Class) -> bool {
+        self.quorum.connected() >= self.acks_needed(class)
+    }
+
+    /// Acknowledgements that `class` needs, the master's own not counted.
+    pub fn acks_needed(&self, class: Class) -> usize {
+        match class.acks() {
+            AckPolicy::None => 0,
+            AckPolicy::SimpleMajority => self.quorum.replication_quorum() - 1,
+            AckPolicy::All => self.quorum.other_voters(),
+        }
+    }
+
+    /// Bytes appended in this term and not known durable on a quorum, to within 64 KiB.
+    pub fn unreplicated_bytes(&self) -> u64 {
+        self.bytes.total - self.bytes.replicated
+    }
+
+    /// Whether somebody waits for acknowledgements sent before the replicas' fsync.
+    pub fn waits_for_received(&self) -> bool {
+        self.classes.iter().any(|q| q.class.waits_for_received() && !q.pending.is_empty())
+    }
+
+    /// The entries `first..=last` of one transaction were appended; the last is its commit. With
+    /// `class`, somebody will ask about it until `deadline`. True if that commit stays pending.
+    pub fn handle_appended(
+        &mut self,
+        last: Vlsn,
+        bytes: u64,
+        commit: Option<(Class, Now)>,
+    ) -> bool {
+        assert!(last > self.last, "{last} registered after {}", self.last);
+        self.last = last;
+        self.bytes.handle_appended(last, bytes);
+        let mut pending = false;
+        if let Some((class, deadline)) = commit {
+            match self.sync_runs.back_mut() {
+                Some((_, end)) if end.next() == last => *end = last,
+                _ => self.sync_runs.push_back((last, last)),
+            }
+            let queue = &mut self.classes[class.index()];
+            if class.acks() == AckPolicy::None && !class.needs_local_sync() {
+                queue.bound = last;
+            } else {
+                debug_assert!(queue.pending.back().is_none_or(|(_, d)| *d <= deadline));
+                queue.pending.push_back((last, deadline));
+                pending = true;
+            }
+        }
+        self.advance_visible();
+        pending
+    }
+
+    /// Sync entries that nobody waits for (the group's configuration, for one).
+    pub fn handle_appended_sync(&mut self, entry: Vlsn, bytes: u64) {
+        self.handle_appended(entry, bytes, None);
+        match self.sync_runs.back_mut() {
+            Some((_, end)) if end.next() == entry => *end = entry,
+            _ => self.sync_runs.push_back((entry, entry)),
+        }
+    }
+
+    /// Lets `waiter` be released with the commit `vlsn` of `class`; it comes back at once through
+    /// [`Commits::poll_released`] if that commit is settled.
+    pub fn wait_for(&mut self, class: Class, vlsn: Vlsn, waiter: W) -> WaiterId {
+        let id = WaiterId(vlsn, self.next_waiter);
+        self.next_waiter += 1;
+        let queue = &mut self.classes[class.index()];
+        if queue.bound >= vlsn {
+            self.released.push((waiter, Outcome::Satisfied));
+        } else if self.closed {
+            self.released.push((waiter, Outcome::Closed));
+        } else if queue.pending.front().is_none_or(|(first, _)| *first > vlsn) {
+            // Neither satisfied nor pending: its time ran out before anybody asked.
+            self.released.push((waiter, Outcome::TimedOut));
+        } else {
+            queue.waiters.insert(id, waiter);
+        }
+        id
+    }
+
+    /// Takes a waiter back that has not been released.
+    pub fn forget(&mut self, class: Class, id: WaiterId) -> Option<W> {
+        self.classes[class.index()].waiters.remove(&id)
+    }
+
+    /// A replica's stream is open.
+    pub fn handle_connected(
+        &mut self,
+        name: &Name,
+        incarnation: Incarnation,
+        session: SessionId,
+    ) -> bool {
+        self.quorum.handle_connected(name, incarnation, session)
+    }
+
+    /// A replica's stream is gone. Nothing is taken back from commits already released.
+    pub fn handle_disconnected(&mut self, session: SessionId) {
+        self.quorum.handle_disconnected(session);
+    }
+
+    /// A replica's acknowledgement, which the feeder has checked against what it sent.
+    pub fn handle_ack(&mut self, session: SessionId, acked: Acked) -> Changed {
+        assert!(acked.received <= self.last, "ack of {} beyond {}", acked.received, self.last);
+        if self.quorum.handle_ack(session, acked) { self.advance() } else { Changed::default() }
+    }
+
+    /// The local log is fsynced through `durable`.
+    pub fn handle_local_durable(&mut self, durable: Vlsn) -> Changed {
+        // The flusher reports what it synced; an append registers a moment after it is visible to
+        // the flusher, so the report may run ahead of what is registered here.
+        if self.quorum.handle_local_durable(durable) { self.advance() } else { Changed::default() }
+    }
+
+    /// Gives up on every commit whose time ran out by `now`.
+    pub fn handle_timeout(&mut self, now: Now) -> Changed {
+        for queue in &mut self.classes {
+            let mut expired = None;
+            while let Some((vlsn, deadline)) = queue.pending.front()
+                && *deadline <= now
+            {
+                expired = Some(*vlsn);
+                queue.pending.pop_front();
+            }
+            if let Some(through) = expired {
+                queue.release(through, Outcome::TimedOut, &mut self.released);
+            }
+        }
+        Changed { visible: self.advance_visible(), ..Changed::default() }
+    }
+
+    /// When [`Commits::handle_timeout`] is due next.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        self.classes.iter().filter_map(|q| q.pending.front().map(|(_, deadline)| *deadline)).min()
+    }
+
+    /// The mastership is over: nobody will learn more from here.
+    pub fn handle_closed(&mut self) {
+        self.closed = true;
+        for queue in &mut self.classes {
+            let waiters = std::mem::take(&mut queue.waiters);
+            self.released.extend(waiters.into_values().map(|w| (w, Outcome::Closed)));
+        }
+    }
+
+    /// Whether [`Commits::handle_closed`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes the waiters released since the last call, in no particular order between classes.
+    pub fn poll_released(&mut self) -> Vec<(W, Outcome)> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// Whether [`Commits::poll_released`] has something.
+    pub fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
+    fn advance(&mut self) -> Changed {
+        let mut changed = Changed { dtvlsn: self.advance_dtvlsn(), ..Changed::default() };
+        for index in 0..self.classes.len() {
+            let class = self.classes[index].class;
+            let others = self.quorum.held_by_others(class.level(), self.acks_needed(class));
+            let local = class.needs_local_sync().then(|| self.quorum.local_durable());
+            let bound = others.into_iter().chain(local).min().unwrap_or(self.last).min(self.last);
+            let queue = &mut self.classes[index];
+            if bound > queue.bound {
+                queue.bound = bound;
+                while queue.pending.front().is_some_and(|(vlsn, _)| *vlsn <= bound) {
+                    queue.pending.pop_front();
+                }
+                queue.release(bound, Outcome::Satisfied, &mut self.released);
+                changed.bounds = true;
+            }
+        }
+        changed.visible = self.advance_visible();
+        changed
+    }
+
+    fn advance_dtvlsn(&mut self) -> bool {
+        let held = self.quorum.durable_on_quorum();
+        let before = self.dtvlsn;
+        while let Some((first, last)) = self.sync_runs.front_mut() {
+            if *first > held {
+                break;
+            }
+            if *last > held {
+                self.dtvlsn = held;
+                *first = held.next();
+                break;
+            }
+            self.dtvlsn = *last;
+            self.sync_runs.pop_front();
+        }
+        if self.dtvlsn > before {
+            self.bytes.handle_replicated(self.dtvlsn);
+            return true;
+        }
+        false
+    }
+
+    fn advance_visible(&mut self) -> bool {
+        if !self.established() {
+            return false;
+        }
+        let pending = self.classes.iter().filter_map(|q| q.pending.front().map(|(v, _)| v.prev()));
+        let visible = pending.min().unwrap_or(self.last);
+        let moved = visible > self.visible;
+        self.visible = self.visible.max(visible);
+        moved
+    }
+
+    /// Asserts what the header promises.
+    ///
+    /// # Panics
+    /// On a bug.
+    pub fn check_invariants(&self) {
+        self.quorum.check_invariants();
+        assert!(self.dtvlsn <= self.last, "DTVLSN {} beyond last {}", self.dtvlsn, self.last);
+        assert!(self.bytes.replicated <= self.bytes.total, "{:?}", self.bytes);
+        for queue in &self.classes {
+            let mut previous: Option<(Vlsn, Now)> = None;
+            for (vlsn, deadline) in &queue.pending {
+                assert!(*vlsn > queue.bound, "{vlsn} is satisfied and still pending");
+                if self.established() {
+                    assert!(*vlsn > self.visible, "{vlsn} is pending and visible");
+                }
+                if let Some((v, d)) = previous {
+                    assert!(v < *vlsn && d <= *deadline, "queue out of order at {vlsn}");
+                }
+                previous = Some((*vlsn, *deadline));
+            }
+        }
+    }
+}
+
+impl<W> Queue<W> {
+    fn release(&mut self, through: Vlsn, outcome: Outcome, released: &mut Vec<(W, Outcome)>) {
+        while let Some(first) = self.waiters.first_entry()
+            && first.key().0 <= through
+        {
+            released.push((first.remove(), outcome));
+        }
+    }
+}
+
+/// Bytes appended against bytes durable on a quorum, sampled every [`SAMPLE_BYTES`].
+#[derive(Debug, Default)]
+struct UnreplicatedBytes {
+    total: u64,
+    replicated: u64,
+    /// (VLSN, bytes through it), ascending.
+    samples: VecDeque<(Vlsn, u64)>,
+}
+
+const SAMPLE_BYTES: u64 = 64 << 10;
+
+impl UnreplicatedBytes {
+    fn handle_appended(&mut self, last: Vlsn, bytes: u64) {
+        self.total += bytes;
+        match self.samples.back_mut() {
+            Some(sample) if sample.1 / SAMPLE_BYTES == self.total / SAMPLE_BYTES => {
+                *sample = (last, self.total);
+            }
+            _ => self.samples.push_back((last, self.total)),
+        }
+    }
+
+    fn handle_replicated(&mut self, through: Vlsn) {
+        while let Some((vlsn, bytes)) = self.samples.front()
+            && *vlsn <= through
+        {
+            self.replicated = *bytes;
+            self.samples.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::durability::Durability;
+
+    const T: Now = Duration::from_secs(5);
+
+    fn v(n: i64) -> Vlsn {
+        Vlsn::new(n)
+    }
+
+    fn ack(received: i64, durable: i64) -> Acked {
+        Acked { received: v(received), durable: v(durable) }
+    }
+
+    /// A master n1 of `voters` nodes in a term whose first entry is 1, all others connected as
+    /// sessions 2, 3, ...
+    fn group(voters: u64) -> Commits<&'static str> {
+        let names: Vec<Name> = (1..=voters).map(|n| format!("n{n}").parse().unwrap()).collect();
+        let mut commits = Commits::new(Quorum::new(&names[0], &names), v(1), NULL_VLSN);
+        for (n, name) in names.iter().enumerate().skip(1) {
+            let session = SessionId(n as u64 + 1);
+            assert!(commits.handle_connected(name, Incarnation::from_u64(1), session));
+        }
+        commits
+    }
+
+    fn established(voters: u64) -> Commits<&'static str> {
+        let mut commits = group(voters);
+        commits.handle_local_durable(v(1));
+        for n in 2..=voters {
+            commits.handle_ack(SessionId(n), ack(1, 1));
+        }
+        assert!(commits.established());
+        commits
+    }
+
+    fn commit(commits: &mut Commits<&'static str>, n: i64, policy: Durability) {
+        commits.handle_appended(v(n), 100, Some((policy.class(), T)));
+        commits.check_invariants();
+    }
+
+    #[test]
+    fn nothing_is_visible_before_the_start_of_the_term_is_durable_on_a_quorum() {
+        let mut commits = group(3);
+        commit(&mut commits, 2, Durability::LOCAL);
+        commits.handle_local_durable(v(2));
+        assert_eq!((commits.visible(), commits.dtvlsn()), (NULL_VLSN, NULL_VLSN));
+        let changed = commits.handle_ack(SessionId(2), ack(1, 1));
+        assert!(changed.dtvlsn && changed.visible);
+        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
+    }
+
+    #[test]
+    fn a_majority_commit_is_released_by_one_durable_ack_and_the_own_fsync() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::MAJORITY);
+        commits.wait_for(Class::majority(), v(2), "a");
+        commits.handle_ack(SessionId(2), ack(2, 2));
+        assert_eq!(commits.poll_released(), []);
+        let changed = commits.handle_local_durable(v(2));
+        assert_eq!(commits.poll_released(), [("a", Outcome::Satisfied)]);
+        assert_eq!(changed, Changed { dtvlsn: true, visible: true, bounds: true });
+        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(2)));
+    }
+
+    #[test]
+    fn an_ack_releases_exactly_the_commits_it_covers() {
+        let mut commits = established(3);
+        for n in 2..=9 {
+            commit(&mut commits, n, Durability::MAJORITY);
+        }
+        commits.handle_local_durable(v(9));
+        for (n, waiter) in [(9, "nine"), (2, "two"), (6, "six"), (7, "seven")] {
+            commits.wait_for(Class::majority(), v(n), waiter);
+        }
+        commits.handle_ack(SessionId(3), ack(9, 6));
+        let released: Vec<_> = commits.poll_released().into_iter().map(|(w, _)| w).collect();
+        assert_eq!(released, ["two", "six"]);
+        assert_eq!(commits.visible(), v(6));
+        commits.check_invariants();
+    }
+
+    #[test]
+    fn received_acks_release_only_commits_that_ask_for_no_sync() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::MAJORITY);
+        commit(&mut commits, 3, Durability::NO_SYNC_MAJORITY);
+        assert!(commits.waits_for_received());
+        commits.handle_ack(SessionId(2), ack(3, 1));
+        assert_eq!(commits.bound(Durability::NO_SYNC_MAJORITY.class()), v(3));
+        assert_eq!(commits.bound(Class::majority()), v(1));
+        assert!(!commits.waits_for_received());
+        // A weak commit returns before it is visible: the one below it is not settled.
+        assert_eq!((commits.visible(), commits.dtvlsn()), (v(1), v(1)));
+    }
+
+    #[test]
+    fn all_waits_for_every_voter() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::ALL);
+        commits.handle_local_durable(v(2));
+        commits.handle_ack(SessionId(2), ack(2, 2));
+        assert_eq!(commits.dtvlsn(), v(2));
+        assert_eq!(commits.visible(), v(1));
+        commits.handle_ack(SessionId(3), ack(2, 2));
+        assert_eq!(commits.visible(), v(2));
+    }
+
+    #[test]
+    fn policies_never_move_dtvlsn() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::LOCAL);
+        commits.handle_local_durable(v(2));
+        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
+        commits.handle_ack(SessionId(2), ack(2, 1));
+        assert_eq!(commits.dtvlsn(), v(1));
+        commits.handle_ack(SessionId(2), ack(2, 2));
+        assert_eq!(commits.dtvlsn(), v(2));
+    }
+
+    #[test]
+    fn dtvlsn_stops_at_the_last_sync_entry_a_quorum_holds() {
+        let mut commits = established(3);
+        commit(&mut commits, 5, Durability::LOCAL); // a transaction 2..=5
+        commit(&mut commits, 6, Durability::LOCAL);
+        commit(&mut commits, 10, Durability::LOCAL); // 7..=10
+        commits.handle_local_durable(v(10));
+        commits.handle_ack(SessionId(2), ack(4, 4));
+        assert_eq!(commits.dtvlsn(), v(1));
+        commits.handle_ack(SessionId(2), ack(9, 9));
+        assert_eq!(commits.dtvlsn(), v(6));
+        commits.handle_ack(SessionId(2), ack(10, 10));
+        assert_eq!(commits.dtvlsn(), v(10));
+    }
+
+    #[test]
+    fn entries_of_older_terms_become_durable_only_with_the_new_term() {
+        let names: Vec<Name> = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
+        let mut commits: Commits<()> = Commits::new(Quorum::new(&names[0], &names), v(21), v(10));
+        commits.handle_connected(&names[1], Incarnation::from_u64(1), SessionId(2));
+        commits.handle_local_durable(v(20));
+        commits.handle_ack(SessionId(2), ack(20, 20));
+        assert_eq!((commits.dtvlsn(), commits.visible()), (v(10), v(10)));
+        commits.handle_local_durable(v(21));
+        commits.handle_ack(SessionId(2), ack(21, 21));
+        assert_eq!((commits.dtvlsn(), commits.visible()), (v(21), v(21)));
+    }
+
+    #[test]
+    fn a_commit_whose_time_ran_out_is_unknown_and_no_longer_holds_others_back() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::MAJORITY);
+        let id = commits.wait_for(Class::majority(), v(2), "a");
+        assert_eq!(commits.poll_timeout(), Some(T));
+        commits.handle_timeout(T / 2);
+        assert!(!commits.has_released());
+        assert!(commits.handle_timeout(T).visible);
+        assert_eq!(commits.poll_released(), [("a", Outcome::TimedOut)]);
+        assert_eq!(commits.forget(Class::majority(), id), None);
+        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
+        assert_eq!(commits.poll_timeout(), None);
+        // Whoever asks later learns the same, until it does become durable after all.
+        commits.wait_for(Class::majority(), v(2), "b");
+        assert_eq!(commits.poll_released(), [("b", Outcome::TimedOut)]);
+        commits.handle_local_durable(v(2));
+        commits.handle_ack(SessionId(2), ack(2, 2));
+        commits.wait_for(Class::majority(), v(2), "c");
+        assert_eq!(commits.poll_released(), [("c", Outcome::Satisfied)]);
+        assert_eq!(commits.dtvlsn(), v(2));
+    }
+
+    #[test]
+    fn a_voter_that_leaves_and_returns_resolves_what_waited() {
+        let mut commits = established(2);
+        assert!(commits.can_satisfy(Class::majority()));
+        commit(&mut commits, 2, Durability::MAJORITY);
+        commits.handle_local_durable(v(2));
+        commits.handle_disconnected(SessionId(2));
+        assert!(!commits.can_satisfy(Class::majority()));
+        assert!(commits.can_satisfy(Durability::LOCAL.class()));
+        assert_eq!(commits.bound(Class::majority()), v(1));
+        commits.handle_connected(&"n2".parse().unwrap(), Incarnation::from_u64(1), SessionId(7));
+        commits.handle_ack(SessionId(7), ack(2, 2));
+        assert_eq!(commits.bound(Class::majority()), v(2));
+    }
+
+    #[test]
+    fn closing_releases_everybody_as_closed() {
+        let mut commits = established(3);
+        commit(&mut commits, 2, Durability::MAJORITY);
+        commits.wait_for(Class::majority(), v(2), "a");
+        commits.handle_closed();
+        commits.wait_for(Class::majority(), v(2), "b");
+        commits.wait_for(Class::majority(), v(1), "old");
+        assert_eq!(
+            commits.poll_released(),
+            [("a", Outcome::Closed), ("b", Outcome::Closed), ("old", Outcome::Satisfied)]
+        );
+    }
+
+    #[test]
+    fn bytes_beyond_dtvlsn_are_known_to_within_a_sample() {
+        let mut commits = established(3);
+        let class = Durability::LOCAL.class();
+        for n in 2..=101 {
+            commits.handle_appended(v(n), 10_000, Some((class, T)));
+        }
+        assert_eq!(commits.unreplicated_bytes(), 1_000_000);
+        commits.handle_local_durable(v(101));
+        commits.handle_ack(SessionId(2), ack(51, 51));
+        let left = commits.unreplicated_bytes();
+        assert!((500_000..=500_000 + SAMPLE_BYTES).contains(&left), "{left}");
+        commits.handle_ack(SessionId(2), ack(101, 101));
+        assert_eq!(commits.unreplicated_bytes(), 0);
+    }
+
+    #[test]
+    fn a_group_of_one_is_durable_with_its_own_disk() {
+        let mut commits = established(1);
+        commit(&mut commits, 2, Durability::ALL);
+        commit(&mut commits, 3, Durability::MAJORITY);
+        commits.handle_local_durable(v(3));
+        assert_eq!((commits.dtvlsn(), commits.visible()), (v(3), v(3)));
+    }
+
+    /// Every event sequence keeps the invariants, and DTVLSN is what a naive count says.
+    #[test]
+    fn random_events_agree_with_a_naive_count() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut commits = established(3);
+            let mut last = 1;
+            let mut sync_entries = vec![1];
+            let mut durable = [1i64; 3];
+            let policies = [
+                Durability::MAJORITY,
+                Durability::ALL,
+                Durability::LOCAL,
+                Durability::NO_SYNC_MAJORITY,
+                Durability::WRITE_MAJORITY,
+            ];
+            for step in 0..200u64 {
+                match random.u8(0..4) {
+                    0 => {
+                        last += random.i64(1..5);
+                        sync_entries.push(last);
+                        let class = policies[random.usize(0..policies.len())].class();
+                        let deadline = Duration::from_millis(step + 50);
+                        commits.handle_appended(v(last), 100, Some((class, deadline)));
+                    }
+                    1 => {
+                        durable[0] = random.i64(durable[0]..=last);
+                        commits.handle_local_durable(v(durable[0]));
+                    }
+                    2 => {
+                        let n = random.usize(1..3);
+                        durable[n] = random.i64(durable[n]..=last);
+                        let received = random.i64(durable[n]..=last);
+                        commits.handle_ack(SessionId(n as u64 + 1), ack(received, durable[n]));
+                    }
+                    _ => {
+                        commits.handle_timeout(Duration::from_millis(step));
+                    }
+                }
+                commits.check_invariants();
+                let mut sorted = durable;
+                sorted.sort_unstable();
+                let naive = sync_entries.iter().filter(|v| **v <= sorted[1]).max();
+                assert_eq!(commits.dtvlsn(), v(*naive.unwrap()), "seed {seed}, step {step}");
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Feeder: the master's half of one replica's stream.
+//!
+//! # Invariants          (each is asserted in `check_invariants`)
+//! - `durable <= received <= sent`: a replica cannot acknowledge what was never sent, nor sync
+//!   what it did not receive. `applied <= received`.
+//! - Positions acknowledged on one session never move back.
+//! - Nothing is sent but in [`State::Streaming`], and what is sent continues what was sent.
+//!
+//! # States
+//! Handshake -> Syncup -> Streaming -> Closed          any -> Closed on error, silence or goodbye
+//!
+//! # Not here: reading the log and the channel (stream/feeder.rs), counting quorums
+//! (core/commits.rs).
+//! # See: docs/protocol.md#stream
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use noxu_util::{NULL_VLSN, Term, Vlsn};
+
+use crate::core::commits::Now;
+use crate::core::replica::StreamFault;
+use crate::wire::message::Ack;
+
+/// How long either side of a stream waits for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamTiming {
+    /// A feeder that sent nothing for so long sends its position.
+    pub heartbeat: Duration,
+    /// A peer that sent nothing for so long is taken for gone.
+    pub silence: Duration,
+}
+
+impl Default for StreamTiming {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_millis(100), silence: Duration::from_secs(5) }
+    }
+}
+
+/// The master's half of one replica's stream.
+#[derive(Debug)]
+pub struct Feeder {
+    term: Term,
+    timing: StreamTiming,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Handshake,
+    Syncup,
+    Streaming(Streaming),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Streaming {
+    sent: Vlsn,
+    acked: Ack,
+    last_sent: Now,
+    last_heard: Now,
+    /// When what was sent: (last VLSN of a frame, time), oldest unacknowledged first.
+    unacked: VecDeque<(Vlsn, Now)>,
+}
+
+/// What is to be done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeederOutput {
+    /// Send the master's position: the replica must hear something.
+    SendPosition,
+    /// Close: the replica was silent for so long.
+    CloseSilent(Duration),
+}
+
+/// How far behind a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lag {
+    /// Sent and not acknowledged as durable, or not even sent.
+    pub entries: u64,
+    /// Age of the oldest frame that is not acknowledged as durable.
+    pub time: Duration,
+}
+
+/// Most frames whose sending time is remembered; beyond that the newest sample is widened.
+const MOST_SAMPLES: usize = 1024;
+
+impl Feeder {
+    /// A feeder whose replica has just connected.
+    pub fn new(term: Term, timing: StreamTiming) -> Self {
+        Self { term, timing, state: State::Handshake }
+    }
+
+    /// The handshake succeeded.
+    pub fn handle_welcomed(&mut self) {
+        match self.state {
+            State::Handshake => self.state = State::Syncup,
+            State::Syncup | State::Streaming(_) | State::Closed => {
+                panic!("welcomed in {:?}", self.state)
+            }
+        }
+    }
+
+    /// The syncup succeeded; the stream begins with `start`. The replica holds what is before it.
+    pub fn handle_synced_up(&mut self, now: Now, start: Vlsn) {
+        match self.state {
+            State::Syncup => {
+                self.state = State::Streaming(Streaming {
+                    sent: start.prev(),
+                    acked: Ack { term: self.term, ..Ack::default() },
+                    last_sent: now,
+                    last_heard: now,
+                    unacked: VecDeque::new(),
+                });
+            }
+            State::Handshake | State::Streaming(_) | State::Closed => {
+                panic!("synced up in {:?}", self.state)
+            }
+        }
+    }
+
+    /// The next VLSN to send; `None` unless streaming.
+    pub fn next(&self) -> Option<Vlsn> {
+        self.streaming().map(|s| s.sent.next())
+    }
+
+    /// Entries through `last` went out.
+    pub fn handle_sent(&mut self, now: Now, last: Vlsn) {
+        let State::Streaming(streaming) = &mut self.state else { return };
+        assert!(last >= streaming.sent, "sent {last} after {}", streaming.sent);
+        streaming.last_sent = now;
+        if last > streaming.sent {
+            streaming.sent = last;
+            if streaming.unacked.len() < MOST_SAMPLES {
+                streaming.unacked.push_back((last, now));
+            } else if let Some(sample) = streaming.unacked.back_mut() {
+                sample.0 = last;
+            }
+        }
+    }
+
+    /// An acknowledgement arrived. `Some` if the positions that count moved.
+    pub fn handle_ack(&mut self, now: Now, ack: Ack) -> Result<Option<Ack>, StreamFault> {
+        let State::Streaming(streaming) = &mut self.state else { return Ok(None) };
+        if ack.term != self.term {
+            return Err(StreamFault::ForeignTerm { found: ack.term, expected: self.term });
+        }
+        let before = streaming.acked;
+        let lawful = ack.durable <= ack.received
+            && ack.applied <= ack.received
+            && ack.received <= streaming.sent
+            && ack.received >= before.received
+            && ack.durable >= before.durable;
+        if !lawful {
+            return Err(StreamFault::BadAck { found: ack, before, sent: streaming.sent });
+        }
+        streaming.last_heard = now;
+        streaming.acked = ack;
+        while streaming.unacked.front().is_some_and(|(last, _)| *last <= ack.durable) {
+            streaming.unacked.pop_front();
+        }
+        let moved = ack.received > before.received || ack.durable > before.durable;
+        Ok(moved.then_some(ack))
+    }
+
+    /// What time has brought.
+    pub fn handle_timeout(&mut self, now: Now) -> Option<FeederOutput> {
+        let State::Streaming(streaming) = &self.state else { return None };
+        let silent = now.saturating_sub(streaming.last_heard);
+        if silent >= self.timing.silence {
+            return Some(FeederOutput::CloseSilent(silent));
+        }
+        let idle = now.saturating_sub(streaming.last_sent);
+        (idle >= self.timing.heartbeat).then_some(FeederOutput::SendPosition)
+    }
+
+    /// When [`Feeder::handle_timeout`] is due next.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        let streaming = self.streaming()?;
+        let beat = streaming.last_sent + self.timing.heartbeat;
+        Some(beat.min(streaming.last_heard + self.timing.silence))
+    }
+
+    /// The connection is gone.
+    pub fn handle_closed(&mut self) {
+        self.state = State::Closed;
+    }
+
+    /// What the replica acknowledged last.
+    pub fn acked(&self) -> Ack {
+        self.streaming().map_or_else(Ack::default, |s| s.acked)
+    }
+
+    /// Last VLSN sent.
+    pub fn sent(&self) -> Vlsn {
+        self.streaming().map_or(NULL_VLSN, |s| s.sent)
+    }
+
+    /// How far the replica is behind a log that ends at `last`.
+    pub fn lag(&self, now: Now, last: Vlsn) -> Lag {
+        let Some(streaming) = self.streaming() else { return Lag::default() };
+        let oldest = streaming.unacked.front();
+        Lag {
+            entries: last.since(streaming.acked.durable),
+            time: oldest.map_or(Duration::ZERO, |(_, at)| now.saturating_sub(*at)),
+        }
+    }
+
+    fn streaming(&self) -> Option<&Streaming> {
+        match &self.state {
+            State::Streaming(streaming) => Some(streaming),
+            State::Handshake | State::Syncup | State::Closed => None,
+        }
+    }
+
+    /// Asserts what the header promises.
+    ///
+    /// # Panics
+    /// On a bug.
+    pub fn check_invariants(&self) {
+        if let State::Streaming(s) = &self.state {
+            assert!(s.acked.durable <= s.acked.received, "{:?}", s.acked);
+            assert!(s.acked.applied <= s.acked.received, "{:?}", s.acked);
+            assert!(s.acked.received <= s.sent, "{:?} beyond sent {}", s.acked, s.sent);
+            assert!(s.unacked.iter().all(|(v, _)| *v > s.acked.durable && *v <= s.sent));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEAT: Duration = Duration::from_millis(100);
+    const SILENCE: Duration = Duration::from_secs(1);
+
+    fn v(n: i64) -> Vlsn {
+        Vlsn::new(n)
+    }
+
+    fn ms(n: u64) -> Now {
+        Duration::from_millis(n)
+    }
+
+    fn ack(received: i64, durable: i64) -> Ack {
+        Ack { term: Term::new(3), received: v(received), durable: v(durable), applied: NULL_VLSN }
+    }
+
+    fn streaming() -> Feeder {
+        let timing = StreamTiming { heartbeat: BEAT, silence: SILENCE };
+        let mut feeder = Feeder::new(Term::new(3), timing);
+        assert_eq!((feeder.next(), feeder.poll_timeout()), (None, None));
+        feeder.handle_welcomed();
+        feeder.handle_synced_up(ms(0), v(11));
+        feeder
+    }
+
+    #[test]
+    fn a_stream_begins_behind_the_matchpoint_and_continues_what_was_sent() {
+        let mut feeder = streaming();
+        assert_eq!(feeder.next(), Some(v(11)));
+        feeder.handle_sent(ms(1), v(20));
+        assert_eq!(feeder.next(), Some(v(21)));
+        assert_eq!(feeder.handle_ack(ms(2), ack(20, 10)), Ok(Some(ack(20, 10))));
+        assert_eq!(feeder.handle_ack(ms(3), ack(20, 10)), Ok(None));
+        assert_eq!(feeder.handle_ack(ms(4), ack(20, 20)), Ok(Some(ack(20, 20))));
+        feeder.check_invariants();
+        feeder.handle_closed();
+        assert_eq!(feeder.next(), None);
+    }
+
+    #[test]
+    fn an_ack_of_what_was_never_sent_or_of_another_term_is_a_fault() {
+        let mut feeder = streaming();
+        feeder.handle_sent(ms(1), v(20));
+        for bad in [ack(21, 20), ack(19, 20)] {
+            assert!(matches!(feeder.handle_ack(ms(2), bad), Err(StreamFault::BadAck { .. })));
+        }
+        feeder.handle_ack(ms(2), ack(18, 15)).unwrap();
+        for back in [ack(17, 15), ack(18, 14)] {
+            assert!(matches!(feeder.handle_ack(ms(2), back), Err(StreamFault::BadAck { .. })));
+        }
+        let old = Ack { term: Term::new(2), ..ack(20, 20) };
+        assert_eq!(
+            feeder.handle_ack(ms(2), old),
+            Err(StreamFault::ForeignTerm { found: Term::new(2), expected: Term::new(3) })
+        );
+        feeder.check_invariants();
+    }
+
+    #[test]
+    fn silence_is_filled_with_positions_and_ends_the_stream_when_the_replica_keeps_it() {
+        let mut feeder = streaming();
+        assert_eq!(feeder.poll_timeout(), Some(ms(100)));
+        assert_eq!(feeder.handle_timeout(ms(99)), None);
+        assert_eq!(feeder.handle_timeout(ms(100)), Some(FeederOutput::SendPosition));
+        feeder.handle_sent(ms(100), v(10));
+        assert_eq!(feeder.poll_timeout(), Some(ms(200)));
+        feeder.handle_ack(ms(150), ack(10, 10)).unwrap();
+        feeder.handle_sent(ms(1100), v(10));
+        assert_eq!(feeder.poll_timeout(), Some(ms(1150)));
+        assert_eq!(feeder.handle_timeout(ms(1150)), Some(FeederOutput::CloseSilent(ms(1000))));
+    }
+
+    #[test]
+    fn lag_is_counted_from_the_durable_position() {
+        let mut feeder = streaming();
+        feeder.handle_sent(ms(10), v(20));
+        feeder.handle_sent(ms(30), v(40));
+        feeder.handle_ack(ms(35), ack(40, 20)).unwrap();
+        assert_eq!(feeder.lag(ms(50), v(100)), Lag { entries: 80, time: ms(20) });
+        feeder.handle_ack(ms(60), ack(40, 40)).unwrap();
+        assert_eq!(feeder.lag(ms(90), v(40)), Lag::default());
+    }
+}
