@@ -1,5 +1,9 @@
 //! The `noxu` program: a node process with a client door, the tools around it, and the demo.
 //!
 //! - [`cli`]: the commands, one file each.
+//! - [`door`]: how clients of a node talk to it (RESP2, the Redis protocol).
+//! - [`client`]: the other end of that door.
 
 pub mod cli;
+pub mod client;
+pub mod door;

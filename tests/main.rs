@@ -1,3 +1,5 @@
 //! System tests: whole programs and whole repositories, in one binary so that they link once.
 
 mod borders;
+mod door;
+mod memory_backend;
