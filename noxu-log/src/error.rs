@@ -103,6 +103,26 @@ pub enum LogError {
         /// The version this build writes and reads.
         expected: u16,
     },
+    /// A file beside the log holds something that it cannot hold.
+    #[error("{path} is damaged: {reason}", path = .path.display())]
+    DamagedFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A thread of the log panicked.
+    #[error("the thread {thread} panicked")]
+    ThreadPanicked {
+        /// Its name.
+        thread: String,
+    },
+    /// The log was closed.
+    #[error("the log in {dir} is closed", dir = .dir.display())]
+    Closed {
+        /// The node directory.
+        dir: PathBuf,
+    },
     /// An entry does not follow from the one before it.
     #[error("entry {vlsn} breaks the chain: fingerprint {expected} expected, {found} found")]
     ChainMismatch {

@@ -1,14 +1,42 @@
 //! The replicated log of Noxu: entries, segments, group commit, recovery, and what a node keeps
-//! beside them (control file, tail mark).
+//! beside them (control file, tail mark, lost entries).
+//!
+//! A [`Log`] is a dense sequence of entries, byte for byte the same on every node of a group. It
+//! knows nothing of peers, quorums or transactions: whoever owns it tells it what is settled and
+//! what to cut.
 
 mod control_file;
+mod entry;
 pub mod env;
 mod error;
+mod group_commit;
+mod index;
+mod log;
+mod lost_entries;
+mod read;
+mod recovery;
+mod retention;
+pub mod segment;
+mod tail;
 mod tail_mark;
+mod truncate;
 
 pub use control_file::{
     Anchor, ControlFile, ControlState, GroupIdentity, MAX_GROUP_CONFIG_BYTES, MAX_LOST_NAME_BYTES,
     TruncateIntent,
 };
+pub use entry::{
+    ChainState, ENTRY_HEADER_BYTES, Entry, EntryError, EntryFault, EntryFlags, EntryHeader,
+    EntryKind, EntryRun, NewEntry,
+};
 pub use error::{LogError, Result};
+pub use log::{
+    Appended, DEFAULT_SEGMENT_BYTES, Log, LogConfig, Positions, SEGMENT_BYTES_RANGE, WakeToken,
+};
+pub use lost_entries::{
+    LOST_SUFFIX, LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
+};
+pub use recovery::OpenReport;
+pub use retention::SealedSegment;
 pub use tail_mark::{Mark, MarkRead, TailMark};
+pub use truncate::{Cut, Truncated};

@@ -12,6 +12,7 @@ mod fault;
 mod memory;
 mod path_error;
 mod real;
+mod whole_file;
 
 use std::fmt::Debug;
 use std::io;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use fault::{Call, Fault, FaultEnv, Survivors};
 pub use memory::MemoryEnv;
 pub use real::RealEnv;
+pub use whole_file::{read_whole, sync_parent, write_whole};
 
 /// How [`Env::open`] treats a missing or present file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

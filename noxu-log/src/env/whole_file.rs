@@ -1,0 +1,44 @@
+//! Whole files: written so that a crash leaves the old one, the new one, or none, never a part.
+
+use std::io::IoSlice;
+use std::path::Path;
+
+use super::{Env, OpenMode};
+use crate::error::{LogError, Result};
+
+/// Writes a file whole: durable under its name on return.
+///
+/// Crash argument: 1. the bytes go to a temporary name and are synced; 2. the rename replaces the
+/// name at once; 3. the directory is synced before the caller goes on. Before 2 is durable the old
+/// file (or none) is seen, afterwards the new one, whose bytes are durable since 1.
+pub fn write_whole(env: &dyn Env, path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_added_extension("tmp");
+    let file = env
+        .open(&temporary, OpenMode::CreateOrOpen)
+        .map_err(|e| LogError::io("create", &temporary, e))?;
+    let wrap = |action| {
+        let temporary = &temporary;
+        move |e| LogError::io(action, temporary, e)
+    };
+    file.set_len(0).map_err(wrap("cut"))?;
+    file.write_at(&[IoSlice::new(bytes)], 0).map_err(wrap("write"))?;
+    file.sync_data().map_err(wrap("sync"))?;
+    env.rename(&temporary, path).map_err(wrap("rename"))?;
+    sync_parent(env, path)
+}
+
+/// Makes the name of `path` durable in its directory.
+pub fn sync_parent(env: &dyn Env, path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    env.sync_dir(parent).map_err(|e| LogError::io("sync directory", parent, e))
+}
+
+/// Reads a file whole.
+pub fn read_whole(env: &dyn Env, path: &Path) -> Result<Vec<u8>> {
+    let file = env.open(path, OpenMode::Read).map_err(|e| LogError::io("open", path, e))?;
+    let len = file.len().map_err(|e| LogError::io("measure", path, e))?;
+    let mut bytes = vec![0; len as usize];
+    let read = file.read_at(&mut bytes, 0).map_err(|e| LogError::io("read", path, e))?;
+    bytes.truncate(read);
+    Ok(bytes)
+}

@@ -1,0 +1,669 @@
+//! Log: the handle that everything else uses; append and positions.
+//!
+//! # Invariants (asserted in [`State::check_invariants`])
+//! - `anchor <= last`, `durable <= written <= last`, `last_txn_end <= last_sync <= last`.
+//! - Segments are adjacent: each begins where the chain of the one before ends.
+//! - Only the last segments are unsealed.
+//!
+//! # Locks, in the order in which they are taken
+//! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `state` (positions,
+//! tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
+//! The waiters', flusher's and keeper's locks are leaves.
+//!
+//! # Not here
+//! Writing and syncing (group_commit.rs), reading (read.rs), opening (recovery.rs), cutting the end
+//! (truncate.rs), sealing and dropping the front (retention.rs).
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use noxu_util::{Fingerprint, Lsn, NULL_VLSN, Term, Vlsn};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::control_file::{Anchor, ControlFile, GroupIdentity};
+use crate::entry::{ChainState, EntryHeader, EntryRun, NewEntry, entries_of};
+use crate::env::{Env, LockGuard};
+use crate::error::{LogError, Result};
+use crate::group_commit::{Flusher, Waiters, Writer};
+use crate::read::{FileCache, SideCache};
+use crate::retention::Keeper;
+use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::segment::scan::SummaryBuilder;
+use crate::tail::Tail;
+
+/// How a log is opened. The defaults suit a node of its own machine.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Bytes of written entries kept in memory for feeders. Default 64 MiB.
+    pub tail_bytes: usize,
+    /// Longest body of an entry, in bytes. Default 64 MiB and 64 KiB; at most 1 GiB.
+    pub max_body_bytes: u32,
+    /// Bytes appended but not written at which appenders wait. Default 64 MiB.
+    pub max_unwritten_bytes: usize,
+    /// Bytes appended but not written at which a write starts on its own. Default 1 MiB.
+    pub write_ahead_bytes: usize,
+    /// Longest time that an appended entry stays unsynced when nobody asks. Default 1 s.
+    pub sync_interval: Duration,
+    /// Whether segments are filled with zeros ahead of the writes, which makes syncs faster and
+    /// costs up to two segments of disk. Default true.
+    pub prefill: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            tail_bytes: 64 << 20,
+            max_body_bytes: (64 << 20) + (64 << 10),
+            max_unwritten_bytes: 64 << 20,
+            write_ahead_bytes: 1 << 20,
+            sync_interval: Duration::from_secs(1),
+            prefill: true,
+        }
+    }
+}
+
+/// Smallest and largest segment size a group may have, in bytes.
+pub const SEGMENT_BYTES_RANGE: std::ops::RangeInclusive<u32> = 4 << 10..=1 << 30;
+/// Segment size of a group that does not choose one, in bytes.
+pub const DEFAULT_SEGMENT_BYTES: u32 = 64 << 20;
+/// Largest [`LogConfig::max_body_bytes`]: with the largest segment, offsets stay within 32 bits.
+pub(crate) const MAX_BODY_BYTES: u32 = 1 << 30;
+
+/// A replicated log in a directory. Cheap to clone; the last handle dropped closes it.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub(crate) shared: Arc<Shared>,
+    owner: Arc<Owner>,
+}
+
+/// What an append was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// First entry of the batch.
+    pub first: Vlsn,
+    /// Last entry of the batch.
+    pub last: Vlsn,
+    /// Where `last` stands.
+    pub last_lsn: Lsn,
+}
+
+/// One consistent snapshot of the log's positions: `first <= last_txn_end <= last_sync <= last` and
+/// `durable <= written <= last`, NULL ones exempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions {
+    /// First entry held; NULL if none is.
+    pub first: Vlsn,
+    /// Newest entry after which no transaction is open; NULL if none is held.
+    pub last_txn_end: Vlsn,
+    /// Newest entry that may be a matchpoint; NULL if none is held.
+    pub last_sync: Vlsn,
+    /// Last entry; the anchor's VLSN if none is held.
+    pub last: Vlsn,
+    /// Where `last` stands.
+    pub last_lsn: Lsn,
+    /// Term of `last`.
+    pub last_term: Term,
+    /// Fingerprint of `last`.
+    pub last_fingerprint: Fingerprint,
+    /// Everything through it is in its file.
+    pub written: Vlsn,
+    /// Everything through it is synced.
+    pub durable: Vlsn,
+    /// The position before the first entry.
+    pub anchor: Anchor,
+}
+
+impl Positions {
+    /// Whether the log holds no entry.
+    pub fn is_empty(&self) -> bool {
+        self.last == self.anchor.vlsn
+    }
+
+    /// What the next entry must continue.
+    pub const fn chain(&self) -> ChainState {
+        ChainState { vlsn: self.last, term: self.last_term, fingerprint: self.last_fingerprint }
+    }
+}
+
+/// A moment in the sequence of [`Log::wake_readers`] calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeToken(u64);
+
+type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
+type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
+
+/// Who listens to the log.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) durable: Vec<DurableHook>,
+    poisoned: Vec<PoisonHook>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hooks({} durable, {} poisoned)", self.durable.len(), self.poisoned.len())
+    }
+}
+
+/// What all handles and threads of one log share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) dir: PathBuf,
+    pub(crate) config: LogConfig,
+    pub(crate) control: ControlFile,
+    pub(crate) maintenance: Mutex<()>,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) state: Mutex<State>,
+    /// Signalled when entries were appended, a reader is to look again, or the log stopped.
+    pub(crate) appended: Condvar,
+    /// Signalled when unwritten bytes were written.
+    pub(crate) space: Condvar,
+    pub(crate) waiters: Waiters,
+    pub(crate) flusher: Flusher,
+    pub(crate) keeper: Keeper,
+    pub(crate) hooks: RwLock<Hooks>,
+    pub(crate) poison: OnceLock<LogError>,
+    pub(crate) closed: AtomicBool,
+    pub(crate) unwritten_bytes: AtomicUsize,
+    pub(crate) files: FileCache,
+    pub(crate) sides: SideCache,
+    /// Held for its lifetime only.
+    pub(crate) _lock: Box<dyn LockGuard>,
+}
+
+/// A segment as the log knows it.
+#[derive(Debug)]
+pub(crate) enum Segment {
+    /// Still growing, or its end may yet be rolled back: samples in memory.
+    Open(SummaryBuilder),
+    /// Will never change: samples in the side file.
+    Sealed(Sealed),
+}
+
+/// The fixed facts of a sealed segment.
+#[derive(Debug, Clone)]
+pub(crate) struct Sealed {
+    pub(crate) header: SegmentHeader,
+    pub(crate) end: u32,
+    pub(crate) last: ChainState,
+    pub(crate) digest: blake3::Hash,
+}
+
+impl Segment {
+    pub(crate) const fn header(&self) -> &SegmentHeader {
+        match self {
+            Self::Open(builder) => builder.header(),
+            Self::Sealed(sealed) => &sealed.header,
+        }
+    }
+
+    pub(crate) const fn number(&self) -> u32 {
+        self.header().number
+    }
+
+    pub(crate) const fn end(&self) -> u32 {
+        match self {
+            Self::Open(builder) => builder.end(),
+            Self::Sealed(sealed) => sealed.end,
+        }
+    }
+
+    pub(crate) const fn last(&self) -> &ChainState {
+        match self {
+            Self::Open(builder) => builder.last(),
+            Self::Sealed(sealed) => &sealed.last,
+        }
+    }
+
+    pub(crate) const fn is_sealed(&self) -> bool {
+        matches!(self, Self::Sealed(_))
+    }
+}
+
+/// Positions, index and tail.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) group: Option<GroupIdentity>,
+    pub(crate) anchor: Anchor,
+    /// Oldest first. Empty until the first entry after the anchor.
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) end: ChainState,
+    pub(crate) last_lsn: Lsn,
+    pub(crate) last_sync: Vlsn,
+    pub(crate) last_txn_end: Vlsn,
+    pub(crate) written: Vlsn,
+    pub(crate) durable: Vlsn,
+    /// Terms with their first VLSNs, oldest first.
+    pub(crate) terms: Vec<(Term, Vlsn)>,
+    pub(crate) tail: Tail,
+    /// Everything through it will never be rolled back.
+    pub(crate) settled: Vlsn,
+    /// Counts truncations, so that a file read can tell that the file changed under it.
+    pub(crate) truncations: u64,
+    pub(crate) readers_waiting: usize,
+    pub(crate) wakes: u64,
+}
+
+impl State {
+    /// Room for one more entry: its LSN, in a new segment if it would pass the segment size.
+    fn place(&mut self, entry_bytes: usize) -> Lsn {
+        let group = self.group.as_ref().expect("checked by the callers");
+        let current = self.segments.back();
+        let fits = current.is_some_and(|segment| {
+            !segment.is_sealed()
+                && (u64::from(segment.end()) + entry_bytes as u64 <= u64::from(group.segment_bytes)
+                    || segment.end() == SEGMENT_HEADER_BYTES)
+        });
+        if !fits {
+            let number = match current {
+                Some(segment) => segment.number() + 1,
+                None => self.anchor.next_segment(),
+            };
+            let header = SegmentHeader {
+                number,
+                group: group.id,
+                first: self.end.vlsn.next(),
+                previous_fingerprint: self.end.fingerprint,
+                previous_term: self.end.term,
+                segment_bytes: group.segment_bytes,
+            };
+            self.tail.freeze(&self.end);
+            let builder = SummaryBuilder::new(header, self.last_sync, self.last_txn_end);
+            self.segments.push_back(Segment::Open(builder));
+        }
+        let segment = self.segments.back().expect("pushed above");
+        Lsn::new(segment.number(), segment.end())
+    }
+
+    /// Moves positions and index past an entry that was put into the tail at `lsn`.
+    fn advance(&mut self, lsn: Lsn, entry: &EntryHeader) {
+        match self.segments.back_mut() {
+            Some(Segment::Open(builder)) => builder.push(lsn.offset(), entry),
+            other => panic!("append to segment {other:?}, which cannot grow"),
+        }
+        if entry.term != self.end.term {
+            self.terms.push((entry.term, entry.vlsn));
+        }
+        if entry.is_sync() {
+            self.last_sync = entry.vlsn;
+        }
+        if entry.is_txn_end() {
+            self.last_txn_end = entry.vlsn;
+        }
+        self.last_lsn = lsn;
+        self.end =
+            ChainState { vlsn: entry.vlsn, term: entry.term, fingerprint: entry.fingerprint };
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end.vlsn == self.anchor.vlsn
+    }
+
+    /// Asserts the invariants in this file's header.
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.anchor.vlsn <= self.end.vlsn, "the anchor is beyond the end");
+        assert!(self.durable <= self.written, "{} synced, unwritten", self.durable);
+        assert!(self.written <= self.end.vlsn, "{} written, not there", self.written);
+        assert!(self.last_txn_end <= self.last_sync, "a transaction end is a sync entry");
+        assert!(self.last_sync <= self.end.vlsn, "the last sync entry is beyond the end");
+        let mut chain: Option<ChainState> = None;
+        let mut open = false;
+        for segment in &self.segments {
+            if let Some(before) = chain {
+                assert_eq!(segment.header().chain_before(), before, "segments are adjacent");
+            }
+            assert!(!(open && segment.is_sealed()), "a sealed segment follows an unsealed one");
+            open = !segment.is_sealed();
+            chain = Some(*segment.last());
+        }
+        if let Some(last) = chain {
+            assert_eq!(last, self.end, "the last segment ends where the log does");
+        }
+    }
+}
+
+impl Log {
+    pub(crate) fn new(shared: Arc<Shared>, owner: Owner) -> Self {
+        Self { shared, owner: Arc::new(owner) }
+    }
+
+    /// The directory it lives in.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// The file system it lives on.
+    pub fn env(&self) -> &Arc<dyn Env> {
+        &self.shared.env
+    }
+
+    /// How it was opened.
+    pub fn config(&self) -> &LogConfig {
+        &self.shared.config
+    }
+
+    /// What the node has promised and must remember.
+    pub fn control(&self) -> &ControlFile {
+        &self.shared.control
+    }
+
+    /// The group this log belongs to; `None` until [`Log::found`].
+    pub fn group(&self) -> Option<GroupIdentity> {
+        self.shared.state.lock().group.clone()
+    }
+
+    /// Makes the directory belong to a group: its founder calls it with a new identity, everybody
+    /// else with the one learned in the handshake. Durable on return; the same identity again is
+    /// no change.
+    ///
+    /// # Errors
+    /// `AlreadyFounded` with another identity, `TooLarge` for a segment size out of range.
+    pub fn found(&self, group: GroupIdentity) -> Result<()> {
+        if !SEGMENT_BYTES_RANGE.contains(&group.segment_bytes) {
+            return Err(LogError::TooLarge {
+                what: "segment size",
+                found: group.segment_bytes.into(),
+                limit: (*SEGMENT_BYTES_RANGE.end()).into(),
+            });
+        }
+        let _alone = self.shared.maintenance.lock();
+        if let Some(mine) = self.group() {
+            if mine == group {
+                return Ok(());
+            }
+            return Err(LogError::AlreadyFounded {
+                dir: self.shared.dir.clone(),
+                found: format!("group {} ({})", mine.name, mine.id),
+                wanted: format!("group {} ({})", group.name, group.id),
+            });
+        }
+        self.shared.control.update(|control| control.group = Some(group.clone()))?;
+        self.shared.state.lock().group = Some(group);
+        self.shared.keeper.request_prefill();
+        Ok(())
+    }
+
+    /// Appends a batch in `term`: assigns VLSNs and positions, puts the bytes where feeders and the
+    /// flusher find them, and returns before anything is written. Waits only while more than
+    /// `max_unwritten_bytes` are unwritten.
+    ///
+    /// # Errors
+    /// `NotFounded`, `Poisoned`, `Closed`; `TooLarge` if a body passes the cap (nothing appended).
+    ///
+    /// # Panics
+    /// If the batch is empty or `term` is lower than that of the last entry.
+    pub fn append(&self, term: Term, entries: &[NewEntry<'_>]) -> Result<Appended> {
+        assert!(!entries.is_empty(), "a batch has at least one entry");
+        let max = self.shared.config.max_body_bytes as usize;
+        let mut bytes = 0;
+        for entry in entries {
+            if entry.body().len() > max {
+                return Err(LogError::TooLarge {
+                    what: "entry body",
+                    found: entry.body().len() as u64,
+                    limit: max as u64,
+                });
+            }
+            bytes += entry.entry_bytes();
+        }
+        let mut state = self.shared.lock_for_append()?;
+        let state = &mut *state;
+        assert!(term >= state.end.term, "term {term} after term {}", state.end.term);
+        let first = state.end.vlsn.next();
+        for entry in entries {
+            let lsn = state.place(entry.entry_bytes());
+            let (header, _) = entry.place(state.end.vlsn.next(), term, state.end.fingerprint);
+            state.tail.push(lsn, &state.end, [&header, entry.body()]);
+            let header = EntryHeader::decode(&header).expect("an entry placed here is valid");
+            state.advance(lsn, &header);
+        }
+        Ok(self.shared.appended(state, first, bytes))
+    }
+
+    /// Appends entries of another node's log as they are: same VLSNs, same positions, same bytes.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; `ChainMismatch` if the run does not continue this log.
+    pub fn append_run(&self, run: &EntryRun) -> Result<Appended> {
+        let mut state = self.shared.lock_for_append()?;
+        let state = &mut *state;
+        if run.first != state.end.vlsn.next() {
+            return Err(LogError::Gap { requested: run.first, first: state.end.vlsn.next() });
+        }
+        if run.previous_fingerprint != state.end.fingerprint {
+            return Err(LogError::ChainMismatch {
+                vlsn: run.first,
+                expected: state.end.fingerprint,
+                found: run.previous_fingerprint,
+            });
+        }
+        for part in &run.parts {
+            state.append_part(part);
+        }
+        debug_assert_eq!(state.end.fingerprint, run.last_fingerprint);
+        Ok(self.shared.appended(state, run.first, run.byte_len()))
+    }
+
+    /// All positions at one moment.
+    pub fn positions(&self) -> Positions {
+        let state = self.shared.state.lock();
+        let held = |vlsn: Vlsn| if vlsn > state.anchor.vlsn { vlsn } else { NULL_VLSN };
+        Positions {
+            first: if state.is_empty() { NULL_VLSN } else { state.anchor.vlsn.next() },
+            last_txn_end: held(state.last_txn_end),
+            last_sync: held(state.last_sync),
+            last: state.end.vlsn,
+            last_lsn: state.last_lsn,
+            last_term: state.end.term,
+            last_fingerprint: state.end.fingerprint,
+            written: state.written,
+            durable: state.durable,
+            anchor: state.anchor.clone(),
+        }
+    }
+
+    /// `(term, first VLSN)` of every term that has an entry here, oldest first. The first one may
+    /// have begun before the log's front, when its VLSN is the first one held.
+    pub fn term_table(&self) -> Vec<(Term, Vlsn)> {
+        self.shared.state.lock().terms.clone()
+    }
+
+    /// The present moment, for [`Log::wait_appended`].
+    pub fn wake_token(&self) -> WakeToken {
+        WakeToken(self.shared.state.lock().wakes)
+    }
+
+    /// Blocks until the log ends beyond `beyond`, [`Log::wake_readers`] was called after `since`,
+    /// or the time is up; returns the last VLSN.
+    ///
+    /// # Errors
+    /// `Poisoned` or `Closed` once the log has stopped.
+    pub fn wait_appended(&self, beyond: Vlsn, since: WakeToken, timeout: Duration) -> Result<Vlsn> {
+        let deadline = std::time::Instant::now() + timeout;
+        let mut state = self.shared.state.lock();
+        loop {
+            self.shared.check_running()?;
+            if state.end.vlsn > beyond || state.wakes != since.0 {
+                return Ok(state.end.vlsn);
+            }
+            state.readers_waiting += 1;
+            let waited = self.shared.appended.wait_until(&mut state, deadline);
+            state.readers_waiting -= 1;
+            if waited.timed_out() {
+                return Ok(state.end.vlsn);
+            }
+        }
+    }
+
+    /// Makes everybody in [`Log::wait_appended`] return.
+    pub fn wake_readers(&self) {
+        self.shared.state.lock().wakes += 1;
+        self.shared.appended.notify_all();
+    }
+
+    /// Registers a function to be called after every advance of `durable`, by the thread that
+    /// synced, with no lock of the log held.
+    pub fn on_durable(&self, hook: impl Fn(Vlsn) + Send + Sync + 'static) {
+        self.shared.hooks.write().durable.push(Arc::new(hook));
+    }
+
+    /// Registers a function to be called once when the log stops after a failed write or sync.
+    pub fn on_poisoned(&self, hook: impl Fn(&LogError) + Send + Sync + 'static) {
+        self.shared.hooks.write().poisoned.push(Arc::new(hook));
+    }
+
+    /// Syncs what is appended, marks the shutdown as clean and stops the threads. Every later call
+    /// that writes or waits fails with `Closed`.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let synced = self.sync_now();
+        self.owner.stop();
+        synced?;
+        self.shared.control.update(|control| control.clean_shutdown = true)
+    }
+}
+
+impl State {
+    /// Appends verified bytes, sharing large stretches and copying small ones: a small stretch
+    /// shared would keep its whole network frame alive.
+    fn append_part(&mut self, part: &bytes::Bytes) {
+        const SHARE_FROM: usize = 64 << 10;
+        let share = part.len() >= SHARE_FROM;
+        // Stretch of `part` not yet in the tail when sharing: its start, position, chain before.
+        let mut stretch: Option<(usize, Lsn, ChainState)> = None;
+        let mut at = 0;
+        for entry in entries_of(part) {
+            let bytes = entry.header.entry_bytes();
+            let lsn = self.place(bytes);
+            if share {
+                if let Some((from, first_lsn, before)) = stretch
+                    && first_lsn.segment() != lsn.segment()
+                {
+                    self.tail.push_shared(first_lsn, &before, self.end, part.slice(from..at));
+                    stretch = None;
+                }
+                stretch.get_or_insert((at, lsn, self.end));
+            } else {
+                self.tail.push(lsn, &self.end, [&part[at..at + bytes], &[]]);
+            }
+            self.advance(lsn, &entry.header);
+            at += bytes;
+        }
+        if let Some((from, lsn, before)) = stretch {
+            self.tail.push_shared(lsn, &before, self.end, part.slice(from..at));
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn check_running(&self) -> Result<()> {
+        if let Some(cause) = self.poison.get() {
+            return Err(cause.poisoned());
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(LogError::Closed { dir: self.dir.clone() });
+        }
+        Ok(())
+    }
+
+    /// The state, once there is room for more and the log may be appended to.
+    fn lock_for_append(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        loop {
+            self.check_running()?;
+            if state.group.is_none() {
+                return Err(LogError::NotFounded { dir: self.dir.clone() });
+            }
+            if self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes {
+                return Ok(state);
+            }
+            self.flusher.request_write();
+            self.space.wait(&mut state);
+        }
+    }
+
+    /// Tells those who wait that a batch from `first` on was appended.
+    fn appended(&self, state: &State, first: Vlsn, bytes: usize) -> Appended {
+        if state.readers_waiting > 0 {
+            self.appended.notify_all();
+        }
+        let before = self.unwritten_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let threshold = self.config.write_ahead_bytes;
+        if before < threshold && before + bytes >= threshold {
+            self.flusher.request_write();
+        }
+        self.flusher.note_append();
+        Appended { first, last: state.end.vlsn, last_lsn: state.last_lsn }
+    }
+
+    /// Stops the log for good after a failed write or sync; returns the error later calls get.
+    ///
+    /// A failed sync leaves unknown what is on disk, and the kernel may have dropped the dirty
+    /// pages, so a second sync that succeeds proves nothing. Only recovery from the disk does.
+    pub(crate) fn poison(&self, cause: LogError) -> LogError {
+        let first = self.poison.set(cause.clone()).is_ok();
+        let cause = self.poison.get().cloned().unwrap_or(cause);
+        if first {
+            tracing::error!(%cause, dir = %self.dir.display(), "the log stops");
+            self.wake_everybody();
+            let hooks = self.hooks.read().poisoned.clone();
+            for hook in hooks {
+                hook(&cause);
+            }
+        }
+        cause.poisoned()
+    }
+
+    /// Makes everybody who waits for the log look whether it still runs.
+    pub(crate) fn wake_everybody(&self) {
+        // Taking the lock orders the wake after a waiter's check of the stop flags.
+        drop(self.state.lock());
+        self.appended.notify_all();
+        self.space.notify_all();
+        self.waiters.wake_all();
+    }
+}
+
+/// Stops the threads of a log when its last handle goes.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+impl Owner {
+    pub(crate) fn new(shared: Arc<Shared>, threads: Vec<std::thread::JoinHandle<()>>) -> Self {
+        Self { shared, threads: Mutex::new(threads) }
+    }
+
+    fn stop(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.flusher.stop();
+        self.shared.keeper.stop();
+        self.shared.wake_everybody();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A hook may hold the last handle, so that a thread of ours would join itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if !self.shared.closed.load(Ordering::Acquire) {
+            if let Err(error) = self.shared.flush(true) {
+                tracing::warn!(%error, "the log is dropped with unsynced entries");
+            }
+            self.stop();
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests of noxu-log over its public face: one binary, one module an area.
+
+mod append_and_read;
+mod front_drop;
+mod reopening;
+mod support;
+mod truncation;

@@ -1,0 +1,120 @@
+//! Reopening: what recovery keeps, cuts and refuses.
+
+use std::io::IoSlice;
+use std::path::Path;
+use std::sync::Arc;
+
+use noxu_log::env::{Env, OpenMode};
+use noxu_log::{Log, LogError};
+use noxu_util::Vlsn;
+
+use crate::support::{DIR, bodies, body, config, fresh, open, put};
+
+fn segment(number: u32) -> std::path::PathBuf {
+    Path::new(DIR).join(format!("log/{number:010}.nlog"))
+}
+
+fn flip(env: &Arc<dyn Env>, path: &Path, at: u64) {
+    let file = env.open(path, OpenMode::ReadWrite).unwrap();
+    let mut byte = [0];
+    assert_eq!(file.read_at(&mut byte, at).unwrap(), 1);
+    file.write_at(&[IoSlice::new(&[byte[0] ^ 0x40])], at).unwrap();
+}
+
+#[test]
+fn what_was_synced_is_there_again() {
+    let (env, log) = fresh(4096);
+    let expected: Vec<_> = (1..=100).map(|n| body(n, 200)).collect();
+    for body in &expected {
+        put(&log, 1, body);
+    }
+    log.sync_now().unwrap();
+    let before = log.positions();
+    drop(log);
+    let (log, report) = open(&env);
+    assert_eq!(log.positions(), before);
+    assert_eq!(report.torn_bytes, 0);
+    assert_eq!(bodies(&log, Vlsn::new(1), 700), expected);
+    assert_eq!(put(&log, 2, b"more"), Vlsn::new(101));
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let (env, _log) = fresh(4096);
+    let refused = Log::open(env, Path::new(DIR), config()).unwrap_err();
+    assert!(matches!(refused, LogError::Locked { .. }), "{refused}");
+}
+
+#[test]
+fn bytes_behind_the_last_synced_entry_are_cut_as_torn() {
+    let (env, log) = fresh(4096);
+    put(&log, 1, &body(1, 100));
+    log.close().unwrap();
+    drop(log);
+    let file = env.open(&segment(1), OpenMode::ReadWrite).unwrap();
+    let end = file.len().unwrap();
+    file.write_at(&[IoSlice::new(&[0x55; 77])], end).unwrap();
+    let (log, report) = open(&env);
+    assert_eq!(report.torn_bytes, 77);
+    assert_eq!(log.positions().last, Vlsn::new(1));
+    assert_eq!(env.open(&segment(1), OpenMode::Read).unwrap().len().unwrap(), end);
+    put(&log, 1, &body(2, 10));
+    assert_eq!(bodies(&log, Vlsn::new(1), 1000).len(), 2);
+}
+
+#[test]
+fn a_flipped_byte_in_a_synced_entry_is_refused_with_its_place_and_nothing_is_changed() {
+    let (env, log) = fresh(4096);
+    for n in 1..=60 {
+        put(&log, 1, &body(n, 100));
+    }
+    log.sync_now().unwrap();
+    let (_, lsn) = log.header(Vlsn::new(50)).unwrap().unwrap();
+    log.close().unwrap();
+    drop(log);
+    let path = segment(lsn.segment());
+    let at = u64::from(lsn.offset()) + 40;
+    flip(&env, &path, at);
+    let refused = Log::open(Arc::clone(&env), Path::new(DIR), config()).unwrap_err();
+    let LogError::Corrupt { segment, offset, .. } = &refused else { panic!("{refused}") };
+    assert_eq!((*segment, *offset), (lsn.segment(), u64::from(lsn.offset())));
+    flip(&env, &path, at);
+    let (log, _) = open(&env);
+    assert_eq!(log.positions().last, Vlsn::new(60), "the refusal changed nothing");
+}
+
+#[test]
+fn a_lost_segment_is_named() {
+    let (env, log) = fresh(4096);
+    for n in 1..=100 {
+        put(&log, 1, &body(n, 100));
+    }
+    log.close().unwrap();
+    drop(log);
+    env.remove(&segment(2)).unwrap();
+    let refused = Log::open(Arc::clone(&env), Path::new(DIR), config()).unwrap_err();
+    assert!(refused.to_string().contains("0000000002.nlog"), "{refused}");
+}
+
+#[test]
+fn a_damaged_side_file_is_rebuilt() {
+    let (env, log) = fresh(4096);
+    for n in 1..=200 {
+        put(&log, 1, &body(n, 100));
+    }
+    log.sync_now().unwrap();
+    log.seal_through(Vlsn::new(200)).unwrap();
+    let sealed = log.sealed_segments();
+    assert!(sealed.len() > 3);
+    log.close().unwrap();
+    drop(log);
+    flip(&env, &Path::new(DIR).join("log/0000000002.nside"), 100);
+    env.remove(&Path::new(DIR).join("log/0000000003.nside")).unwrap();
+    let (log, report) = open(&env);
+    assert_eq!(report.scanned_segments, 3, "the two without a side file, and the last");
+    for n in 1..=200 {
+        assert!(log.header(Vlsn::new(n)).unwrap().is_some());
+    }
+    log.seal_through(Vlsn::new(200)).unwrap();
+    assert_eq!(log.sealed_segments(), sealed);
+}

@@ -1,0 +1,94 @@
+//! Truncation: what is cut is gone from the log and kept as lost entries.
+
+use noxu_log::{Cut, EntryFlags, LogError, LostEntries, LostNote, NewEntry};
+use noxu_util::{Term, Vlsn};
+
+use crate::support::{PUT, bodies, body, fresh, open, put};
+
+#[test]
+fn cut_after_every_entry_and_write_on() {
+    for cut in 1..=80u64 {
+        let (env, log) = fresh(4096);
+        let first: Vec<_> = (1..=80).map(|n| body(n, 180)).collect();
+        for body in &first {
+            put(&log, 1, body);
+        }
+        if cut % 2 == 0 {
+            log.sync_now().unwrap();
+        }
+        let note = LostNote { time_ms: 5, master: "n2".into(), ..LostNote::default() };
+        let name = format!("cut-{cut}");
+        let done = log
+            .truncate_after(
+                Vlsn::new(cut as i64),
+                Cut::Save { name: name.clone(), note: note.clone() },
+            )
+            .unwrap();
+        assert_eq!((done.last, done.entries), (Vlsn::new(cut as i64), 80 - cut));
+        assert_eq!(log.positions().last, Vlsn::new(cut as i64), "the matchpoint itself is kept");
+        assert_eq!(log.positions().last_sync, Vlsn::new(cut as i64));
+        let second: Vec<_> = (1..=30).map(|n| body(1000 + n, 90)).collect();
+        for body in &second {
+            put(&log, 2, body);
+        }
+        log.sync_now().unwrap();
+        let expected: Vec<_> = first[..cut as usize].iter().chain(&second).cloned().collect();
+        assert_eq!(bodies(&log, Vlsn::new(1), 3000), expected);
+        let before = log.positions();
+        log.close().unwrap();
+        drop(log);
+        let (log, _) = open(&env);
+        assert_eq!(log.positions(), before);
+        assert_eq!(bodies(&log, Vlsn::new(1), 3000), expected);
+        if cut < 80 {
+            let lost = LostEntries::read(&*env, log.dir(), &name).unwrap();
+            assert_eq!(lost.header.note, note);
+            assert_eq!(lost.header.kept.vlsn, Vlsn::new(cut as i64));
+            assert_eq!(lost.header.end.vlsn, Vlsn::new(80));
+            let entries: Vec<_> = lost.entries().map(|entry| entry.body.to_vec()).collect();
+            assert_eq!(entries, first[cut as usize..]);
+            assert_eq!(LostEntries::list(&*env, log.dir()).unwrap(), [name]);
+        }
+        // The same entries on a log that was never cut give the same positions.
+        let (_env, straight) = fresh(4096);
+        for body in &expected[..cut as usize] {
+            put(&straight, 1, body);
+        }
+        for body in &second {
+            put(&straight, 2, body);
+        }
+        straight.sync_now().unwrap();
+        assert_eq!(straight.positions(), before, "cut after {cut}");
+        assert_eq!(straight.term_table(), log.term_table());
+    }
+}
+
+#[test]
+fn what_is_settled_is_never_cut() {
+    let (_env, log) = fresh(4096);
+    for n in 1..=100 {
+        put(&log, 1, &body(n, 100));
+    }
+    log.sync_now().unwrap();
+    log.settle(Vlsn::new(60));
+    let refused = log.truncate_after(Vlsn::new(59), Cut::Discard).unwrap_err();
+    assert!(matches!(refused, LogError::BelowCommitFloor { .. }), "{refused}");
+    assert_eq!(log.positions().last, Vlsn::new(100));
+    log.truncate_after(Vlsn::new(60), Cut::Discard).unwrap();
+    assert_eq!(log.positions().last, Vlsn::new(60));
+    let again = log.truncate_after(Vlsn::new(60), Cut::Discard).unwrap();
+    assert_eq!(again.entries, 0);
+}
+
+#[test]
+fn a_cut_inside_a_transaction_leaves_the_sync_entry_before_it() {
+    let (_env, log) = fresh(4096);
+    for n in 1..=30u64 {
+        let flags = if n % 10 == 0 { EntryFlags::COMMIT } else { EntryFlags::NONE };
+        log.append(Term::new(1), &[NewEntry::new(PUT, flags, &body(n, 300))]).unwrap();
+    }
+    log.truncate_after(Vlsn::new(25), Cut::Discard).unwrap();
+    let positions = log.positions();
+    assert_eq!((positions.last, positions.last_sync), (Vlsn::new(25), Vlsn::new(20)));
+    assert_eq!(positions.last_txn_end, Vlsn::new(20));
+}
