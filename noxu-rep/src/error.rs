@@ -6,6 +6,9 @@ use std::time::Duration;
 use noxu_util::Vlsn;
 use noxu_util::codec::CodecError;
 
+use crate::net::dispatcher::Refusal;
+use crate::wire::handshake::RejectReason;
+
 /// Result of replication calls.
 pub type Result<T, E = RepError> = std::result::Result<T, E>;
 
@@ -38,6 +41,21 @@ pub enum RepError {
         /// Longest frame allowed.
         cap: u64,
     },
+
+    /// The peer does not serve this connection.
+    #[error("{peer} does not serve {service}: {refusal}")]
+    ServiceRefused {
+        /// The peer.
+        peer: String,
+        /// The service asked for.
+        service: String,
+        /// Its answer.
+        refusal: Refusal,
+    },
+
+    /// The handshake failed: the two nodes do not belong together. Typed by what is wrong.
+    #[error("rejected: {0}")]
+    Rejected(#[from] RejectReason),
 
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {}", bind_cause(.cause))]
