@@ -1,0 +1,409 @@
+//! LsmTable: the table on disk, a log-structured merge tree from the crate `lsm-tree`.
+//!
+//! The tree has no log of its own; ours replays into it. Sequence number v stands for VLSN v, and
+//! the library's reads are exclusive, so reading at VLSN v passes v + 1.
+//!
+//! How the library is held to the rules of [`Table`]:
+//! - It stamps each change of its file list with a number from a counter, and a read takes the
+//!   newest file list stamped below the read's sequence number, so a counter that runs ahead of the
+//!   VLSNs would serve old lists. The counter is ours alone and set back to 0 before each change,
+//!   so every read takes the newest list.
+//! - Its garbage collection drops a version as soon as a newer one exists and the *older* one lies
+//!   below the watermark, even if the newer one lies above it. No watermark but 0 is safe while
+//!   anybody reads below the newest version, so it is 0 or everything, nothing between.
+//! - At watermark 0 it keeps every former file list, with the memtables it held; the list is
+//!   trimmed by hand, as all readers take the newest one.
+//!
+//! # Files
+//! `current` names the tree in force, `tree-<n>/` are the library's files. A checkpoint is ingested
+//! into a new `tree-<n>` and put in force by renaming a new `current`; other trees are leftovers of
+//! a crash and removed at open.
+
+use std::fs;
+use std::io::Write;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lsm_tree::compaction::Leveled;
+use lsm_tree::config::{CompressionPolicy, PinningPolicy};
+use lsm_tree::{AbstractTree, Cache, CompressionType, Config, Guard, SequenceNumberCounter, Tree};
+use noxu_util::Vlsn;
+use noxu_util::checksum::crc;
+use noxu_util::codec::{Put, Reader};
+use parking_lot::{Mutex, RwLock};
+
+use super::{Ingest, Items, MARK_KEY, Mark, RESERVED_PREFIX, Table, Version};
+use crate::error::{KvError, Result};
+use crate::value::Value;
+
+/// A table on disk.
+pub(crate) struct LsmTable {
+    dir: PathBuf,
+    cache: Arc<Cache>,
+    live: RwLock<Arc<Live>>,
+}
+
+/// The tree in force.
+struct Live {
+    number: u64,
+    tree: Tree,
+    stamps: SequenceNumberCounter,
+    marks: Mutex<Marks>,
+    /// Held by whoever changes the file list through the library's compaction.
+    compaction: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Marks {
+    sealed: Option<Mark>,
+    flushed: Mark,
+}
+
+impl LsmTable {
+    /// Opens the table in `dir`, or creates an empty one.
+    pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(io_error(dir))?;
+        let cache = Arc::new(Cache::with_capacity_bytes(cache_bytes));
+        let number = match read_current(dir)? {
+            Some(number) => number,
+            None => {
+                // Made in full before `current` names it; a crash between leaves a leftover.
+                remove_other_trees(dir, None)?;
+                drop(open_tree(dir, FIRST_TREE, &cache)?);
+                write_current(dir, FIRST_TREE)?;
+                FIRST_TREE
+            }
+        };
+        remove_other_trees(dir, Some(number))?;
+        let live = Arc::new(open_tree(dir, number, &cache)?);
+        Ok(Self { dir: dir.to_owned(), cache, live: RwLock::new(live) })
+    }
+
+    fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read())
+    }
+}
+
+impl Table for LsmTable {
+    fn insert(&self, batch: &mut Vec<Version>) {
+        let live = self.live();
+        // The memtable cannot change under us: the inserting thread is also the only one that
+        // rotates or clears.
+        let active = live.tree.active_memtable();
+        for Version { key, value, at } in batch.drain(..) {
+            let at = sequence(at);
+            let key = key.into_slice();
+            let _sizes = active.insert(match value {
+                Some(value) => lsm_tree::InternalValue::from_components(
+                    key,
+                    value.into_slice(),
+                    at,
+                    lsm_tree::ValueType::Value,
+                ),
+                None => lsm_tree::InternalValue::new_tombstone(key, at),
+            });
+        }
+    }
+
+    fn active_bytes(&self) -> u64 {
+        self.live().tree.active_memtable().size()
+    }
+
+    fn rotate(&self, mark: Mark) -> bool {
+        let live = self.live();
+        let mut marks = live.marks.lock();
+        if marks.sealed.is_some() || mark.vlsn <= marks.flushed.vlsn {
+            return false;
+        }
+        let _sizes = live.tree.insert(MARK_KEY, mark.encode(), sequence(mark.vlsn));
+        let sealed = live.tree.rotate_memtable();
+        debug_assert!(sealed.is_some(), "a memtable with a mark is not empty");
+        marks.sealed = Some(mark);
+        true
+    }
+
+    fn sealed(&self) -> Option<Mark> {
+        self.live().marks.lock().sealed
+    }
+
+    fn flushed(&self) -> Mark {
+        self.live().marks.lock().flushed
+    }
+
+    fn flush(&self, expected: Mark, newest_only: bool) -> Result<bool> {
+        let live = self.live();
+        // Lock order: the library's flush lock, then `marks`.
+        let flush_lock = live.tree.get_flush_lock();
+        if live.marks.lock().sealed != Some(expected) {
+            return Ok(false);
+        }
+        live.stamps.set(0);
+        live.tree.flush(&flush_lock, watermark(newest_only))?;
+        live.trim_history()?;
+        let mut marks = live.marks.lock();
+        marks.sealed = None;
+        marks.flushed = expected;
+        Ok(true)
+    }
+
+    fn compact_step(&self, newest_only: bool) -> Result<bool> {
+        let live = self.live();
+        let _one_at_a_time = live.compaction.lock();
+        let before = live.tree.current_version().id();
+        live.stamps.set(0);
+        live.tree.compact(Arc::new(Leveled::default()), watermark(newest_only))?;
+        live.trim_history()?;
+        Ok(live.tree.current_version().id() != before)
+    }
+
+    fn clear_unflushed(&self) {
+        let live = self.live();
+        let _flush_lock = live.tree.get_flush_lock();
+        // The library's call does nothing if the active memtable is empty, even when a sealed one
+        // is not, so it is given something to clear.
+        let _sizes = live.tree.insert([RESERVED_PREFIX, b's'], [], 0);
+        live.tree.clear_active_memtable();
+        live.marks.lock().sealed = None;
+    }
+
+    fn value_at(&self, key: &[u8], at: Vlsn) -> Result<Option<Value>> {
+        Ok(self.live().tree.get(key, sequence(at) + 1)?.map(Value::from))
+    }
+
+    fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, at: Vlsn) -> Items {
+        let live = self.live();
+        // The library asserts that bounds are in order.
+        if let (
+            Bound::Included(low) | Bound::Excluded(low),
+            Bound::Included(high) | Bound::Excluded(high),
+        ) = (from, to)
+            && (low > high
+                || (low == high && (from, to) != (Bound::Included(low), Bound::Included(high))))
+        {
+            return Box::new(std::iter::empty());
+        }
+        let items = live.tree.range::<&[u8], _>((from, to), sequence(at) + 1, None);
+        Box::new(LsmItems { items, _live: live })
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest + '_>> {
+        let number = self.live().number + 1;
+        let path = tree_path(&self.dir, number);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io_error(&path))?;
+        }
+        let live = open_tree(&self.dir, number, &self.cache)?;
+        Ok(Box::new(LsmIngest { table: self, live, pending: Vec::new(), pending_bytes: 0 }))
+    }
+
+    fn disk_usage(&self) -> (u64, usize) {
+        let live = self.live();
+        (live.tree.disk_space(), live.tree.table_count())
+    }
+}
+
+impl Live {
+    /// Drops all file lists but the newest; readers that hold an older one keep it alive.
+    fn trim_history(&self) -> Result<()> {
+        let path = &self.tree.tree_config().path;
+        Ok(self.tree.get_version_history_lock().maintenance(path, EVERYTHING)?)
+    }
+}
+
+/// The library's iterator, together with the tree it reads: the tree must not go before it.
+struct LsmItems {
+    items: Box<dyn DoubleEndedIterator<Item = lsm_tree::IterGuardImpl> + Send + 'static>,
+    _live: Arc<Live>,
+}
+
+impl LsmItems {
+    fn item(found: lsm_tree::IterGuardImpl) -> Result<(Value, Value)> {
+        let (key, value) = found.into_inner()?;
+        Ok((Value::from(key), Value::from(value)))
+    }
+}
+
+impl Iterator for LsmItems {
+    type Item = Result<(Value, Value)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.items.next().map(Self::item)
+    }
+}
+
+impl DoubleEndedIterator for LsmItems {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.items.next_back().map(Self::item)
+    }
+}
+
+struct LsmIngest<'a> {
+    table: &'a LsmTable,
+    live: Live,
+    pending: Vec<(Value, Value)>,
+    pending_bytes: usize,
+}
+
+impl Ingest for LsmIngest<'_> {
+    fn put(&mut self, key: Value, value: Value) -> Result<()> {
+        self.pending_bytes += key.len() + value.len();
+        self.pending.push((key, value));
+        if self.pending_bytes >= INGEST_BYTES {
+            self.write_pending()?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+        self.write_pending()?;
+        let Self { table, live, .. } = *self;
+        // The mark goes last, by the ordinary way: until then the new tree claims to hold nothing.
+        live.stamps.set(0);
+        let _sizes = live.tree.insert(MARK_KEY, mark.encode(), sequence(mark.vlsn));
+        live.tree.flush_active_memtable(0)?;
+        let number = live.number;
+        drop(live);
+        // Reopened, so that its file lists begin anew at stamp 0.
+        let live = Arc::new(open_tree(&table.dir, number, &table.cache)?);
+        write_current(&table.dir, number)?;
+        let old = std::mem::replace(&mut *table.live.write(), live);
+        let old_number = old.number;
+        drop(old);
+        let old_path = tree_path(&table.dir, old_number);
+        // Iterators that still read the old tree end with the rollback that comes with an install.
+        fs::remove_dir_all(&old_path).map_err(io_error(&old_path))
+    }
+}
+
+impl LsmIngest<'_> {
+    fn write_pending(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.live.stamps.set(0);
+        let tree = lsm_tree::AnyTree::Standard(self.live.tree.clone());
+        let mut ingestion = tree.ingestion()?;
+        for (key, value) in self.pending.drain(..) {
+            ingestion.write(key.into_slice(), value.into_slice())?;
+        }
+        ingestion.finish()?;
+        self.pending_bytes = 0;
+        Ok(())
+    }
+}
+
+fn open_tree(dir: &Path, number: u64, cache: &Arc<Cache>) -> Result<Live> {
+    let path = tree_path(dir, number);
+    let stamps = SequenceNumberCounter::default();
+    let config = Config::new(&path, stamps.clone(), SequenceNumberCounter::default())
+        .use_cache(Arc::clone(cache))
+        .filter_block_pinning_policy(PinningPolicy::new([true, true, false]))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::None));
+    let lsm_tree::AnyTree::Standard(tree) = config.open()? else {
+        unreachable!("no key-value separation was asked for")
+    };
+    let flushed = match tree.get(MARK_KEY, EVERYTHING)? {
+        None => Mark::default(),
+        Some(bytes) => Mark::decode(&bytes).map_err(|cause| KvError::BadState {
+            path: path.display().to_string(),
+            cause: cause.to_string(),
+        })?,
+    };
+    Ok(Live {
+        number,
+        tree,
+        stamps,
+        marks: Mutex::new(Marks { sealed: None, flushed }),
+        compaction: Mutex::new(()),
+    })
+}
+
+/// The library's sequence number of a VLSN.
+fn sequence(vlsn: Vlsn) -> u64 {
+    vlsn.sequence() as u64
+}
+
+fn watermark(newest_only: bool) -> u64 {
+    if newest_only { EVERYTHING } else { 0 }
+}
+
+fn tree_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{TREE_PREFIX}{number}"))
+}
+
+/// Number of the tree in force; `None` if there is none yet.
+fn read_current(dir: &Path) -> Result<Option<u64>> {
+    let path = dir.join(CURRENT);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(io_error(&path)(cause)),
+    };
+    let bad = |cause: String| KvError::BadState { path: path.display().to_string(), cause };
+    let mut reader = Reader::new(&bytes);
+    let mut fields = || {
+        let magic = reader.array::<4>("magic")?;
+        let number = reader.u64("tree number")?;
+        let stored = reader.u32("checksum")?;
+        Ok((magic, number, stored, reader.clone().finish("the file")?))
+    };
+    let (magic, number, stored, ()) =
+        fields().map_err(|cause: noxu_util::codec::CodecError| bad(cause.to_string()))?;
+    if magic != *CURRENT_MAGIC {
+        return Err(bad(format!("magic {magic:02x?} found, {CURRENT_MAGIC:02x?} expected")));
+    }
+    let computed = crc(&bytes[..12]);
+    if computed != stored {
+        return Err(bad(format!("checksum {stored:08x} found, {computed:08x} expected")));
+    }
+    Ok(Some(number))
+}
+
+/// Puts a tree in force: written aside, synced, renamed, directory synced.
+fn write_current(dir: &Path, number: u64) -> Result<()> {
+    let mut bytes = CURRENT_MAGIC.to_vec();
+    bytes.put_u64(number);
+    bytes.put_u32(crc(&bytes));
+    let (path, temporary) = (dir.join(CURRENT), dir.join(CURRENT_TEMPORARY));
+    let write = || {
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().map_err(io_error(&path))
+}
+
+/// Removes trees that are not in force: what a crash in the middle of an install left.
+fn remove_other_trees(dir: &Path, keep: Option<u64>) -> Result<()> {
+    for found in fs::read_dir(dir).map_err(io_error(dir))? {
+        let found = found.map_err(io_error(dir))?;
+        let name = found.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.strip_prefix(TREE_PREFIX)) else {
+            continue;
+        };
+        if number.parse().ok() != keep || keep.is_none() {
+            let path = found.path();
+            fs::remove_dir_all(&path).map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> KvError + '_ {
+    move |cause| KvError::Io { path: path.display().to_string(), cause }
+}
+
+const CURRENT: &str = "current";
+const CURRENT_TEMPORARY: &str = "current.new";
+const CURRENT_MAGIC: &[u8; 4] = b"NKV1";
+const TREE_PREFIX: &str = "tree-";
+const FIRST_TREE: u64 = 1;
+
+/// A sequence number above every VLSN that the library still accepts.
+const EVERYTHING: u64 = i64::MAX as u64;
+
+/// Bytes collected before an ingest writes them to disk.
+const INGEST_BYTES: usize = 64 << 20;
