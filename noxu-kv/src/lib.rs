@@ -2,10 +2,12 @@
 
 mod apply;
 mod checkpoint;
+mod conflicts;
 mod encode;
 mod error;
 mod snapshot;
 mod table;
+mod txn;
 mod value;
 
 pub use encode::KIND_WRITES;

@@ -407,3 +407,24 @@ const EVERYTHING: u64 = i64::MAX as u64;
 
 /// Bytes collected before an ingest writes them to disk.
 const INGEST_BYTES: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Why the watermark is 0 or everything. If this fails, the library has learned to keep what a
+    /// reader between two versions needs, and a watermark between may be used.
+    #[test]
+    fn the_library_drops_the_older_of_two_versions_around_the_watermark() {
+        let dir = tempfile::tempdir().unwrap();
+        let live =
+            open_tree(dir.path(), FIRST_TREE, &Arc::new(Cache::with_capacity_bytes(1 << 20)))
+                .unwrap();
+        let _sizes = live.tree.insert("k", "old", 5);
+        let _sizes = live.tree.insert("k", "new", 10);
+        let reads_at_7 = 8;
+        assert!(live.tree.get("k", reads_at_7).unwrap().is_some());
+        live.tree.flush_active_memtable(reads_at_7).unwrap();
+        assert_eq!(live.tree.get("k", reads_at_7).unwrap(), None);
+    }
+}
