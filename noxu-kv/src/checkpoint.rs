@@ -14,13 +14,13 @@ use noxu_util::codec::{Put, Reader};
 use noxu_util::{Fingerprint, Term, Vlsn};
 
 use crate::error::{KvError, Result};
-use crate::snapshot::{Snapshot, SnapshotItems, everything};
-use crate::table::{Mark, RESERVED_PREFIX, Table};
+use crate::snapshot::{Snapshot, SnapshotItems};
+use crate::table::{KeyRange, Mark, RESERVED_PREFIX, Table};
 use crate::value::{Value, shown};
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 /// The store's content at one VLSN, read piece by piece while writes go on.
-pub struct CheckpointStream {
+pub(crate) struct CheckpointStream {
     mark: Mark,
     items: SnapshotItems,
     hasher: blake3::Hasher,
@@ -35,7 +35,6 @@ impl CheckpointStream {
     /// `mark` is the position that `snapshot` shows.
     pub(crate) fn open(snapshot: &Snapshot, mark: Mark) -> Result<Self> {
         debug_assert_eq!(snapshot.vlsn(), mark.vlsn, "the snapshot is of the mark");
-        let (from, to) = everything();
         let mut pending = MAGIC.to_vec();
         pending.put_u32(FORMAT_VERSION);
         pending.put_vlsn(mark.vlsn);
@@ -43,17 +42,17 @@ impl CheckpointStream {
         pending.put_u64(mark.fingerprint.as_u64());
         let mut hasher = blake3::Hasher::new();
         hasher.update(&pending);
-        let items = snapshot.items(&from, &to)?;
+        let items = snapshot.items(&KeyRange::everything())?;
         Ok(Self { mark, items, hasher, keys: 0, pending, taken: 0, ended: false })
     }
 
     /// The VLSN whose content it is.
-    pub fn vlsn(&self) -> Vlsn {
+    pub(crate) fn vlsn(&self) -> Vlsn {
         self.mark.vlsn
     }
 
     /// Appends up to `max` bytes of the stream to `buf`; false when the stream has ended.
-    pub fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
+    pub(crate) fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
         let mut room = max;
         loop {
             let rest = self.pending.get(self.taken..).unwrap_or_default();
@@ -242,10 +241,8 @@ mod tests {
     }
 
     fn contents(table: &dyn Table, at: i64) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let (from, to) = everything();
-        let bounds = (from.as_ref().map(Vec::as_slice), to.as_ref().map(Vec::as_slice));
         table
-            .range(bounds.0, bounds.1, Vlsn::new(at))
+            .range(&KeyRange::everything(), Vlsn::new(at))
             .map(|item| item.map(|(k, v)| (k[1..].to_vec(), v.to_vec())).unwrap())
             .collect()
     }

@@ -11,10 +11,10 @@
 //! - `order` ascends by VLSN; `newest` holds each key of it once, with its newest VLSN.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Bound, RangeBounds};
 
 use noxu_util::Vlsn;
 
+use crate::table::KeyRange;
 use crate::value::Value;
 
 /// Recent commits.
@@ -30,7 +30,7 @@ pub(crate) struct Conflicts {
 #[derive(Debug, Default)]
 pub(crate) struct Footprint<'a> {
     pub(crate) keys: Vec<&'a Value>,
-    pub(crate) ranges: Vec<(Bound<Vec<u8>>, Bound<Vec<u8>>)>,
+    pub(crate) ranges: Vec<KeyRange>,
 }
 
 /// Why a transaction may not commit.
@@ -71,22 +71,17 @@ impl Conflicts {
         Ok(())
     }
 
-    fn newer_in(
-        &self,
-        snapshot: Vlsn,
-        range: &(Bound<Vec<u8>>, Bound<Vec<u8>>),
-    ) -> Option<(&Value, Vlsn)> {
-        // Whichever is shorter: the commits since the snapshot, or the keys within the range.
-        let bounds = (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice));
-        if is_empty(&bounds) {
+    fn newer_in(&self, snapshot: Vlsn, range: &KeyRange) -> Option<(&Value, Vlsn)> {
+        if range.is_empty() {
             return None;
         }
+        // Whichever is shorter: the commits since the snapshot, or the keys within the range.
         let first = self.order.partition_point(|(at, _)| *at <= snapshot);
         if self.order.len() - first < FEW_COMMITS {
-            let found = self.order.iter().skip(first).find(|(_, key)| bounds.contains(&**key));
+            let found = self.order.iter().skip(first).find(|(_, key)| range.holds(key));
             return found.map(|(at, key)| (key, *at));
         }
-        let mut keys = self.newest.range::<[u8], _>(bounds);
+        let mut keys = self.newest.range::<[u8], _>(range.bounds());
         keys.find(|(_, at)| **at > snapshot).map(|(key, at)| (key, *at))
     }
 
@@ -131,17 +126,6 @@ impl Conflicts {
     }
 }
 
-/// Whether no key lies within the bounds; the map panics on some of these.
-fn is_empty(bounds: &(Bound<&[u8]>, Bound<&[u8]>)) -> bool {
-    match bounds {
-        (Bound::Included(a), Bound::Included(b)) => a > b,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-            a >= b
-        }
-        _ => false,
-    }
-}
-
 /// So few commits are looked through one by one.
 const FEW_COMMITS: usize = 64;
 
@@ -150,6 +134,8 @@ const FORGOTTEN_AT_ONCE: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Bound;
+
     use noxu_util::NULL_VLSN;
     use proptest::prelude::*;
 
@@ -168,9 +154,11 @@ mod tests {
     }
 
     fn range(from: &str, to: &str) -> Footprint<'static> {
-        let bounds =
-            (Bound::Included(from.as_bytes().to_vec()), Bound::Excluded(to.as_bytes().to_vec()));
-        Footprint { keys: Vec::new(), ranges: vec![bounds] }
+        let range = KeyRange {
+            from: Bound::Included(from.as_bytes().to_vec()),
+            to: Bound::Excluded(to.as_bytes().to_vec()),
+        };
+        Footprint { keys: Vec::new(), ranges: vec![range] }
     }
 
     #[test]
@@ -202,43 +190,43 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn the_answer_equals_that_of_a_plain_list_of_commits(
-            commits in prop::collection::vec(prop::collection::btree_set(0u8..20, 1..4), 0..120),
-            forget in 0i64..40,
-            snapshot in 0i64..130,
-            from in 0u8..20,
-            len in 0u8..8,
-            point in 0u8..20,
-        ) {
-            let name = |n: u8| Value::from(&[b'a' + n][..]);
-            let mut conflicts = Conflicts::new(NULL_VLSN, usize::MAX);
-            for (n, commit) in commits.iter().enumerate() {
-                let commit: Vec<Value> = commit.iter().map(|n| name(*n)).collect();
-                conflicts.record(v(n as i64 + 1), commit.iter());
-            }
-            conflicts.forget_through(v(forget));
-            conflicts.check_invariants();
-            let newer = |touched: &dyn Fn(u8) -> bool| {
-                commits.iter().enumerate().any(|(n, commit)| {
-                    n as i64 + 1 > snapshot && commit.iter().any(|key| touched(*key))
-                })
-            };
-            let point_key = [name(point)];
-            let to = (from + len).min(20);
-            let bounds = (
-                Bound::Included(vec![b'a' + from]),
-                Bound::Excluded(vec![b'a' + to]),
-            );
-            let in_range = Footprint { keys: Vec::new(), ranges: vec![bounds] };
-            if v(snapshot) >= conflicts.known_from {
-                let judged = conflicts.check(v(snapshot), &keys(&point_key)).is_err();
-                prop_assert_eq!(judged, newer(&|key| key == point));
-                let judged = conflicts.check(v(snapshot), &in_range).is_err();
-                prop_assert_eq!(judged, newer(&|key| (from..to).contains(&key)));
-            } else {
-                prop_assert!(conflicts.check(v(snapshot), &keys(&point_key)).is_err());
-            }
-        }
-    }
+           #[test]
+           fn the_answer_equals_that_of_a_plain_list_of_commits(
+               commits in prop::collection::vec(prop::collection::btree_set(0u8..20, 1..4), 0..120),
+               forget in 0i64..40,
+               snapshot in 0i64..130,
+               from in 0u8..20,
+               len in 0u8..8,
+               point in 0u8..20,
+           ) {
+               let name = |n: u8| Value::from(&[b'a' + n][..]);
+               let mut conflicts = Conflicts::new(NULL_VLSN, usize::MAX);
+               for (n, commit) in commits.iter().enumerate() {
+                   let commit: Vec<Value> = commit.iter().map(|n| name(*n)).collect();
+                   conflicts.record(v(n as i64 + 1), commit.iter());
+               }
+               conflicts.forget_through(v(forget));
+               conflicts.check_invariants();
+               let newer = |touched: &dyn Fn(u8) -> bool| {
+                   commits.iter().enumerate().any(|(n, commit)| {
+                       n as i64 + 1 > snapshot && commit.iter().any(|key| touched(*key))
+                   })
+               };
+               let point_key = [name(point)];
+               let to = (from + len).min(20);
+               let range = KeyRange {
+    from: Bound::Included(vec![b'a' + from]),
+    to: Bound::Excluded(vec![b'a' + to]),
+    };
+               let in_range = Footprint { keys: Vec::new(), ranges: vec![range] };
+               if v(snapshot) >= conflicts.known_from {
+                   let judged = conflicts.check(v(snapshot), &keys(&point_key)).is_err();
+                   prop_assert_eq!(judged, newer(&|key| key == point));
+                   let judged = conflicts.check(v(snapshot), &in_range).is_err();
+                   prop_assert_eq!(judged, newer(&|key| (from..to).contains(&key)));
+               } else {
+                   prop_assert!(conflicts.check(v(snapshot), &keys(&point_key)).is_err());
+               }
+           }
+       }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use noxu_util::{NULL_VLSN, Vlsn};
+use noxu_util::Vlsn;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{KvError, Result};
-use crate::table::{Items, Table};
+use crate::table::{Item, Items, KeyRange, Table};
 use crate::value::{DEFAULT_KEYSPACE, Key, Value, table_key};
 
 /// The table and who reads it.
@@ -244,14 +244,12 @@ impl Snapshot {
 
     /// The keys within `range` and their values; iterate from either end.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<Range> {
-        let (from, to) = table_bounds(&range);
-        self.items(&from, &to).map(Range::new)
+        self.items(&table_range(&range)).map(Range::new)
     }
 
     /// The keys that begin with `prefix`, and their values.
     pub fn prefix(&self, prefix: &[u8]) -> Result<Range> {
-        let (from, to) = prefix_bounds(prefix);
-        self.items(&from, &to).map(Range::new)
+        self.items(&prefix_range(prefix)).map(Range::new)
     }
 
     pub(crate) fn value_of(&self, table_key: &[u8]) -> Result<Option<Value>> {
@@ -261,17 +259,9 @@ impl Snapshot {
         found
     }
 
-    pub(crate) fn items(
-        &self,
-        from: &Bound<Vec<u8>>,
-        to: &Bound<Vec<u8>>,
-    ) -> Result<SnapshotItems> {
+    pub(crate) fn items(&self, range: &KeyRange) -> Result<SnapshotItems> {
         let Registration { view, vlsn, .. } = &*self.registration;
-        let open = || {
-            let bounds = (from.as_ref().map(Vec::as_slice), to.as_ref().map(Vec::as_slice));
-            Ok(view.table.range(bounds.0, bounds.1, *vlsn))
-        };
-        let items = view.settled(open)?;
+        let items = view.settled(|| Ok(view.table.range(range, *vlsn)))?;
         self.registration.check()?;
         Ok(SnapshotItems { items, registration: Arc::clone(&self.registration) })
     }
@@ -296,7 +286,7 @@ pub(crate) struct SnapshotItems {
 
 impl SnapshotItems {
     /// An item stands only if its snapshot does: history may have been rewritten under it.
-    fn checked(&self, item: Option<Result<(Value, Value)>>) -> Option<Result<(Value, Value)>> {
+    fn checked(&self, item: Option<Item>) -> Option<Item> {
         match self.registration.check() {
             Ok(()) => item,
             Err(ended) => Some(Err(ended)),
@@ -305,7 +295,7 @@ impl SnapshotItems {
 }
 
 impl Iterator for SnapshotItems {
-    type Item = Result<(Value, Value)>;
+    type Item = Item;
 
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.items.next();
@@ -322,17 +312,15 @@ impl DoubleEndedIterator for SnapshotItems {
 
 /// Keys and values in key order, from either end. Ends after an error.
 pub struct Range {
-    items: Option<Box<dyn DoubleEndedIterator<Item = Result<(Value, Value)>> + Send>>,
+    items: Option<Items>,
 }
 
 impl Range {
-    pub(crate) fn new(
-        items: impl DoubleEndedIterator<Item = Result<(Value, Value)>> + Send + 'static,
-    ) -> Self {
+    pub(crate) fn new(items: impl DoubleEndedIterator<Item = Item> + Send + 'static) -> Self {
         Self { items: Some(Box::new(items)) }
     }
 
-    fn pass(&mut self, item: Option<Result<(Value, Value)>>) -> Option<Result<(Key, Value)>> {
+    fn pass(&mut self, item: Option<Item>) -> Option<Result<(Key, Value)>> {
         if matches!(item, Some(Err(_))) {
             self.items = None;
         }
@@ -365,15 +353,9 @@ pub(crate) fn check_key(key: &[u8]) -> Result<&[u8]> {
     }
 }
 
-/// Bounds over the table's keys for bounds over the caller's.
-pub(crate) fn table_bounds<K: AsRef<[u8]>>(
-    range: &impl RangeBounds<K>,
-) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    let prefixed = |key: &K| {
-        let mut bound = vec![DEFAULT_KEYSPACE];
-        bound.extend_from_slice(key.as_ref());
-        bound
-    };
+/// The table's keys for a range of the caller's.
+pub(crate) fn table_range<K: AsRef<[u8]>>(range: &impl RangeBounds<K>) -> KeyRange {
+    let prefixed = |key: &K| [&[DEFAULT_KEYSPACE], key.as_ref()].concat();
     let from = match range.start_bound() {
         Bound::Unbounded => Bound::Included(vec![DEFAULT_KEYSPACE]),
         bound => bound.map(prefixed),
@@ -382,18 +364,12 @@ pub(crate) fn table_bounds<K: AsRef<[u8]>>(
         Bound::Unbounded => Bound::Excluded(vec![DEFAULT_KEYSPACE + 1]),
         bound => bound.map(prefixed),
     };
-    (from, to)
+    KeyRange { from, to }
 }
 
-/// Bounds that hold every key but the table's own.
-pub(crate) fn everything() -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    (Bound::Included(vec![crate::table::RESERVED_PREFIX + 1]), Bound::Unbounded)
-}
-
-/// Bounds over the table's keys for the caller's keys that begin with `prefix`.
-pub(crate) fn prefix_bounds(prefix: &[u8]) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    let mut from = vec![DEFAULT_KEYSPACE];
-    from.extend_from_slice(prefix);
+/// The table's keys for the caller's keys that begin with `prefix`.
+pub(crate) fn prefix_range(prefix: &[u8]) -> KeyRange {
+    let from = [&[DEFAULT_KEYSPACE], prefix].concat();
     // The end is the prefix with its last byte below 255 raised by one. The keyspace's byte in
     // front is one, so there always is an end.
     let mut to = from.clone();
@@ -403,12 +379,14 @@ pub(crate) fn prefix_bounds(prefix: &[u8]) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
     if let Some(last) = to.last_mut() {
         *last += 1;
     }
-    (Bound::Included(from), Bound::Excluded(to))
+    KeyRange { from: Bound::Included(from), to: Bound::Excluded(to) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use noxu_util::NULL_VLSN;
 
     use super::*;
     use crate::table::memory::MemoryTable;

@@ -18,7 +18,7 @@ pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Term, Vlsn};
@@ -48,8 +48,45 @@ pub(crate) const RESERVED_PREFIX: u8 = 0;
 /// Where the mark is stored.
 pub(crate) const MARK_KEY: &[u8] = &[RESERVED_PREFIX, b'm'];
 
+/// An item of a range: key and value.
+pub(crate) type Item = Result<(Value, Value)>;
+
 /// Items of a range, in key order from either end.
-pub(crate) type Items = Box<dyn DoubleEndedIterator<Item = Result<(Value, Value)>> + Send>;
+pub(crate) type Items = Box<dyn DoubleEndedIterator<Item = Item> + Send>;
+
+/// Keys between two bounds; none if the bounds are out of order.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyRange {
+    pub(crate) from: Bound<Vec<u8>>,
+    pub(crate) to: Bound<Vec<u8>>,
+}
+
+impl KeyRange {
+    /// Every key but the table's own.
+    pub(crate) fn everything() -> Self {
+        Self { from: Bound::Included(vec![RESERVED_PREFIX + 1]), to: Bound::Unbounded }
+    }
+
+    pub(crate) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        (self.from.as_ref().map(Vec::as_slice), self.to.as_ref().map(Vec::as_slice))
+    }
+
+    /// Whether no key can lie between the bounds. Ordered maps panic on such bounds.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self.bounds() {
+            (Bound::Included(from), Bound::Included(to)) => from > to,
+            (
+                Bound::Included(from) | Bound::Excluded(from),
+                Bound::Included(to) | Bound::Excluded(to),
+            ) => from >= to,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn holds(&self, key: &[u8]) -> bool {
+        RangeBounds::<[u8]>::contains(&self.bounds(), key)
+    }
+}
 
 /// Ordered keys with versions. Any thread may read; one thread at a time inserts and rotates.
 pub(crate) trait Table: Send + Sync {
@@ -86,9 +123,9 @@ pub(crate) trait Table: Send + Sync {
     /// The newest version of `key` at or below `at`; `None` if there is none or it is a deletion.
     fn value_at(&self, key: &[u8], at: Vlsn) -> Result<Option<Value>>;
 
-    /// The keys within the bounds and their newest versions at or below `at`. Later inserts,
+    /// The keys within the range and their newest versions at or below `at`. Later inserts,
     /// flushes and [`Table::clear_unflushed`] do not change what the iterator shows.
-    fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, at: Vlsn) -> Items;
+    fn range(&self, range: &KeyRange, at: Vlsn) -> Items;
 
     /// Begins to replace the whole content. Nothing changes until [`Ingest::finish`].
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>>;

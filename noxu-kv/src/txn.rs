@@ -15,7 +15,8 @@ use crate::MAX_VALUE_BYTES;
 use crate::conflicts::Footprint;
 use crate::encode::encode;
 use crate::error::{KvError, Result};
-use crate::snapshot::{Range, Snapshot, SnapshotItems, check_key, prefix_bounds, table_bounds};
+use crate::snapshot::{Range, Snapshot, SnapshotItems, check_key, prefix_range, table_range};
+use crate::table::{Item, KeyRange};
 use crate::value::{Value, table_key};
 
 /// What a transaction has read and is going to write.
@@ -32,8 +33,7 @@ pub(crate) struct Workspace {
 /// The part of a range that has been walked.
 #[derive(Debug)]
 struct Walked {
-    from: Bound<Vec<u8>>,
-    to: Bound<Vec<u8>>,
+    range: KeyRange,
     /// The last key seen from the front, and from the back.
     front: Option<Value>,
     back: Option<Value>,
@@ -88,26 +88,19 @@ impl Workspace {
     }
 
     pub(crate) fn range<K: AsRef<[u8]>>(&mut self, range: &impl RangeBounds<K>) -> Result<Range> {
-        let (from, to) = table_bounds(range);
-        self.walk(from, to)
+        self.walk(table_range(range))
     }
 
     pub(crate) fn prefix(&mut self, prefix: &[u8]) -> Result<Range> {
-        let (from, to) = prefix_bounds(prefix);
-        self.walk(from, to)
+        self.walk(prefix_range(prefix))
     }
 
-    fn walk(&mut self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> Result<Range> {
-        let items = self.snapshot.items(&from, &to)?;
-        let bounds = (from.as_ref().map(Vec::as_slice), to.as_ref().map(Vec::as_slice));
-        // A scan, not a seek: the map refuses bounds that are out of order.
-        let own: VecDeque<_> = self
-            .writes
-            .iter()
-            .filter(|(key, _)| bounds.contains::<[u8]>(&***key))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let walked = Walked { from, to, front: None, back: None, whole: false };
+    fn walk(&mut self, range: KeyRange) -> Result<Range> {
+        let items = self.snapshot.items(&range)?;
+        // A scan, not a seek: transactions are short, and bounds may be out of order.
+        let own = self.writes.iter().filter(|(key, _)| range.holds(key));
+        let own = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let walked = Walked { range, front: None, back: None, whole: false };
         let walked = Arc::new(Mutex::new(walked));
         self.ranges.push(Arc::clone(&walked));
         Ok(Range::new(Overlay { items, own, front: None, back: None, walked }))
@@ -140,13 +133,15 @@ impl Workspace {
 }
 
 impl Walked {
-    fn stretches(&self) -> Vec<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+    fn stretches(&self) -> Vec<KeyRange> {
         if self.whole {
-            return vec![(self.from.clone(), self.to.clone())];
+            return vec![self.range.clone()];
         }
+        let end = |key: &Value| Bound::Included(key.to_vec());
         let front =
-            self.front.as_ref().map(|last| (self.from.clone(), Bound::Included(last.to_vec())));
-        let back = self.back.as_ref().map(|last| (Bound::Included(last.to_vec()), self.to.clone()));
+            self.front.as_ref().map(|last| KeyRange { to: end(last), ..self.range.clone() });
+        let back =
+            self.back.as_ref().map(|last| KeyRange { from: end(last), ..self.range.clone() });
         front.into_iter().chain(back).collect()
     }
 }
@@ -164,15 +159,12 @@ struct Overlay {
 impl Overlay {
     fn fill_front(&mut self) -> Result<()> {
         if self.front.is_none() {
-            match self.items.next().transpose()? {
-                Some(item) => {
-                    self.walked.lock().front = Some(item.0.clone());
-                    self.front = Some(item);
-                }
-                None => {
-                    self.walked.lock().whole = true;
-                    self.front = self.back.take();
-                }
+            if let Some(item) = self.items.next().transpose()? {
+                self.walked.lock().front = Some(item.0.clone());
+                self.front = Some(item);
+            } else {
+                self.walked.lock().whole = true;
+                self.front = self.back.take();
             }
         }
         Ok(())
@@ -180,15 +172,12 @@ impl Overlay {
 
     fn fill_back(&mut self) -> Result<()> {
         if self.back.is_none() {
-            match self.items.next_back().transpose()? {
-                Some(item) => {
-                    self.walked.lock().back = Some(item.0.clone());
-                    self.back = Some(item);
-                }
-                None => {
-                    self.walked.lock().whole = true;
-                    self.back = self.front.take();
-                }
+            if let Some(item) = self.items.next_back().transpose()? {
+                self.walked.lock().back = Some(item.0.clone());
+                self.back = Some(item);
+            } else {
+                self.walked.lock().whole = true;
+                self.back = self.front.take();
             }
         }
         Ok(())
@@ -196,7 +185,7 @@ impl Overlay {
 }
 
 impl Iterator for Overlay {
-    type Item = Result<(Value, Value)>;
+    type Item = Item;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

@@ -21,7 +21,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,7 +32,7 @@ use noxu_util::checksum::crc;
 use noxu_util::codec::{Put, Reader};
 use parking_lot::{Mutex, RwLock};
 
-use super::{Ingest, Items, MARK_KEY, Mark, RESERVED_PREFIX, Table, Version};
+use super::{Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, Table, Version};
 use crate::error::{KvError, Result};
 use crate::value::Value;
 
@@ -65,15 +64,14 @@ impl LsmTable {
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
         fs::create_dir_all(dir).map_err(io_error(dir))?;
         let cache = Arc::new(Cache::with_capacity_bytes(cache_bytes));
-        let number = match read_current(dir)? {
-            Some(number) => number,
-            None => {
-                // Made in full before `current` names it; a crash between leaves a leftover.
-                remove_other_trees(dir, None)?;
-                drop(open_tree(dir, FIRST_TREE, &cache)?);
-                write_current(dir, FIRST_TREE)?;
-                FIRST_TREE
-            }
+        let number = if let Some(number) = read_current(dir)? {
+            number
+        } else {
+            // Made in full before `current` names it; a crash between leaves a leftover.
+            remove_other_trees(dir, None)?;
+            drop(open_tree(dir, FIRST_TREE, &cache)?);
+            write_current(dir, FIRST_TREE)?;
+            FIRST_TREE
         };
         remove_other_trees(dir, Some(number))?;
         let live = Arc::new(open_tree(dir, number, &cache)?);
@@ -171,19 +169,12 @@ impl Table for LsmTable {
         Ok(self.live().tree.get(key, sequence(at) + 1)?.map(Value::from))
     }
 
-    fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, at: Vlsn) -> Items {
-        let live = self.live();
-        // The library asserts that bounds are in order.
-        if let (
-            Bound::Included(low) | Bound::Excluded(low),
-            Bound::Included(high) | Bound::Excluded(high),
-        ) = (from, to)
-            && (low > high
-                || (low == high && (from, to) != (Bound::Included(low), Bound::Included(high))))
-        {
+    fn range(&self, range: &KeyRange, at: Vlsn) -> Items {
+        if range.is_empty() {
             return Box::new(std::iter::empty());
         }
-        let items = live.tree.range::<&[u8], _>((from, to), sequence(at) + 1, None);
+        let live = self.live();
+        let items = live.tree.range::<&[u8], _>(range.bounds(), sequence(at) + 1, None);
         Box::new(LsmItems { items, _live: live })
     }
 
@@ -218,14 +209,14 @@ struct LsmItems {
 }
 
 impl LsmItems {
-    fn item(found: lsm_tree::IterGuardImpl) -> Result<(Value, Value)> {
+    fn item(found: lsm_tree::IterGuardImpl) -> Item {
         let (key, value) = found.into_inner()?;
         Ok((Value::from(key), Value::from(value)))
     }
 }
 
 impl Iterator for LsmItems {
-    type Item = Result<(Value, Value)>;
+    type Item = Item;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.items.next().map(Self::item)

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use noxu_util::Vlsn;
+use noxu_util::{NULL_VLSN, Vlsn};
 use parking_lot::{Mutex, RwLock};
 
-use super::{Ingest, Items, Mark, Table, Version};
+use super::{Ingest, Item, Items, KeyRange, Mark, Table, Version};
 use crate::error::Result;
 use crate::value::Value;
 
@@ -139,9 +139,9 @@ impl Table for MemoryTable {
         Ok(parts.value_at(&Value::from(key), at))
     }
 
-    fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, at: Vlsn) -> Items {
+    fn range(&self, range: &KeyRange, at: Vlsn) -> Items {
         let parts = self.parts.read().clone();
-        Box::new(Cursor { parts, at, from: from.map(Value::from), to: to.map(Value::from) })
+        Box::new(Cursor { parts, at, left: range.clone() })
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>> {
@@ -184,20 +184,24 @@ impl Parts {
     }
 
     /// The nearest key of any part within the bounds, from the front or from the back.
-    fn next_key(&self, from: &Bound<Value>, to: &Bound<Value>, back: bool) -> Option<Value> {
+    fn next_key(&self, range: &KeyRange, back: bool) -> Option<Value> {
+        if range.is_empty() {
+            return None;
+        }
+        // A key's newest version comes first.
+        let first = |key: &[u8]| (Value::from(key), Reverse(Vlsn::new(i64::MAX)));
+        let last = |key: &[u8]| (Value::from(key), Reverse(NULL_VLSN));
+        let (from, to) = range.bounds();
         let low = match from {
-            Bound::Included(key) => Bound::Included((key.clone(), Reverse(Vlsn::new(i64::MAX)))),
-            Bound::Excluded(key) => Bound::Excluded((key.clone(), Reverse(Vlsn::new(0)))),
+            Bound::Included(key) => Bound::Included(first(key)),
+            Bound::Excluded(key) => Bound::Excluded(last(key)),
             Bound::Unbounded => Bound::Unbounded,
         };
         let high = match to {
-            Bound::Included(key) => Bound::Included((key.clone(), Reverse(Vlsn::new(0)))),
-            Bound::Excluded(key) => Bound::Excluded((key.clone(), Reverse(Vlsn::new(i64::MAX)))),
+            Bound::Included(key) => Bound::Included(last(key)),
+            Bound::Excluded(key) => Bound::Excluded(first(key)),
             Bound::Unbounded => Bound::Unbounded,
         };
-        if empty(from, to) {
-            return None;
-        }
         let nearest = |versions: &Versions| {
             let mut range = versions.range((low.clone(), high.clone()));
             let found = if back { range.next_back() } else { range.next() };
@@ -213,32 +217,20 @@ impl Parts {
     }
 }
 
-/// Whether no key lies within the bounds.
-fn empty(from: &Bound<Value>, to: &Bound<Value>) -> bool {
-    match (from, to) {
-        (Bound::Included(a), Bound::Included(b)) => a > b,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-            a >= b
-        }
-        _ => false,
-    }
-}
-
 /// Walks a view key by key, narrowing its bounds from both ends.
 struct Cursor {
     parts: Parts,
     at: Vlsn,
-    from: Bound<Value>,
-    to: Bound<Value>,
+    left: KeyRange,
 }
 
 impl Iterator for Cursor {
-    type Item = Result<(Value, Value)>;
+    type Item = Item;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let key = self.parts.next_key(&self.from, &self.to, false)?;
-            self.from = Bound::Excluded(key.clone());
+            let key = self.parts.next_key(&self.left, false)?;
+            self.left.from = Bound::Excluded(key.to_vec());
             if let Some(value) = self.parts.value_at(&key, self.at) {
                 return Some(Ok((key, value)));
             }
@@ -249,8 +241,8 @@ impl Iterator for Cursor {
 impl DoubleEndedIterator for Cursor {
     fn next_back(&mut self) -> Option<Self::Item> {
         loop {
-            let key = self.parts.next_key(&self.from, &self.to, true)?;
-            self.to = Bound::Excluded(key.clone());
+            let key = self.parts.next_key(&self.left, true)?;
+            self.left.to = Bound::Excluded(key.to_vec());
             if let Some(value) = self.parts.value_at(&key, self.at) {
                 return Some(Ok((key, value)));
             }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::lsm::LsmTable;
 use super::memory::{MemoryImage, MemoryTable};
-use super::{Items, Mark, Table, Version};
+use super::{Items, KeyRange, Mark, Table, Version};
 use crate::value::Value;
 
 /// A table together with what it takes to crash and reopen it.
@@ -96,7 +96,7 @@ fn texts(items: impl Iterator<Item = crate::Result<(Value, Value)>>) -> Vec<(Str
 
 /// Everything but the table's own keys.
 fn all(table: &dyn Table, at: i64) -> Items {
-    table.range(Bound::Included(&[1]), Bound::Unbounded, v(at))
+    table.range(&KeyRange::everything(), v(at))
 }
 
 fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -226,20 +226,21 @@ fn an_open_iterator_is_not_disturbed_by_writes_flushes_and_clearing() {
 
 #[test]
 fn ranges_honour_their_bounds_in_both_directions() {
+    use Bound::{Excluded, Included, Unbounded};
     on_each_table(|bench| {
         let table = bench.table();
         for key in ["a", "ab", "b", "c"] {
             put(table, key, key, 1);
         }
         let keys = |from: Bound<&str>, to: Bound<&str>| {
-            let range = || table.range(from.map(str::as_bytes), to.map(str::as_bytes), v(1));
+            let bound = |bound: Bound<&str>| bound.map(|key| key.as_bytes().to_vec());
+            let range = || table.range(&KeyRange { from: bound(from), to: bound(to) }, v(1));
             let forward: Vec<_> = texts(range()).into_iter().map(|(k, _)| k).collect();
             let mut backward: Vec<_> = texts(range().rev()).into_iter().map(|(k, _)| k).collect();
             backward.reverse();
             assert_eq!(forward, backward);
             forward.join(" ")
         };
-        use Bound::{Excluded, Included, Unbounded};
         assert_eq!(keys(Included("a"), Unbounded), "a ab b c");
         assert_eq!(keys(Excluded("a"), Included("b")), "ab b");
         assert_eq!(keys(Included("ab"), Excluded("c")), "ab b");

@@ -64,7 +64,7 @@ fn number(txn: &mut Workspace, key: &str) -> i64 {
     found.map_or(0, |value| std::str::from_utf8(&value).unwrap().parse().unwrap())
 }
 
-fn put(txn: &mut Workspace, key: &str, value: impl ToString) {
+fn put(txn: &mut Workspace, key: &str, value: impl std::fmt::Display + Copy) {
     txn.write(key.as_bytes(), Some(value.to_string().as_bytes())).unwrap();
 }
 
