@@ -5,7 +5,8 @@
 //! |---|---|
 //! | a truncate intent | finish the truncation first |
 //! | segments before the anchor, a spare, temporary files | something was cut short: remove them |
-//! | an invalid entry before the last segment | refuse: its successor exists only because it was synced whole |
+//! | zeros up to the end of a segment before the last, whose successor continues there | filled ahead: no damage |
+//! | another invalid entry before the last segment | refuse: its successor exists only because it was synced whole |
 //! | an invalid entry at or below the tail mark | refuse: it was synced, so it is damage, not a torn write |
 //! | an invalid entry above the tail mark | cut there, whatever follows: a torn write |
 //! | a last segment that is empty or begins with zeros | remove it: the roll was cut short |
@@ -364,17 +365,25 @@ fn scan_segment(
         })
         .map_err(io)?;
     mark_check?;
-    if let Some(fault) = &end.fault {
-        let was_synced = synced.is_some_and(|mark| end.chain.vlsn < mark.vlsn);
-        if !is_last || was_synced {
+    let torn = torn_bytes(&*file, end.offset, len).map_err(io)?;
+    if is_last {
+        if let Some(fault) = &end.fault
+            && synced.is_some_and(|mark| end.chain.vlsn < mark.vlsn)
+        {
             return Err(damaged(number, &end.chain, end.offset, fault));
         }
-    }
-    if is_last {
-        report.torn_bytes = torn_bytes(&*file, end.offset, len).map_err(io)?;
+        report.torn_bytes = torn;
         found.cut = Some((number, end.offset));
-    } else if end.fault.is_none() && end.chain.vlsn < header.first {
-        return Err(damaged(number, &end.chain, end.offset, &EntryFault::Header));
+    } else {
+        // Zeros behind the last entry are the rest of a file filled ahead. That no entry is missing
+        // there the successor tells: it was begun at the chain's end.
+        let whole = end.chain.vlsn >= header.first
+            && torn == 0
+            && successor_of(env, dir, number)?.is_none_or(|next| next.chain_before() == end.chain);
+        if !whole {
+            let fault = end.fault.as_ref().unwrap_or(&EntryFault::Header);
+            return Err(damaged(number, &end.chain, end.offset, fault));
+        }
     }
     if end.chain.vlsn >= header.first {
         found.end = end.chain;
@@ -390,6 +399,15 @@ fn scan_segment(
         found.remove.push(path);
     }
     Ok(())
+}
+
+/// The header of the segment after `number`; `None` if it is not a whole one.
+fn successor_of(env: &dyn Env, dir: &Path, number: u32) -> Result<Option<SegmentHeader>> {
+    let path = log_dir(dir).join(segment_name(number + 1));
+    let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+    let file = open(env, &path, OpenMode::Read)?;
+    let read = file.read_at(&mut raw, 0).map_err(|e| LogError::io("read", &path, e))?;
+    Ok(SegmentHeader::decode(&raw[..read]).ok())
 }
 
 impl FoundLog {

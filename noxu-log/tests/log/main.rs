@@ -1,7 +1,9 @@
 //! Tests of noxu-log over its public face: one binary, one module an area.
 
 mod append_and_read;
+mod damage;
 mod front_drop;
 mod reopening;
+mod rig;
 mod support;
 mod truncation;
