@@ -1,8 +1,13 @@
 //! Tests of noxu-log over its public face: one binary, one module an area.
 
 mod append_and_read;
+mod concurrency;
+mod conformance;
+mod crash;
 mod damage;
 mod front_drop;
+mod poison;
+mod reads;
 mod reopening;
 mod rig;
 mod support;

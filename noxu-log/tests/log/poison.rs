@@ -1,0 +1,76 @@
+//! A failed write or sync stops the log for good: nothing after it is ever reported durable.
+
+use noxu_log::LogError;
+use noxu_log::env::{Fault, FaultEnv, Survivors};
+
+use crate::rig::{append, bodies, body, fill, open, vlsn_of};
+
+fn is_poisoned<T>(result: &Result<T, LogError>) -> bool {
+    matches!(result, Err(LogError::Poisoned { .. }))
+}
+
+#[test]
+fn a_failed_write_or_sync_poisons_every_later_call() {
+    for (function, fault) in
+        [("sync_data", Fault::IO), ("write_at", Fault::IO), ("write_at", Fault::NO_SPACE)]
+    {
+        let env = FaultEnv::new();
+        let log = open(&env);
+        fill(&log, 1, 3, 100);
+        log.sync_now().unwrap();
+        append(&log, 1, &body(4, 100)).unwrap();
+        env.fail_next(function, fault);
+        let first = log.sync_now().unwrap_err();
+        assert!(first.to_string().contains("0000000001.nlog"), "{first}");
+        // The disk works again, but nobody may trust it before recovery.
+        let writes = env.calls();
+        assert!(is_poisoned(&append(&log, 1, b"later")));
+        assert!(is_poisoned(&log.sync_now()));
+        assert!(is_poisoned(&log.write_now()));
+        assert!(is_poisoned(&log.wait_durable(vlsn_of(4))));
+        assert!(is_poisoned(&log.help_sync(vlsn_of(4))));
+        assert!(is_poisoned(&log.truncate_after(vlsn_of(1), noxu_log::Cut::Discard)));
+        assert_eq!(env.calls(), writes, "nothing was tried again");
+        assert_eq!(log.positions().durable, vlsn_of(3));
+        drop(log);
+        for survivors in [Survivors::None, Survivors::All] {
+            let log = open(&env.clone_image(survivors));
+            assert!(log.positions().last >= vlsn_of(3));
+            assert_eq!(bodies(&log)[..3], [1, 2, 3].map(|tag| body(tag, 100)));
+        }
+    }
+}
+
+#[test]
+fn a_failure_wakes_those_who_wait_and_tells_the_hook() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, 1, 10);
+    log.sync_now().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    log.on_poisoned(move |cause| drop(sender.send(cause.clone())));
+    std::thread::scope(|scope| {
+        let reader = log.clone();
+        let token = log.wake_token();
+        let waiting = scope.spawn(move || {
+            reader.wait_appended(vlsn_of(5), token, std::time::Duration::from_mins(1))
+        });
+        append(&log, 1, &body(2, 10)).unwrap();
+        env.fail_next("sync_data", Fault::IO);
+        log.request_sync();
+        let cause = receiver.recv().unwrap();
+        assert!(matches!(cause, LogError::Io { action: "sync", .. }), "{cause:?}");
+        assert!(is_poisoned(&waiting.join().unwrap()));
+    });
+    assert!(is_poisoned(&log.wait_durable(vlsn_of(2))));
+}
+
+#[test]
+fn entries_given_out_before_a_failure_can_still_be_read() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, 3, 10);
+    env.fail_next("sync_data", Fault::IO);
+    log.sync_now().unwrap_err();
+    assert_eq!(bodies(&log).len(), 3);
+}
