@@ -3,8 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use noxu_util::Vlsn;
+use noxu_log::{EntryError, LogError};
 use noxu_util::codec::CodecError;
+use noxu_util::{Term, Vlsn};
+
+use crate::core::replica::StreamFault;
 
 use crate::net::dispatcher::Refusal;
 use crate::wire::handshake::RejectReason;
@@ -118,6 +121,72 @@ pub enum RepError {
         waited: Duration,
     },
 
+    /// The peer broke the rules of a stream. The connection is closed; redial and sync up anew.
+    #[error(transparent)]
+    Stream(#[from] StreamFault),
+
+    /// Entries that came from a peer are damaged or belong to another history.
+    #[error("{peer}: {fault}")]
+    BadEntry {
+        /// The peer.
+        peer: String,
+        /// What is wrong with which entry.
+        fault: EntryError,
+    },
+
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+
+    /// The state machine failed; the node stops.
+    #[error("the state machine failed: {cause}")]
+    StateMachine {
+        /// The engine's own error.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The node is shutting down or has stopped.
+    #[error("the node has stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+
+    /// A term asked for is not above every term known.
+    #[error("term {asked} refused: {holder} knows term {known}; choose a term above {known}")]
+    TermTooLow {
+        /// The term asked for.
+        asked: Term,
+        /// The highest term found.
+        known: Term,
+        /// Who knows it.
+        holder: String,
+    },
+
+    /// The directory belongs to another node or group than the configuration names.
+    #[error("{dir} belongs to {what} {found}, not to {expected}")]
+    WrongDirectory {
+        /// The node's directory.
+        dir: String,
+        /// What differs: "node" or "group".
+        what: &'static str,
+        /// As stored there.
+        found: String,
+        /// As configured.
+        expected: String,
+    },
+
+    /// A configuration that cannot work.
+    #[error("{field}: {found} found, expected {expected}")]
+    BadConfig {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+
     /// Too few acknowledgements in time. The write may yet become durable.
     #[error("VLSN {vlsn} not acknowledged within {waited:?}; it may still become durable")]
     OutcomeUnknown {
@@ -175,6 +244,11 @@ impl RepError {
             format!("{awaited} did not arrive within {waited:?}"),
         );
         Self::network(peer, "waiting for", cause)
+    }
+
+    /// A [`RepError::StateMachine`].
+    pub fn state_machine(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::StateMachine { cause: cause.into() }
     }
 
     /// Whether the channel is gone: closed, broken or silent.

@@ -5,10 +5,24 @@
 //! threads or clocks in it), `stream` runs one conversation over a blocking channel, `restore`
 //! replaces a log that can no longer be caught up.
 
+mod clock;
+pub mod config;
 pub mod core;
+pub mod driver;
 pub mod error;
+pub mod group;
 pub mod net;
+pub mod node;
+pub mod status;
 pub mod stream;
+pub mod sync;
 pub mod wire;
 
+pub use config::{GroupChoice, NodeConfig, RoleConfig};
+pub use core::durability::{AckPolicy, Durability, SyncPolicy};
+pub use core::feeder::{Lag, StreamTiming};
+pub use driver::master::{MasterLimits, Submitted};
 pub use error::{RepError, Result};
+pub use node::{Node, NodeContext};
+pub use status::{ReplicaStatus, Role, RollbackReport, Status, SyncupReport};
+pub use sync::{Checkpoint, LogReader, StateMachine};

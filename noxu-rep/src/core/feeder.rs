@@ -163,7 +163,7 @@ impl Feeder {
     }
 
     /// What time has brought.
-    pub fn handle_timeout(&mut self, now: Now) -> Option<FeederOutput> {
+    pub fn handle_timeout(&self, now: Now) -> Option<FeederOutput> {
         let State::Streaming(streaming) = &self.state else { return None };
         let silent = now.saturating_sub(streaming.last_heard);
         if silent >= self.timing.silence {
@@ -180,6 +180,11 @@ impl Feeder {
         Some(beat.min(streaming.last_heard + self.timing.silence))
     }
 
+    /// When the replica has been silent for too long; `None` unless streaming.
+    pub fn silence_ends(&self) -> Option<Now> {
+        self.streaming().map(|s| s.last_heard + self.timing.silence)
+    }
+
     /// The connection is gone.
     pub fn handle_closed(&mut self) {
         self.state = State::Closed;
@@ -188,6 +193,11 @@ impl Feeder {
     /// What the replica acknowledged last.
     pub fn acked(&self) -> Ack {
         self.streaming().map_or_else(Ack::default, |s| s.acked)
+    }
+
+    /// Whether a stream is open whose replica does not hold everything through `last` durably.
+    pub fn is_streaming_behind(&self, last: Vlsn) -> bool {
+        self.streaming().is_some_and(|s| s.acked.durable < last)
     }
 
     /// Last VLSN sent.
@@ -291,6 +301,7 @@ mod tests {
     fn silence_is_filled_with_positions_and_ends_the_stream_when_the_replica_keeps_it() {
         let mut feeder = streaming();
         assert_eq!(feeder.poll_timeout(), Some(ms(100)));
+        assert_eq!(feeder.silence_ends(), Some(ms(1000)));
         assert_eq!(feeder.handle_timeout(ms(99)), None);
         assert_eq!(feeder.handle_timeout(ms(100)), Some(FeederOutput::SendPosition));
         feeder.handle_sent(ms(100), v(10));

@@ -277,7 +277,7 @@ impl Replica {
         let s = self.streaming_mut();
         s.last_heard = now;
         s.want_received |= position.want_received;
-        s.answer_due = true;
+        s.answer_due |= position.answer;
         Ok(())
     }
 
@@ -348,6 +348,11 @@ impl Replica {
     /// When [`Replica::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Now> {
         Some(self.streaming()?.last_heard + self.timing.silence)
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
     }
 
     /// The connection is gone.
@@ -540,8 +545,13 @@ mod tests {
         let mut replica = streaming();
         replica.poll_ack();
         assert_eq!(replica.poll_timeout(), Some(ms(1000)));
-        let position =
-            Position { term: TERM, last: v(10), dtvlsn: Dtvlsn::default(), want_received: false };
+        let position = Position {
+            term: TERM,
+            last: v(10),
+            dtvlsn: Dtvlsn::default(),
+            want_received: false,
+            answer: true,
+        };
         replica.handle_position(ms(500), &position).unwrap();
         assert_eq!(replica.poll_ack(), Some(ack(10, 8)));
         assert_eq!(replica.handle_timeout(ms(1499)), None);

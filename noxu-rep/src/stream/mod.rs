@@ -1,4 +1,7 @@
 //! Streams: one conversation with one peer over a blocking channel.
 
+pub mod feeder;
+pub mod log_view;
+pub mod replica;
 pub mod syncup;
 pub mod syncup_protocol;

@@ -36,6 +36,7 @@ const ACK: u8 = 35;
 const GOODBYE: u8 = 36;
 
 const WANT_RECEIVED: u8 = 1;
+const ANSWER: u8 = 2;
 
 /// The majority-durable position that a master announces, with the fingerprint that proves it is
 /// the same entry on both sides.
@@ -86,6 +87,8 @@ pub struct Position {
     pub dtvlsn: Dtvlsn,
     /// As [`Head::want_received`].
     pub want_received: bool,
+    /// Whether the replica is to acknowledge although nothing moved, to show that it lives.
+    pub answer: bool,
 }
 
 /// One message of a stream.
@@ -146,7 +149,7 @@ impl Head {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, CodecError> {
-        let want_received = decode_flags(r)?;
+        let want_received = decode_flags(r, WANT_RECEIVED)? != 0;
         let term = Term::new(r.u32("term")?);
         let first = r.vlsn("first VLSN")?;
         if first.is_null() {
@@ -176,7 +179,8 @@ impl StreamMessage<'_> {
                 out.put_bytes(bytes);
             }
             Self::Position(position) => {
-                let flags = if position.want_received { WANT_RECEIVED } else { 0 };
+                let flags = if position.want_received { WANT_RECEIVED } else { 0 }
+                    | if position.answer { ANSWER } else { 0 };
                 out.put_bytes(&[POSITION, STREAM_VERSION, flags, 0]);
                 out.put_u32(position.term.number());
                 out.put_vlsn(position.last);
@@ -243,12 +247,18 @@ impl StreamMessage<'_> {
                 Ok(StreamMessage::Fragment { head, total, offset, bytes })
             }
             POSITION => {
-                let want_received = decode_flags(&mut r)?;
+                let flags = decode_flags(&mut r, WANT_RECEIVED | ANSWER)?;
                 let term = Term::new(r.u32("term")?);
                 let last = r.vlsn("last VLSN")?;
                 let dtvlsn = decode_dtvlsn(&mut r)?;
                 r.finish("Position")?;
-                Ok(StreamMessage::Position(Position { term, last, dtvlsn, want_received }))
+                Ok(StreamMessage::Position(Position {
+                    term,
+                    last,
+                    dtvlsn,
+                    want_received: flags & WANT_RECEIVED != 0,
+                    answer: flags & ANSWER != 0,
+                }))
             }
             ACK => {
                 decode_reserved(&mut r)?;
@@ -292,17 +302,17 @@ fn decode_dtvlsn(r: &mut Reader<'_>) -> Result<Dtvlsn, CodecError> {
     Ok(Dtvlsn { vlsn, fingerprint })
 }
 
-fn decode_flags(r: &mut Reader<'_>) -> Result<bool, CodecError> {
+fn decode_flags(r: &mut Reader<'_>, known: u8) -> Result<u8, CodecError> {
     let flags = r.u8("flags")?;
     let reserved = r.u8("reserved")?;
-    if flags & !WANT_RECEIVED != 0 || reserved != 0 {
+    if flags & !known != 0 || reserved != 0 {
         return Err(CodecError::OutOfRange {
             what: "flags",
             found: format!("{flags:#04x} {reserved:#04x}"),
             expected: "known flags only",
         });
     }
-    Ok(flags & WANT_RECEIVED != 0)
+    Ok(flags)
 }
 
 fn decode_reserved(r: &mut Reader<'_>) -> Result<(), CodecError> {
@@ -340,6 +350,7 @@ mod tests {
             last: Vlsn::new(300),
             dtvlsn: head().dtvlsn,
             want_received: false,
+            answer: true,
         };
         let ack = Ack {
             term: Term::new(7),
@@ -368,7 +379,7 @@ mod tests {
              00ffeeddccbbaa616263",
             "210101000700000002010000000000008877665544332211990000000000000011\
              00ffeeddccbbaa090000000400000064656667",
-            "22010000070000002c0100000000000099000000000000001100ffeeddccbbaa",
+            "22010200070000002c0100000000000099000000000000001100ffeeddccbbaa",
             "23010000070000002c010000000000002b01000000000000c800000000000000",
             "24010000",
         ];

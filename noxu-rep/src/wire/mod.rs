@@ -7,4 +7,5 @@
 pub mod frame;
 pub mod handshake;
 pub mod message;
+pub mod probe;
 pub mod syncup;

@@ -1,0 +1,263 @@
+//! Applier: brings the state machine up to what may be applied.
+//!
+//! Applying is a turn that any thread may take: a committer that was just released, or the applier
+//! thread. Whoever has it applies everything that may be applied, so that a blocked committer needs
+//! no hop through another thread; the applier thread covers what nobody waits for.
+//!
+//! # Invariants
+//! - `applied <= limit` except between a rollback and the limit's next advance; the state machine
+//!   sees every entry once, in VLSN order, since it was opened or rolled back.
+//! - After the first failure nothing is applied any more.
+//!
+//! # Lock order
+//! `turn` -> the state machine's own locks, the log's `state`. `waiting` and `signal` are leaves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use noxu_log::Log;
+use noxu_util::Vlsn;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::error::{RepError, Result};
+use crate::sync::StateMachine;
+
+/// Bytes of log applied at a time; waiters learn of progress that often.
+const RUN_BYTES: usize = 1 << 20;
+
+/// Runs that a committer applies for others before it goes on with its own business.
+const RUNS_HELPED: usize = 4;
+
+/// Brings the state machine up to what may be applied.
+pub struct Applier {
+    log: Log,
+    machine: Arc<dyn StateMachine>,
+    /// Everything through it may be applied.
+    limit: AtomicI64,
+    /// Everything through it was given to the state machine.
+    applied: AtomicI64,
+    turn: Mutex<Turn>,
+    failed: AtomicBool,
+    waiters: AtomicUsize,
+    waiting: Mutex<()>,
+    progressed: Condvar,
+    signal: Mutex<Signal>,
+    signalled: Condvar,
+}
+
+#[derive(Default)]
+struct Turn {
+    failed: Option<String>,
+}
+
+#[derive(Default)]
+struct Signal {
+    due: bool,
+    stop: bool,
+}
+
+impl Applier {
+    /// An applier that goes on where `machine` stands.
+    pub fn new(log: Log, machine: Arc<dyn StateMachine>, limit: Vlsn) -> Self {
+        let applied = machine.applied();
+        Self {
+            log,
+            limit: AtomicI64::new(limit.max(applied).sequence()),
+            applied: AtomicI64::new(applied.sequence()),
+            machine,
+            turn: Mutex::default(),
+            failed: AtomicBool::new(false),
+            waiters: AtomicUsize::new(0),
+            waiting: Mutex::new(()),
+            progressed: Condvar::new(),
+            signal: Mutex::default(),
+            signalled: Condvar::new(),
+        }
+    }
+
+    /// The state machine.
+    pub fn machine(&self) -> &Arc<dyn StateMachine> {
+        &self.machine
+    }
+
+    /// Everything through it is applied.
+    pub fn applied(&self) -> Vlsn {
+        Vlsn::new(self.applied.load(Ordering::Acquire))
+    }
+
+    /// Everything through it may be applied.
+    pub fn limit(&self) -> Vlsn {
+        Vlsn::new(self.limit.load(Ordering::Acquire))
+    }
+
+    /// Lets everything through `limit` be applied, without doing it. True if that is news.
+    pub fn raise(&self, limit: Vlsn) -> bool {
+        self.limit.fetch_max(limit.sequence(), Ordering::AcqRel) < limit.sequence()
+    }
+
+    /// Wakes the applier thread if there is something to apply.
+    pub fn signal(&self) {
+        if self.applied() >= self.limit() {
+            return;
+        }
+        let mut signal = self.signal.lock();
+        if !signal.due {
+            signal.due = true;
+            self.signalled.notify_one();
+        }
+    }
+
+    /// Applies what may be applied, in this thread if nobody else is at it. Whoever is at it looks
+    /// again when it is done, so nothing is left behind. Under endless load it hands over to the
+    /// applier thread.
+    pub fn help(&self) -> Result<()> {
+        for _ in 0..RUNS_HELPED {
+            if self.applied() >= self.limit() {
+                return Ok(());
+            }
+            let Some(turn) = self.turn.try_lock() else { return Ok(()) };
+            if !self.run(turn, RUNS_HELPED)? {
+                return Ok(());
+            }
+        }
+        self.signal();
+        Ok(())
+    }
+
+    /// Blocks until everything through `vlsn` is applied; false if the time is up before.
+    pub fn wait_applied(&self, vlsn: Vlsn, timeout: Duration) -> Result<bool> {
+        if self.applied() >= vlsn {
+            return Ok(true);
+        }
+        self.help()?;
+        if self.applied() >= vlsn {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + timeout;
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let mut waiting = self.waiting.lock();
+        let reached = loop {
+            if self.applied() >= vlsn {
+                break true;
+            }
+            if self.failed.load(Ordering::Acquire) || self.signal.lock().stop {
+                break false;
+            }
+            if self.progressed.wait_until(&mut waiting, deadline).timed_out() {
+                break self.applied() >= vlsn;
+            }
+        };
+        drop(waiting);
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        Ok(reached)
+    }
+
+    /// Undoes everything above `matchpoint`. What may be applied falls back to it.
+    pub fn roll_back_to(&self, matchpoint: Vlsn) -> Result<()> {
+        let mut turn = self.turn.lock();
+        turn.check()?;
+        self.limit.fetch_min(matchpoint.sequence(), Ordering::AcqRel);
+        if self.machine.applied() > matchpoint || self.applied() > matchpoint {
+            if let Err(cause) = self.machine.roll_back_to(matchpoint, &self.log) {
+                return Err(turn.fail(cause));
+            }
+            self.applied.store(self.machine.applied().sequence(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The state machine's content was replaced by a restore.
+    pub fn handle_replaced(&self) {
+        let _turn = self.turn.lock();
+        self.applied.store(self.machine.applied().sequence(), Ordering::Release);
+        self.limit.fetch_max(self.machine.applied().sequence(), Ordering::AcqRel);
+    }
+
+    /// The applier thread: applies whenever it is signalled, until it is stopped.
+    ///
+    /// # Errors
+    /// The state machine's first failure.
+    pub fn run_thread(&self) -> Result<()> {
+        loop {
+            // A committer may be at it; then this waits for its turn instead of going to sleep.
+            while self.applied() < self.limit() {
+                let turn = self.turn.lock();
+                if !self.run(turn, usize::MAX)? {
+                    break;
+                }
+            }
+            let mut signal = self.signal.lock();
+            while !signal.due && !signal.stop {
+                self.signalled.wait(&mut signal);
+            }
+            if signal.stop {
+                return Ok(());
+            }
+            signal.due = false;
+        }
+    }
+
+    /// Ends [`Applier::run_thread`] and everybody who waits.
+    pub fn stop(&self) {
+        self.signal.lock().stop = true;
+        self.signalled.notify_all();
+        self.wake_waiters();
+    }
+
+    /// Applies at most `runs` runs; false if the log ends below the limit.
+    fn run(&self, mut turn: MutexGuard<'_, Turn>, runs: usize) -> Result<bool> {
+        turn.check()?;
+        for _ in 0..runs {
+            let (applied, limit) = (self.applied(), self.limit());
+            if applied >= limit {
+                break;
+            }
+            let step = self.log.read(applied.next(), RUN_BYTES).map_err(RepError::from);
+            let step = step.and_then(|run| match run {
+                Some(run) => {
+                    let through = run.last.min(limit);
+                    self.machine.apply(&run, limit).map(|()| Some(through))
+                }
+                // The limit may name entries that are still on their way to this node.
+                None => Ok(None),
+            });
+            match step {
+                Ok(Some(through)) => {
+                    self.applied.store(through.sequence(), Ordering::SeqCst);
+                    if self.waiters.load(Ordering::SeqCst) > 0 {
+                        self.wake_waiters();
+                    }
+                }
+                Ok(None) => return Ok(false),
+                Err(cause) => {
+                    let cause = turn.fail(cause);
+                    self.failed.store(true, Ordering::Release);
+                    self.wake_waiters();
+                    return Err(cause);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn wake_waiters(&self) {
+        // Under the lock, so that nobody between its check and its wait is missed.
+        let _waiting = self.waiting.lock();
+        self.progressed.notify_all();
+    }
+}
+
+impl Turn {
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some(cause) => Err(RepError::Stopped { cause: cause.clone() }),
+        }
+    }
+
+    fn fail(&mut self, cause: RepError) -> RepError {
+        self.failed = Some(cause.to_string());
+        cause
+    }
+}

@@ -1,0 +1,181 @@
+//! Housekeeper: what has to be done some time, by a thread of its own: giving up on commits whose
+//! time ran out, and moving the commit floor after DTVLSN.
+//!
+//! # Invariants
+//! - The commit floor never passes a DTVLSN known, and follows it within [`FLOOR_LAG`].
+//! - It sleeps unless something is due; nobody pays for it by the commit.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use noxu_log::Log;
+use noxu_util::Vlsn;
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::Clock;
+use crate::error::Result;
+
+/// How long the durable commit floor may lag behind DTVLSN. A checkpoint does not wait for it: see
+/// [`Housekeeper::raise_floor`].
+const FLOOR_LAG: Duration = Duration::from_secs(1);
+
+/// Does what has to be done some time.
+pub struct Housekeeper {
+    log: Log,
+    clock: Clock,
+    state: Mutex<State>,
+    changed: Condvar,
+    advanced: Condvar,
+    /// Whether an expiry is due some time; a look that spares most commits the lock.
+    armed: AtomicBool,
+    /// Held around an update of the commit floor, so that it never falls.
+    floor: Mutex<Vlsn>,
+}
+
+struct State {
+    dtvlsn: Vlsn,
+    /// When the commit floor is to be moved.
+    floor_due: Option<Duration>,
+    /// When the oldest commit's time runs out, or an earlier moment.
+    expiry_due: Option<Duration>,
+    stop: bool,
+    /// Who is in [`Housekeeper::wait_dtvlsn`].
+    waiting: usize,
+}
+
+impl Housekeeper {
+    /// A housekeeper of `log`, whose control file knows the commit floor.
+    pub fn new(log: Log, clock: Clock) -> Self {
+        let floor = log.control().state().commit_floor;
+        let state =
+            State { dtvlsn: floor, floor_due: None, expiry_due: None, stop: false, waiting: 0 };
+        Self {
+            log,
+            clock,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            advanced: Condvar::new(),
+            armed: AtomicBool::new(false),
+            floor: Mutex::new(floor),
+        }
+    }
+
+    /// A commit is pending whose time runs out at `deadline`. Deadlines only ascend, so a timer
+    /// that is armed is early enough.
+    pub fn arm(&self, deadline: Duration) {
+        if self.armed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.expiry_due.is_none() {
+            state.expiry_due = Some(deadline);
+            self.armed.store(true, Ordering::Release);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Everything through `dtvlsn` is durable on a majority.
+    pub fn handle_dtvlsn(&self, dtvlsn: Vlsn) {
+        let mut state = self.state.lock();
+        if dtvlsn > state.dtvlsn {
+            state.dtvlsn = dtvlsn;
+            if state.waiting > 0 {
+                self.advanced.notify_all();
+            }
+            if state.floor_due.is_none() {
+                state.floor_due = Some(self.clock.now() + FLOOR_LAG);
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// Highest VLSN heard of as durable on a majority.
+    pub fn dtvlsn(&self) -> Vlsn {
+        self.state.lock().dtvlsn
+    }
+
+    /// Blocks until [`Housekeeper::dtvlsn`] is at or beyond `vlsn`; false if the time is up or the
+    /// node stops before.
+    pub fn wait_dtvlsn(&self, vlsn: Vlsn, timeout: Duration) -> bool {
+        let deadline = std::time::Instant::now() + timeout;
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        while state.dtvlsn < vlsn && !state.stop {
+            if self.advanced.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.waiting -= 1;
+        state.dtvlsn >= vlsn
+    }
+
+    /// Makes durable that nothing at or below `vlsn`, and nothing that a majority is known to hold,
+    /// may ever be rolled back. Everything through `vlsn` is on this node's disk on return.
+    pub fn raise_floor(&self, vlsn: Vlsn) -> Result<()> {
+        if self.log.positions().durable < vlsn {
+            self.log.sync_now()?;
+        }
+        let target = self.dtvlsn().max(vlsn).min(self.log.positions().durable);
+        let mut floor = self.floor.lock();
+        if target > *floor {
+            self.log.control().update(|control| {
+                control.commit_floor = control.commit_floor.max(target);
+            })?;
+            *floor = target;
+            self.log.settle(target);
+        }
+        Ok(())
+    }
+
+    /// The thread: `expire(now)` gives up on commits and returns when the next one is due.
+    ///
+    /// # Errors
+    /// The control file's.
+    pub fn run_thread(&self, expire: impl Fn(Duration) -> Option<Duration>) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            let now = self.clock.now();
+            if state.stop {
+                return Ok(());
+            }
+            if state.expiry_due.is_some_and(|due| due <= now) {
+                state.expiry_due = None;
+                // Before the look at the commits: one registered after it arms anew.
+                self.armed.store(false, Ordering::Release);
+                drop(state);
+                let next = expire(now);
+                state = self.state.lock();
+                // An arming that came meanwhile is for a later moment than `next`.
+                state.expiry_due = next.or(state.expiry_due);
+                if state.expiry_due.is_some() {
+                    self.armed.store(true, Ordering::Release);
+                }
+                continue;
+            }
+            if state.floor_due.is_some_and(|due| due <= now) {
+                state.floor_due = None;
+                drop(state);
+                self.raise_floor(Vlsn::default())?;
+                state = self.state.lock();
+                continue;
+            }
+            let due = match (state.expiry_due, state.floor_due) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            match due {
+                Some(due) => {
+                    self.changed.wait_for(&mut state, due.saturating_sub(now));
+                }
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Ends [`Housekeeper::run_thread`].
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.changed.notify_all();
+        self.advanced.notify_all();
+    }
+}

@@ -1,0 +1,644 @@
+//! Master: one mastership; writes, and who is told when.
+//!
+//! # Lock order
+//! `state` -> the log's locks, for the append; so registration order is VLSN order. Whoever holds a
+//! lock of the log never waits for `state`: the log calls its hooks with none held, and makes room
+//! for a waiting appender before it calls them. `feeders` and each session's `core` are leaves.
+//! Callbacks, wake-ups and applying happen with no lock held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use noxu_log::{Log, NewEntry};
+use noxu_util::{Incarnation, Name, Term, Vlsn};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::clock::Clock;
+use crate::core::commits::{Changed, Commits, Outcome, WaiterId};
+use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
+use crate::core::feeder::{Feeder, Lag, StreamTiming};
+use crate::core::quorum::{Acked, Quorum, SessionId};
+use crate::driver::applier::Applier;
+use crate::driver::housekeeper::Housekeeper;
+use crate::error::{RepError, Result};
+use crate::net::channel::Channel;
+use crate::stream::feeder::FeederHost;
+use crate::wire::message::Ack;
+
+/// How long a master waits for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MasterLimits {
+    /// For enough replicas to be connected, before anything is written.
+    pub insufficient_replicas_timeout: Duration,
+    /// For acknowledgements of what was written.
+    pub ack_timeout: Duration,
+    /// Bytes beyond DTVLSN at which writers that ask for no acknowledgement wait.
+    pub max_unreplicated_bytes: u64,
+    /// Heartbeats and silence on the streams.
+    pub timing: StreamTiming,
+}
+
+/// One mastership.
+pub struct Master {
+    term: Term,
+    /// First entry of the term.
+    term_entry: Vlsn,
+    log: Log,
+    clock: Clock,
+    limits: MasterLimits,
+    applier: Arc<Applier>,
+    housekeeper: Arc<Housekeeper>,
+    state: Mutex<State>,
+    /// Something changed that writers before their first entry wait for.
+    changed: Condvar,
+    /// Copies of the core's bounds, for a look without the lock.
+    bounds: [AtomicI64; Class::COUNT],
+    dtvlsn: AtomicI64,
+    wants_received: AtomicBool,
+    /// Writes are served: the term's start is durable on a quorum and applied.
+    serving: AtomicBool,
+    closing: AtomicBool,
+    feeders: Mutex<BTreeMap<SessionId, Arc<FeederSession>>>,
+    next_session: AtomicU64,
+}
+
+struct State {
+    commits: Commits<Waker>,
+    /// Writers that wait before their first entry.
+    waiting: usize,
+    /// Why the mastership is over.
+    closed: Option<String>,
+}
+
+/// Whom to tell about a commit.
+enum Waker {
+    Thread(Thread),
+    Callback(Box<dyn FnOnce(Outcome) + Send>),
+}
+
+/// One replica's stream as its master keeps it.
+pub struct FeederSession {
+    /// Its number.
+    pub id: SessionId,
+    /// The replica.
+    pub name: Name,
+    /// Number of the replica's directory.
+    pub incarnation: Incarnation,
+    /// Where the replica can be reached.
+    pub address: String,
+    pub(crate) channel: Arc<dyn Channel>,
+    pub(crate) core: Mutex<Feeder>,
+}
+
+/// A replica as its master sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// The replica.
+    pub name: Name,
+    /// Where it can be reached.
+    pub address: String,
+    /// Last VLSN sent; NULL until the stream has begun.
+    pub sent: Vlsn,
+    /// What it acknowledged.
+    pub acked: Ack,
+    /// How far it is behind.
+    pub lag: Lag,
+}
+
+impl Master {
+    /// A mastership whose first entry, `term_entry`, was just appended.
+    #[allow(clippy::too_many_arguments)] // made in one place
+    pub(crate) fn new(
+        term: Term,
+        term_entry: Vlsn,
+        quorum: Quorum,
+        dtvlsn: Vlsn,
+        log: Log,
+        clock: Clock,
+        limits: MasterLimits,
+        applier: Arc<Applier>,
+        housekeeper: Arc<Housekeeper>,
+    ) -> Self {
+        let mut commits = Commits::new(quorum, term_entry, dtvlsn);
+        let last = log.positions().last;
+        if last > term_entry {
+            commits.handle_appended_sync(last, 0);
+        }
+        Self {
+            term,
+            term_entry,
+            log,
+            clock,
+            limits,
+            applier,
+            housekeeper,
+            state: Mutex::new(State { commits, waiting: 0, closed: None }),
+            changed: Condvar::new(),
+            bounds: [const { AtomicI64::new(0) }; Class::COUNT],
+            dtvlsn: AtomicI64::new(dtvlsn.sequence()),
+            wants_received: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            feeders: Mutex::default(),
+            next_session: AtomicU64::new(1),
+        }
+    }
+
+    /// Its term.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Writes `batch`, whose last entry is a commit, and registers it under `durability`.
+    ///
+    /// # Errors
+    /// `InsufficientReplicas` and [`RepError::Stopped`] with nothing written; the log's.
+    pub fn submit(
+        self: &Arc<Self>,
+        batch: &[NewEntry<'_>],
+        durability: Durability,
+    ) -> Result<Submitted> {
+        let submitted = self.write(batch, durability)?;
+        match durability.local {
+            SyncPolicy::Sync => self.log.request_sync(),
+            SyncPolicy::WriteNoSync => self.log.request_write(),
+            SyncPolicy::NoSync => {}
+        }
+        Ok(submitted)
+    }
+
+    /// [`Master::submit`] and [`Submitted::wait`] in one: the calling thread helps with the sync
+    /// instead of waking another one.
+    pub fn commit(
+        self: &Arc<Self>,
+        batch: &[NewEntry<'_>],
+        durability: Durability,
+    ) -> Result<Submitted> {
+        let submitted = self.write(batch, durability)?;
+        match durability.local {
+            SyncPolicy::Sync => {
+                self.log.help_sync(submitted.vlsn)?;
+            }
+            SyncPolicy::WriteNoSync => self.log.request_write(),
+            SyncPolicy::NoSync => {}
+        }
+        submitted.wait()?;
+        Ok(submitted)
+    }
+
+    fn write(
+        self: &Arc<Self>,
+        batch: &[NewEntry<'_>],
+        durability: Durability,
+    ) -> Result<Submitted> {
+        let ends_in_commit = batch.last().is_some_and(|entry| entry.flags().is_commit());
+        assert!(ends_in_commit, "a batch of {} entries without a commit at its end", batch.len());
+        let class = durability.class();
+        let bytes: usize = batch.iter().map(NewEntry::entry_bytes).sum();
+        let mut state = self.admit(class)?;
+        if class.waits_for_received() {
+            // Before the append, so that no feeder ships the entry without the wish.
+            self.wants_received.store(true, Ordering::Release);
+        }
+        let deadline = self.clock.now() + self.limits.ack_timeout;
+        let appended = self.log.append(self.term, batch)?;
+        let commit = Some((class, deadline));
+        let pending = state.commits.handle_appended(appended.last, bytes as u64, commit);
+        if !pending {
+            self.publish_bound(&state, class);
+        }
+        let visible = state.commits.visible();
+        drop(state);
+        if pending {
+            self.housekeeper.arm(deadline);
+        }
+        if self.applier.raise(visible) {
+            self.applier.signal();
+        }
+        Ok(Submitted { master: Arc::clone(self), vlsn: appended.last, class, deadline })
+    }
+
+    /// Waits until a commit of `class` may be written, and keeps the lock for it.
+    fn admit(&self, class: Class) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        let mut since = None;
+        loop {
+            if let Some(cause) = &state.closed {
+                return Err(RepError::Stopped { cause: cause.clone() });
+            }
+            let serving = self.serving.load(Ordering::Acquire)
+                || (state.commits.established() && self.applier.applied() >= self.term_entry);
+            let able = serving && state.commits.can_satisfy(class);
+            let room = class.acks() != AckPolicy::None
+                || state.commits.unreplicated_bytes() < self.limits.max_unreplicated_bytes;
+            if serving {
+                self.serving.store(true, Ordering::Release);
+            }
+            if able && room {
+                return Ok(state);
+            }
+            let since = *since.get_or_insert_with(Instant::now);
+            let limit = if able {
+                self.limits.ack_timeout
+            } else {
+                self.limits.insufficient_replicas_timeout
+            };
+            let waited = since.elapsed();
+            if waited >= limit {
+                if able {
+                    // Back-pressure slows a writer down; it is no error.
+                    return Ok(state);
+                }
+                let needed = state
+                    .commits
+                    .acks_needed(class)
+                    .max(state.commits.quorum().replication_quorum() - 1);
+                let connected = state.commits.quorum().connected();
+                return Err(RepError::InsufficientReplicas { needed, connected, waited });
+            }
+            if state.commits.established() && !serving {
+                drop(state);
+                self.applier.wait_applied(self.term_entry, limit.saturating_sub(waited))?;
+                state = self.state.lock();
+                continue;
+            }
+            state.waiting += 1;
+            self.changed.wait_for(&mut state, limit.saturating_sub(waited));
+            state.waiting -= 1;
+        }
+    }
+
+    /// Highest VLSN known durable on a majority.
+    pub fn dtvlsn(&self) -> Vlsn {
+        Vlsn::new(self.dtvlsn.load(Ordering::Acquire))
+    }
+
+    /// Everything through it may be seen by readers here.
+    pub fn visible(&self) -> Vlsn {
+        self.state.lock().commits.visible()
+    }
+
+    /// The local log was synced through `durable`.
+    pub(crate) fn handle_local_durable(&self, durable: Vlsn) {
+        let mut state = self.state.lock();
+        let changed = state.commits.handle_local_durable(durable);
+        self.settle(state, changed);
+    }
+
+    /// Gives up on commits whose time ran out; returns when the next one's does.
+    pub(crate) fn handle_timeout(&self, now: Duration) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let changed = state.commits.handle_timeout(now);
+        let next = state.commits.poll_timeout();
+        self.settle(state, changed);
+        next
+    }
+
+    /// A replica passed its handshake. An older session of the same node is closed.
+    pub(crate) fn open_session(
+        &self,
+        name: Name,
+        incarnation: Incarnation,
+        address: String,
+        channel: Arc<dyn Channel>,
+    ) -> Arc<FeederSession> {
+        let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let mut core = Feeder::new(self.term, self.limits.timing);
+        core.handle_welcomed();
+        let core = Mutex::new(core);
+        let session = Arc::new(FeederSession { id, name, incarnation, address, channel, core });
+        let mut feeders = self.feeders.lock();
+        let older: Vec<_> =
+            feeders.values().filter(|s| s.name == session.name).map(Arc::clone).collect();
+        feeders.insert(id, Arc::clone(&session));
+        drop(feeders);
+        for session in older {
+            session.channel.close();
+        }
+        session
+    }
+
+    /// The session's stream begins with `start`.
+    pub(crate) fn handle_stream_open(&self, session: &FeederSession, start: Vlsn) {
+        session.core.lock().handle_synced_up(self.clock.now(), start);
+        let mut state = self.state.lock();
+        state.commits.handle_connected(&session.name, session.incarnation, session.id);
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The session is over.
+    pub(crate) fn handle_session_closed(&self, session: &FeederSession) {
+        let mut state = self.state.lock();
+        self.feeders.lock().remove(&session.id);
+        state.commits.handle_disconnected(session.id);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn handle_ack(&self, session: SessionId, ack: Ack) {
+        let mut state = self.state.lock();
+        let acked = Acked { received: ack.received, durable: ack.durable };
+        let changed = state.commits.handle_ack(session, acked);
+        self.settle(state, changed);
+    }
+
+    /// Tells everybody what an event has changed.
+    fn settle(&self, mut state: MutexGuard<'_, State>, changed: Changed) {
+        if changed.bounds {
+            for class in Class::all() {
+                self.publish_bound(&state, class);
+            }
+            self.wants_received.store(state.commits.waits_for_received(), Ordering::Release);
+        }
+        let dtvlsn = state.commits.dtvlsn();
+        if changed.dtvlsn {
+            self.dtvlsn.store(dtvlsn.sequence(), Ordering::Release);
+        }
+        let visible = state.commits.visible();
+        let released =
+            if state.commits.has_released() { state.commits.poll_released() } else { Vec::new() };
+        let waiting = state.waiting > 0 && changed != Changed::default();
+        drop(state);
+
+        let raised = self.applier.raise(visible);
+        let mut helped = false;
+        for (waker, outcome) in released {
+            match waker {
+                Waker::Thread(thread) => {
+                    thread.unpark();
+                    helped = true;
+                }
+                Waker::Callback(callback) => callback(outcome),
+            }
+        }
+        // A committer that was just woken applies; without one the applier thread does.
+        if raised && !helped {
+            self.applier.signal();
+        }
+        if waiting {
+            self.changed.notify_all();
+        }
+        if changed.dtvlsn {
+            self.log.wake_readers();
+            self.housekeeper.handle_dtvlsn(dtvlsn);
+        }
+    }
+
+    fn publish_bound(&self, state: &State, class: Class) {
+        let bound = state.commits.bound(class).sequence();
+        self.bounds[class.index()].fetch_max(bound, Ordering::AcqRel);
+    }
+
+    /// Incarnation of the connected replica of this name.
+    pub(crate) fn connected(&self, name: &Name) -> Option<Incarnation> {
+        self.feeders.lock().values().find(|s| s.name == *name).map(|s| s.incarnation)
+    }
+
+    /// The replicas as they are connected.
+    pub fn replicas(&self) -> Vec<ReplicaStatus> {
+        let (now, last) = (self.clock.now(), self.log.positions().last);
+        let sessions: Vec<_> = self.feeders.lock().values().map(Arc::clone).collect();
+        let status = |session: &Arc<FeederSession>| {
+            let core = session.core.lock();
+            ReplicaStatus {
+                name: session.name.clone(),
+                address: session.address.clone(),
+                sent: core.sent(),
+                acked: core.acked(),
+                lag: core.lag(now, last),
+            }
+        };
+        sessions.iter().map(status).collect()
+    }
+
+    /// Waits until every connected voter holds everything durably that this log holds, at most
+    /// `timeout`. True if that came to pass.
+    pub(crate) fn drain(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let last = self.log.positions().last;
+        let mut state = self.state.lock();
+        loop {
+            let behind = self
+                .feeders
+                .lock()
+                .values()
+                .any(|session| session.core.lock().is_streaming_behind(last));
+            if !behind {
+                return true;
+            }
+            state.waiting += 1;
+            let waited = self.changed.wait_until(&mut state, deadline);
+            state.waiting -= 1;
+            if waited.timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// Takes no more writes; those written may still be reported.
+    pub(crate) fn stop_writes(&self, cause: &str) {
+        self.state.lock().closed.get_or_insert_with(|| cause.to_owned());
+        self.changed.notify_all();
+    }
+
+    /// Waits until the streams have said goodbye, at most `timeout`.
+    pub(crate) fn wait_feeders_gone(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        while !self.feeders.lock().is_empty() {
+            state.waiting += 1;
+            let waited = self.changed.wait_until(&mut state, deadline);
+            state.waiting -= 1;
+            if waited.timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the mastership: writers and waiters get [`RepError::Stopped`], the streams a goodbye.
+    pub(crate) fn close(&self, cause: &str) {
+        let mut state = self.state.lock();
+        state.closed.get_or_insert_with(|| cause.to_owned());
+        state.commits.handle_closed();
+        self.closing.store(true, Ordering::Release);
+        self.settle(state, Changed::default());
+        self.changed.notify_all();
+        self.log.wake_readers();
+    }
+
+    /// Cuts all streams.
+    pub(crate) fn close_channels(&self) {
+        let sessions: Vec<_> = self.feeders.lock().values().map(Arc::clone).collect();
+        for session in sessions {
+            session.channel.close();
+        }
+    }
+
+    fn closed_cause(&self) -> Option<String> {
+        self.closing.load(Ordering::Acquire).then(|| {
+            self.state.lock().closed.clone().unwrap_or_else(|| "the mastership ended".to_owned())
+        })
+    }
+}
+
+/// The master as one of its feeders sees it.
+pub(crate) struct SessionHost<'a> {
+    pub(crate) master: &'a Master,
+    pub(crate) session: SessionId,
+}
+
+impl FeederHost for SessionHost<'_> {
+    fn dtvlsn(&self) -> Vlsn {
+        self.master.dtvlsn()
+    }
+
+    fn wants_received(&self) -> bool {
+        self.master.wants_received.load(Ordering::Acquire)
+    }
+
+    fn handle_ack(&self, ack: Ack) {
+        self.master.handle_ack(self.session, ack);
+    }
+
+    fn is_closing(&self) -> bool {
+        self.master.closing.load(Ordering::Acquire)
+    }
+}
+
+/// A commit that was written: wait for its policy, ask, or be called back. Dropping it changes
+/// nothing about the commit.
+#[derive(Clone)]
+pub struct Submitted {
+    master: Arc<Master>,
+    vlsn: Vlsn,
+    class: Class,
+    deadline: Duration,
+}
+
+impl std::fmt::Debug for Submitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Submitted").field("vlsn", &self.vlsn).finish_non_exhaustive()
+    }
+}
+
+impl Submitted {
+    /// The commit entry.
+    pub fn vlsn(&self) -> Vlsn {
+        self.vlsn
+    }
+
+    /// The term it was written in.
+    pub fn term(&self) -> Term {
+        self.master.term
+    }
+
+    /// Whether the policy is met by now; `None` while that is open.
+    pub fn poll(&self) -> Option<Result<()>> {
+        if self.is_satisfied() {
+            return Some(Ok(()));
+        }
+        if let Some(cause) = self.master.closed_cause() {
+            return Some(Err(RepError::Stopped { cause }));
+        }
+        (self.master.clock.now() >= self.deadline).then(|| Err(self.unknown()))
+    }
+
+    /// Blocks until the policy is met. If the commit can be visible by then, it is applied too.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown` once `ack_timeout` has passed since the write; `Stopped`.
+    pub fn wait(&self) -> Result<()> {
+        self.wait_until(self.deadline).unwrap_or_else(|| Err(self.unknown()))
+    }
+
+    /// As [`Submitted::wait`], but gives up after `timeout` with `None`; the commit goes on.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
+        let until = self.master.clock.now() + timeout;
+        if until >= self.deadline { Some(self.wait()) } else { self.wait_until(until) }
+    }
+
+    /// Calls `done` once with what [`Submitted::wait`] would return, from a thread of the node; at
+    /// once in this thread if that is known. It must not block.
+    pub fn on_done(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
+        let this = self.clone();
+        let callback = move |outcome| {
+            done(match outcome {
+                Outcome::Satisfied => Ok(()),
+                Outcome::TimedOut => Err(this.unknown()),
+                Outcome::Closed => {
+                    Err(RepError::Stopped { cause: this.master.closed_cause().unwrap_or_default() })
+                }
+            });
+        };
+        let mut state = self.master.state.lock();
+        state.commits.wait_for(self.class, self.vlsn, Waker::Callback(Box::new(callback)));
+        self.master.settle(state, Changed::default());
+    }
+
+    fn wait_until(&self, until: Duration) -> Option<Result<()>> {
+        let outcome = self.park_until(until);
+        // The event that woke this thread left the applying to it.
+        if let Err(cause) = self.master.applier.help() {
+            return Some(Err(cause));
+        }
+        if let Some(Ok(())) = outcome
+            && self.master.applier.limit() >= self.vlsn
+        {
+            let left = self.deadline.saturating_sub(self.master.clock.now());
+            if let Err(cause) = self.master.applier.wait_applied(self.vlsn, left) {
+                return Some(Err(cause));
+            }
+        }
+        outcome
+    }
+
+    fn park_until(&self, until: Duration) -> Option<Result<()>> {
+        if self.is_satisfied() {
+            return Some(Ok(()));
+        }
+        let mut id: Option<WaiterId> = None;
+        loop {
+            if let Some(outcome) = self.poll() {
+                self.forget(id);
+                return Some(outcome);
+            }
+            let now = self.master.clock.now();
+            if now >= until {
+                self.forget(id);
+                return None;
+            }
+            if id.is_none() {
+                let mut state = self.master.state.lock();
+                let waker = Waker::Thread(std::thread::current());
+                id = Some(state.commits.wait_for(self.class, self.vlsn, waker));
+                // Settled in the meantime: this thread is released and parks not at all.
+                self.master.settle(state, Changed::default());
+                continue;
+            }
+            std::thread::park_timeout(until.saturating_sub(now));
+        }
+    }
+
+    fn forget(&self, id: Option<WaiterId>) {
+        if let Some(id) = id
+            && !self.is_satisfied()
+        {
+            self.master.state.lock().commits.forget(self.class, id);
+        }
+    }
+
+    fn is_satisfied(&self) -> bool {
+        self.master.bounds[self.class.index()].load(Ordering::Acquire) >= self.vlsn.sequence()
+    }
+
+    fn unknown(&self) -> RepError {
+        RepError::OutcomeUnknown { vlsn: self.vlsn, waited: self.master.limits.ack_timeout }
+    }
+}

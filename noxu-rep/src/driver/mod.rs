@@ -1,0 +1,8 @@
+//! Drivers: the threads of a node. They read, write, block and hold the locks; what is decided is
+//! decided in `core`.
+
+pub mod applier;
+pub mod housekeeper;
+pub mod master;
+pub(crate) mod replica_loop;
+pub(crate) mod services;

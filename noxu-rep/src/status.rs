@@ -1,0 +1,103 @@
+//! Status: what a node can say about itself at one moment.
+
+use std::path::PathBuf;
+
+use noxu_log::{GroupIdentity, Positions};
+use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
+
+pub use crate::driver::master::ReplicaStatus;
+
+/// What a node does for its group at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes writes and feeds the others.
+    Master,
+    /// Follows a master, or looks for one.
+    Replica,
+    /// Replaces its log and state by a peer's.
+    Restoring,
+    /// Neither any more: shut down or failed.
+    Stopped,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Master => "master",
+            Self::Replica => "replica",
+            Self::Restoring => "restoring",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A rollback that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RollbackReport {
+    /// Wall clock, milliseconds since 1970.
+    pub time_ms: u64,
+    /// The newest entry kept: both logs hold it.
+    pub matchpoint: Vlsn,
+    /// Where it begins.
+    pub matchpoint_lsn: Lsn,
+    /// How many entries were rolled back.
+    pub entries: u64,
+    /// The file that keeps them.
+    pub lost_file: PathBuf,
+    /// Round trips that the search for the matchpoint took.
+    pub round_trips: u32,
+    /// The master whose log prevailed.
+    pub master: Name,
+    /// Its term.
+    pub master_term: Term,
+}
+
+/// The last syncup of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncupReport {
+    /// The newest sync entry that both logs hold; NULL for a fresh replica.
+    pub matchpoint: Vlsn,
+    /// First VLSN streamed.
+    pub start: Vlsn,
+    /// Round trips it took.
+    pub round_trips: u32,
+}
+
+/// One snapshot of a node.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The node.
+    pub name: Name,
+    /// Number of its directory.
+    pub incarnation: Incarnation,
+    /// Its group, once it has one.
+    pub group: Option<GroupIdentity>,
+    /// The group's voters, as far as known.
+    pub members: Vec<Name>,
+    /// What it does.
+    pub role: Role,
+    /// The reason for that, in words.
+    pub reason: String,
+    /// The highest term it knows.
+    pub term: Term,
+    /// Address of the master, if known.
+    pub master: Option<String>,
+    /// The log's positions.
+    pub positions: Positions,
+    /// Highest VLSN known durable on a majority.
+    pub dtvlsn: Vlsn,
+    /// Everything through it may be seen by readers here.
+    pub visible: Vlsn,
+    /// Everything through it is applied.
+    pub applied: Vlsn,
+    /// What may never be rolled back here, as the control file has it.
+    pub commit_floor: Vlsn,
+    /// The connected replicas, on a master.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The last syncup, on a replica.
+    pub last_syncup: Option<SyncupReport>,
+    /// The last rollback since the node was opened.
+    pub last_rollback: Option<RollbackReport>,
+    /// The last failure of a connection.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,255 @@
+//! Replica stream: receives the log from a feeder over a blocking channel.
+//!
+//! One thread receives, verifies, appends, syncs and acknowledges. It takes what has already
+//! arrived before it syncs, so the group fsync is clocked by itself. Where committers wait for
+//! acknowledgements that precede the fsync, the log's flusher syncs instead, so that the next frame
+//! does not wait for the disk; [`ReplicaStream::handle_durable`] then sends the durable positions.
+//!
+//! # Lock order
+//! `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
+//! acknowledgements leave in the order in which they were made. They are small; a peer that does
+//! not take them is gone after the channel's write deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use noxu_log::{ChainState, EntryRun, Log};
+use noxu_util::{Term, Vlsn};
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+use crate::core::feeder::StreamTiming;
+use crate::core::replica::Replica;
+use crate::error::{RepError, Result};
+use crate::net::channel::Channel;
+use crate::stream::feeder::fingerprint_at;
+use crate::wire::message::{Ack, Dtvlsn, Head, StreamMessage};
+
+/// What a replica's stream asks of the node it belongs to.
+pub trait ReplicaHost: Send + Sync {
+    /// Everything through `limit` may be applied.
+    fn handle_may_apply(&self, limit: Vlsn);
+
+    /// The master announced this DTVLSN, and the logs agree there as far as this one goes.
+    fn handle_dtvlsn(&self, dtvlsn: Vlsn);
+
+    /// Everything through it is applied.
+    fn applied(&self) -> Vlsn;
+
+    /// Entries were appended.
+    fn handle_appended(&self, run: &EntryRun);
+}
+
+/// Bytes received at which the thread syncs although more has arrived.
+const SYNC_BYTES: usize = 8 << 20;
+
+/// One stream on the replica's side, past handshake and syncup.
+pub struct ReplicaStream {
+    log: Log,
+    channel: Arc<dyn Channel>,
+    host: Arc<dyn ReplicaHost>,
+    clock: Clock,
+    core: Mutex<Replica>,
+}
+
+impl ReplicaStream {
+    /// A stream from the master of `term` over `channel`, once the syncup is over and `log` is a
+    /// prefix of the master's. `known_dtvlsn` is what this node heard of before.
+    pub fn new(
+        term: Term,
+        timing: StreamTiming,
+        log: Log,
+        channel: Arc<dyn Channel>,
+        host: Arc<dyn ReplicaHost>,
+        clock: Clock,
+        known_dtvlsn: Vlsn,
+    ) -> Self {
+        let max_entry_bytes = log.config().max_body_bytes as usize + noxu_log::ENTRY_HEADER_BYTES;
+        let mut core = Replica::new(term, timing, max_entry_bytes);
+        let positions = log.positions();
+        core.handle_welcomed();
+        core.handle_synced_up(
+            clock.now(),
+            positions.last,
+            positions.last_fingerprint,
+            positions.durable,
+            known_dtvlsn,
+        );
+        Self { log, channel, host, clock, core: Mutex::new(core) }
+    }
+
+    /// Receives until the master leaves or something fails. The channel is closed when it returns.
+    ///
+    /// # Errors
+    /// Whatever ended the stream; `Ok` if the master said goodbye.
+    pub fn run(&self) -> Result<()> {
+        let outcome = self.receive_all();
+        self.core.lock().handle_closed();
+        self.channel.close();
+        outcome
+    }
+
+    /// The log is synced through `durable`, by whichever thread did it.
+    ///
+    /// # Errors
+    /// The channel's, if an acknowledgement cannot be sent.
+    pub fn handle_durable(&self, durable: Vlsn) -> Result<()> {
+        let mut core = self.core.lock();
+        if core.is_closed() {
+            return Ok(());
+        }
+        core.handle_synced(durable);
+        core.handle_applied(self.host.applied());
+        let ack = core.poll_ack();
+        self.send_ack(ack)
+    }
+
+    fn receive_all(&self) -> Result<()> {
+        let mut chain = self.log.positions().chain();
+        self.handle_durable(self.log.positions().durable)?;
+        self.raise_limit();
+        let mut unsynced = 0;
+        loop {
+            let now = self.clock.now();
+            let (silent, due) = {
+                let core = self.core.lock();
+                (core.handle_timeout(now), core.poll_timeout())
+            };
+            if let Some(silent) = silent {
+                return Err(RepError::silent(self.channel.peer(), "a message", silent));
+            }
+            let wait = match due {
+                _ if unsynced > 0 => Duration::ZERO,
+                Some(due) => due.saturating_sub(now),
+                None => return Ok(()),
+            };
+            if let Some(frame) = self.channel.receive(wait)? {
+                match self.handle_frame(&Bytes::from(frame), &mut chain)? {
+                    Handled::Bytes(count) => unsynced += count,
+                    Handled::Goodbye => return Ok(()),
+                }
+                if unsynced < SYNC_BYTES {
+                    continue;
+                }
+            }
+            if unsynced > 0 {
+                unsynced = 0;
+                self.sync()?;
+            }
+        }
+    }
+
+    /// Makes what was received durable and acknowledges it.
+    fn sync(&self) -> Result<()> {
+        let received = {
+            let mut core = self.core.lock();
+            core.handle_applied(self.host.applied());
+            let ack = core.poll_received_ack();
+            self.send_ack(ack)?;
+            ack
+        };
+        if received.is_some() {
+            self.log.request_sync();
+        } else {
+            let durable = self.log.sync_now()?;
+            self.handle_durable(durable)?;
+        }
+        self.raise_limit();
+        Ok(())
+    }
+
+    fn raise_limit(&self) {
+        let limit = self.core.lock().may_apply();
+        self.host.handle_may_apply(limit);
+    }
+
+    fn handle_frame(&self, frame: &Bytes, chain: &mut ChainState) -> Result<Handled> {
+        let now = self.clock.now();
+        let message = StreamMessage::decode(frame).map_err(|bad| self.name_peer(bad.into()))?;
+        match message {
+            StreamMessage::Entries { head, bytes } => {
+                {
+                    let mut core = self.core.lock();
+                    core.handle_head(now, &head)?;
+                    core.handle_whole(head.first)?;
+                }
+                let count = bytes.len();
+                self.append(frame.slice_ref(bytes), &head, chain)?;
+                Ok(Handled::Bytes(count))
+            }
+            StreamMessage::Fragment { head, total, offset, bytes } => {
+                let whole = {
+                    let mut core = self.core.lock();
+                    core.handle_head(now, &head)?;
+                    core.handle_fragment(head.first, total, offset, bytes)?
+                };
+                let Some(whole) = whole else { return Ok(Handled::Bytes(0)) };
+                let count = whole.len();
+                self.append(whole.into(), &head, chain)?;
+                Ok(Handled::Bytes(count))
+            }
+            StreamMessage::Position(position) => {
+                let answer = {
+                    let mut core = self.core.lock();
+                    core.handle_position(now, &position)?;
+                    core.handle_applied(self.host.applied());
+                    core.poll_ack()
+                };
+                self.handle_dtvlsn(position.dtvlsn)?;
+                self.raise_limit();
+                self.send_ack(answer)?;
+                Ok(Handled::Bytes(0))
+            }
+            StreamMessage::Goodbye => Ok(Handled::Goodbye),
+            StreamMessage::Ack(_) => {
+                Err(RepError::protocol(self.channel.peer(), "Entries or Position", "Ack"))
+            }
+        }
+    }
+
+    fn append(&self, bytes: Bytes, head: &Head, chain: &mut ChainState) -> Result<()> {
+        let max_body = self.log.config().max_body_bytes;
+        let run = EntryRun::verify(bytes, *chain, max_body)
+            .map_err(|fault| RepError::BadEntry { peer: self.channel.peer(), fault })?;
+        if run.last_term > head.term {
+            return Err(crate::core::replica::StreamFault::ForeignTerm {
+                found: run.last_term,
+                expected: head.term,
+            }
+            .into());
+        }
+        self.log.append_run(&run)?;
+        self.host.handle_appended(&run);
+        *chain =
+            ChainState { vlsn: run.last, term: run.last_term, fingerprint: run.last_fingerprint };
+        self.core.lock().handle_appended(run.last, run.last_fingerprint);
+        self.handle_dtvlsn(head.dtvlsn)
+    }
+
+    fn handle_dtvlsn(&self, announced: Dtvlsn) -> Result<()> {
+        if !self.core.lock().is_new_dtvlsn(announced.vlsn) {
+            return Ok(());
+        }
+        let here = fingerprint_at(&self.log, announced.vlsn)?;
+        self.core.lock().handle_dtvlsn(announced, here)?;
+        self.host.handle_dtvlsn(announced.vlsn);
+        Ok(())
+    }
+
+    fn send_ack(&self, ack: Option<Ack>) -> Result<()> {
+        match ack {
+            Some(ack) => self.channel.send(&StreamMessage::Ack(ack).encode()),
+            None => Ok(()),
+        }
+    }
+
+    fn name_peer(&self, error: RepError) -> RepError {
+        error.with_peer(|| self.channel.peer())
+    }
+}
+
+enum Handled {
+    Bytes(usize),
+    Goodbye,
+}

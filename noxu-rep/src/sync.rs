@@ -1,0 +1,53 @@
+//! Sync: the traits through which replication reaches a storage engine. Blocking, object safe.
+//!
+//! An engine reports its own failures as [`RepError::state_machine`](crate::RepError::state_machine);
+//! the node then stops loudly, because it can no longer say what its state is.
+
+use noxu_log::{EntryRun, Log};
+use noxu_util::Vlsn;
+
+use crate::error::Result;
+
+/// What Noxu replicates for.
+pub trait StateMachine: Send + Sync {
+    /// Everything through it is applied; NULL for nothing. After an open, replay starts after it.
+    fn applied(&self) -> Vlsn;
+
+    /// Applies the entries of `run` at or below `through`, in VLSN order. Called by one thread at a
+    /// time, with runs that continue one another; a run may begin or end inside a transaction.
+    fn apply(&self, run: &EntryRun, through: Vlsn) -> Result<()>;
+
+    /// Forgets everything above `matchpoint`, reading what it needs anew from `replay`. Snapshots
+    /// above it end. Afterwards [`StateMachine::applied`] is at or below `matchpoint`.
+    fn roll_back_to(&self, matchpoint: Vlsn, replay: &dyn LogReader) -> Result<()>;
+
+    /// Makes the state durable; returns the VLSN through which it is.
+    fn checkpoint(&self) -> Result<Vlsn>;
+
+    /// A consistent snapshot of the state, for a node that restores.
+    fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>>;
+
+    /// Replaces all state by the snapshot in `source`, taken at `vlsn`.
+    fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()>;
+}
+
+/// A snapshot of a state machine, read from the front.
+pub trait Checkpoint: Send {
+    /// Everything through it is in the snapshot, nothing above it.
+    fn vlsn(&self) -> Vlsn;
+
+    /// Appends at most `max` bytes to `buf`. False once the snapshot has ended.
+    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool>;
+}
+
+/// Reads entries of a log.
+pub trait LogReader {
+    /// A run from `from` on, of at least one entry and about `max_bytes`; `None` at the end.
+    fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>>;
+}
+
+impl LogReader for Log {
+    fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
+        Ok(Log::read(self, from, max_bytes)?)
+    }
+}
