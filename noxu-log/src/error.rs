@@ -123,6 +123,12 @@ pub enum LogError {
         /// The node directory.
         dir: PathBuf,
     },
+    /// Neither a node directory nor a file of a log.
+    #[error("{path} holds no log: a node directory, a folder of segments, or a file of either expected", path = .path.display())]
+    NoLog {
+        /// The directory or file.
+        path: PathBuf,
+    },
     /// An entry does not follow from the one before it.
     #[error("entry {vlsn} breaks the chain: fingerprint {expected} expected, {found} found")]
     ChainMismatch {

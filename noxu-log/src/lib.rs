@@ -11,6 +11,7 @@ pub mod env;
 mod error;
 mod group_commit;
 mod index;
+pub mod inspect;
 mod log;
 mod lost_entries;
 mod read;

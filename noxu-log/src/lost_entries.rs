@@ -153,7 +153,11 @@ pub fn lost_path(node_dir: &Path, name: &str) -> PathBuf {
 
 /// Path of a segment that was moved beside the lost-entries file `name`.
 pub fn moved_segment_path(node_dir: &Path, name: &str, number: u32) -> PathBuf {
-    lost_dir(node_dir).join(format!("{name}-{}", segment_name(number)))
+    lost_dir(node_dir).join(moved_segment_name(name, number))
+}
+
+fn moved_segment_name(name: &str, number: u32) -> String {
+    format!("{name}-{}", segment_name(number))
 }
 
 /// A lost-entries file, read and verified.
@@ -180,25 +184,35 @@ impl LostEntries {
         Ok(stems.map(ToOwned::to_owned).collect())
     }
 
-    /// Reads a file and the segments moved beside it, and verifies every entry.
+    /// Reads the file `name` of a node directory and the segments moved beside it, and verifies
+    /// every entry.
     ///
     /// # Errors
     /// `Io`; `DamagedFile` naming the place.
     pub fn read(env: &dyn Env, node_dir: &Path, name: &str) -> Result<Self> {
-        let path = lost_path(node_dir, name);
+        Self::read_file(env, &lost_path(node_dir, name))
+    }
+
+    /// [`LostEntries::read`] of a file anywhere.
+    ///
+    /// # Errors
+    /// As [`LostEntries::read`].
+    pub fn read_file(env: &dyn Env, path: &Path) -> Result<Self> {
         let damaged =
             |path: &Path, reason: String| LogError::DamagedFile { path: path.to_owned(), reason };
-        let bytes = read_whole(env, &path)?;
-        let (header, at) = LostHeader::decode(&bytes).map_err(|e| damaged(&path, e.to_string()))?;
+        let bytes = read_whole(env, path)?;
+        let (header, at) = LostHeader::decode(&bytes).map_err(|e| damaged(path, e.to_string()))?;
         let entries = bytes.get(at..at.saturating_add(header.entry_bytes as usize));
         let entries = entries.ok_or_else(|| {
-            damaged(&path, format!("{} bytes of entries expected", header.entry_bytes))
+            damaged(path, format!("{} bytes of entries expected", header.entry_bytes))
         })?;
         let mut chain = header.kept;
         let mut parts = vec![entries.to_vec()];
-        verify_all(entries, &mut chain).map_err(|e| damaged(&path, e.to_string()))?;
+        verify_all(entries, &mut chain).map_err(|e| damaged(path, e.to_string()))?;
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = name.strip_suffix(LOST_SUFFIX).unwrap_or(name);
         for number in &header.moved {
-            let path = moved_segment_path(node_dir, name, *number);
+            let path = path.with_file_name(moved_segment_name(name, *number));
             let bytes = read_whole(env, &path)?;
             let segment =
                 SegmentHeader::decode(&bytes).map_err(|e| damaged(&path, e.to_string()))?;
@@ -217,7 +231,7 @@ impl LostEntries {
         }
         if chain != header.end {
             let found = format!("ends with entry {}, not {}", chain.vlsn, header.end.vlsn);
-            return Err(damaged(&path, found));
+            return Err(damaged(path, found));
         }
         Ok(Self { header, parts })
     }
