@@ -6,6 +6,7 @@ mod conformance;
 mod crash;
 mod damage;
 mod front_drop;
+mod golden;
 mod inspect;
 mod poison;
 mod reads;
