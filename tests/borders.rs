@@ -43,7 +43,7 @@ const RULES: &[Rule] = &[
             "crate::stream",
             "crate::node",
         ],
-        least_files: 0,
+        least_files: 5,
     },
     Rule {
         id: "B2",
@@ -63,13 +63,13 @@ const RULES: &[Rule] = &[
             "Durability",
             "AckPolicy",
         ],
-        least_files: 1,
+        least_files: 8,
     },
     Rule {
         id: "B3",
         scope: "noxu-rep/src",
         forbidden: &["noxu_kv", "lsm_tree", "Store", "clap", "redis_protocol"],
-        least_files: 1,
+        least_files: 10,
     },
     Rule {
         id: "B4",
@@ -86,7 +86,7 @@ const RULES: &[Rule] = &[
             "std::fs",
             "std::net",
         ],
-        least_files: 0,
+        least_files: 3,
     },
     Rule {
         id: "B5",
@@ -110,7 +110,7 @@ const RULES: &[Rule] = &[
         id: "B7",
         scope: "src/door",
         forbidden: &["noxu_log", "lsm_tree", "noxu_rep::net", "noxu_rep::wire", "noxu_rep::core"],
-        least_files: 0,
+        least_files: 5,
     },
 ];
 

@@ -1,16 +1,55 @@
 //! Command line: the commands of `noxu`, one file each.
 
+mod client;
+mod demo;
+mod error;
+mod progress;
+mod sizes;
+mod status;
+
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use error::CliError;
 
 /// A replicated, embedded key-value store: node, tools and demo.
 #[derive(Debug, Parser)]
-#[command(name = "noxu", version)]
-struct Arguments {}
+#[command(name = "noxu", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Demo),
+    Put(client::Put),
+    Get(client::Get),
+    Scan(client::Scan),
+    Status(status::Status),
+}
 
 /// Runs the program: parses the arguments, runs the command, prints an error as one line.
+///
+/// Exit codes: 0 done, 1 failed, 2 the arguments make no sense, 3 a verification found a difference.
 pub fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
-    ExitCode::SUCCESS
+    let done = match Arguments::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Put(put) => put.run(),
+        Command::Get(get) => get.run(),
+        Command::Scan(scan) => scan.run(),
+        Command::Status(status) => status.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Somebody closed our output, `head` for instance: nothing went wrong.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("noxu: {}", error.to_string().replace('\n', " "));
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
