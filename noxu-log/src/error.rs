@@ -117,6 +117,15 @@ pub enum LogError {
         /// Its name.
         thread: String,
     },
+    /// A network restore was cut short while it replaced the log.
+    #[error(
+        "a network restore was replacing the log in {dir}: start the node, which finishes it",
+        dir = .dir.display()
+    )]
+    RestorePending {
+        /// The node directory.
+        dir: PathBuf,
+    },
     /// The log was closed.
     #[error("the log in {dir} is closed", dir = .dir.display())]
     Closed {

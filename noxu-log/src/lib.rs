@@ -12,6 +12,7 @@ mod error;
 mod group_commit;
 mod index;
 pub mod inspect;
+pub mod install;
 mod log;
 mod lost_entries;
 mod read;

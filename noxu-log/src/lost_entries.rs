@@ -184,6 +184,15 @@ impl LostEntries {
         Ok(stems.map(ToOwned::to_owned).collect())
     }
 
+    /// Reads the facts of a file alone.
+    pub(crate) fn read_header(env: &dyn Env, node_dir: &Path, name: &str) -> Result<LostHeader> {
+        let path = lost_path(node_dir, name);
+        let bytes = read_whole(env, &path)?;
+        LostHeader::decode(&bytes)
+            .map(|(header, _)| header)
+            .map_err(|e| LogError::DamagedFile { path, reason: e.to_string() })
+    }
+
     /// Reads the file `name` of a node directory and the segments moved beside it, and verifies
     /// every entry.
     ///

@@ -64,7 +64,17 @@ impl Log {
     pub fn open(
         env: Arc<dyn Env>,
         dir: &Path,
+        config: LogConfig,
+    ) -> Result<(Self, OpenReport)> {
+        Self::open_with(env, dir, config, false)
+    }
+
+    /// As [`Log::open`]; `installing` lets the restore that is replacing the log in.
+    pub(crate) fn open_with(
+        env: Arc<dyn Env>,
+        dir: &Path,
         mut config: LogConfig,
+        installing: bool,
     ) -> Result<(Self, OpenReport)> {
         config.max_body_bytes = config.max_body_bytes.min(crate::log::MAX_BODY_BYTES);
         env.create_dir_all(dir).map_err(|e| LogError::io("create directory", dir, e))?;
@@ -77,6 +87,9 @@ impl Log {
             env.create_dir_all(&sub).map_err(|e| LogError::io("create directory", &sub, e))?;
         }
         let control = ControlFile::open_or_create(&*env, dir)?;
+        if control.state().restore_marker && !installing {
+            return Err(LogError::RestorePending { dir: dir.to_owned() });
+        }
         let mark = TailMark::open(Arc::clone(&env), dir)?;
         let mut report =
             OpenReport { clean_shutdown: control.state().clean_shutdown, ..OpenReport::default() };

@@ -1,0 +1,325 @@
+//! Install: replaces a log by segments and an anchor that a network restore staged.
+//!
+//! # Crash argument
+//! The caller has made everything staged durable and committed to it. [`Install::run`] can be
+//! repeated from any step; until [`finish_install`] no other open of the log succeeds.
+//! 1. The control file's restore marker is durable before anything changes, so that nobody opens a
+//!    log that is half the old one and half the new.
+//! 2. What the old log holds above the commit floor is moved beside a lost-entries file, which is
+//!    written first and lists what is to be moved; the rest of the old log is removed.
+//! 3. The file `SWAPPING` in the staging directory says that 2 is over. From here on every file in
+//!    the log directory is a new one.
+//! 4. Staged files are moved; one that is no longer staged has been moved.
+//! 5. Control file (anchor, configuration, floor) and tail mark are set.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use noxu_util::{Lsn, NULL_VLSN, Term, Vlsn};
+
+use crate::control_file::{Anchor, ControlFile, GroupIdentity};
+use crate::entry::{ChainState, EntryFault};
+use crate::env::{Env, OpenMode, write_whole};
+use crate::error::{LogError, Result};
+use crate::log::{Log, LogConfig};
+use crate::lost_entries::{LostEntries, LostHeader, LostNote, lost_path, moved_segment_path};
+use crate::recovery::OpenReport;
+use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
+use crate::segment::scan::{SegmentSummary, SummaryBuilder, scan_entries};
+use crate::segment::side_file::{Digests, SideFile};
+use crate::tail_mark::{Mark, TailMark};
+
+const SWAPPING: &str = "SWAPPING";
+
+/// What replaces a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Install {
+    /// The group, which a fresh directory adopts.
+    pub group: GroupIdentity,
+    /// A term the node has learned of; its own is raised to it.
+    pub term: Term,
+    /// The position before the first entry.
+    pub anchor: Anchor,
+    /// The group configuration last known.
+    pub group_config: Vec<u8>,
+    /// Staged segments, adjacent, the first one right after the anchor.
+    pub segments: Vec<u32>,
+    /// The last entry of the last segment; the anchor if there is none.
+    pub last: ChainState,
+    /// Where it stands.
+    pub last_lsn: Lsn,
+    /// Name of the lost-entries file for what the old log holds above its commit floor; new.
+    pub lost_name: String,
+    /// Kept in that file.
+    pub lost_note: LostNote,
+}
+
+/// What is known of a staged segment before it is read.
+#[derive(Debug, Clone)]
+pub struct ExpectedSegment {
+    /// Its number.
+    pub number: u32,
+    /// The group.
+    pub group: GroupIdentity,
+    /// The entry it continues.
+    pub after: ChainState,
+    /// Newest sync entry and transaction end up to there.
+    pub last_sync: Vlsn,
+    /// See `last_sync`.
+    pub last_txn_end: Vlsn,
+    /// Length of the file.
+    pub bytes: u32,
+    /// Digests that its bytes were verified against.
+    pub digests: Digests,
+}
+
+/// Verifies every entry of a staged segment and writes its side file beside it, durably.
+///
+/// # Errors
+/// `Corrupt` naming the place; `Io`.
+pub fn stage_segment(
+    env: &dyn Env,
+    staged: &Path,
+    expected: &ExpectedSegment,
+) -> Result<SegmentSummary> {
+    let number = expected.number;
+    let path = staged.join(segment_name(number));
+    let wrap = |e| LogError::io("read", &path, e);
+    let corrupt = |offset: u32, wanted: String, found: String| LogError::Corrupt {
+        segment: number,
+        offset: offset.into(),
+        expected: wanted,
+        found,
+    };
+    let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
+    let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+    let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+    let header = SegmentHeader::decode(&raw[..read])
+        .map_err(|fault| corrupt(0, "a segment header".into(), fault.to_string()))?;
+    let wanted = SegmentHeader {
+        number,
+        group: expected.group.id,
+        first: expected.after.vlsn.next(),
+        previous_fingerprint: expected.after.fingerprint,
+        previous_term: expected.after.term,
+        segment_bytes: expected.group.segment_bytes,
+    };
+    if header != wanted {
+        return Err(corrupt(0, format!("{wanted:?}"), format!("{header:?}")));
+    }
+    let mut builder = SummaryBuilder::new(header, expected.last_sync, expected.last_txn_end);
+    let end = scan_entries(
+        &*file,
+        SEGMENT_HEADER_BYTES,
+        expected.bytes.into(),
+        header.chain_before(),
+        |offset, entry| builder.push(offset, &entry.header),
+    )
+    .map_err(wrap)?;
+    if end.fault.is_some() || end.offset != expected.bytes || end.chain == expected.after {
+        let found = end.fault.unwrap_or(EntryFault::Header).to_string();
+        return Err(corrupt(end.offset, format!("entry {}", end.chain.vlsn.next()), found));
+    }
+    let summary = builder.summary();
+    let side = SideFile { summary: summary.clone(), digests: expected.digests.clone() };
+    write_whole(env, &staged.join(side_name(number)), &side.encode())?;
+    Ok(summary)
+}
+
+impl Install {
+    /// Replaces the log of `dir` by what is staged. Idempotent; durable on return. The state
+    /// machine and whatever follows the segments come next, through [`Log::open_installed`], and
+    /// then [`finish_install`]. Returns the lost-entries file that was made, if there was one.
+    ///
+    /// # Errors
+    /// `Locked`, `AlreadyFounded` with another group, `Io`.
+    pub fn run(
+        &self,
+        shared_env: &Arc<dyn Env>,
+        dir: &Path,
+        staged: &Path,
+    ) -> Result<Option<PathBuf>> {
+        let env = &**shared_env;
+        for sub in [dir.to_owned(), log_dir(dir), lost_dir(dir)] {
+            env.create_dir_all(&sub).map_err(|e| LogError::io("create directory", &sub, e))?;
+        }
+        let _lock = lock(env, dir)?;
+        let control = ControlFile::open_or_create(env, dir)?;
+        if let Some(mine) = control.state().group
+            && mine != self.group
+        {
+            return Err(LogError::AlreadyFounded {
+                dir: dir.to_owned(),
+                found: format!("group {} ({})", mine.name, mine.id),
+                wanted: format!("group {} ({})", self.group.name, self.group.id),
+            });
+        }
+        control.update(|control| control.restore_marker = true)?;
+        let swapping = staged.join(SWAPPING);
+        if !env.exists(&swapping).map_err(|e| LogError::io("look for", &swapping, e))? {
+            self.clear_old(env, dir, control.state().commit_floor)?;
+            write_whole(env, &swapping, b"")?;
+        }
+        self.swap_in(env, dir, staged)?;
+        control.update(|control| {
+            if self.term > control.term {
+                control.term = self.term;
+                control.vote = None;
+            }
+            control.group = Some(self.group.clone());
+            control.group_config.clone_from(&self.group_config);
+            control.anchor = self.anchor.clone();
+            control.commit_floor = control.commit_floor.max(self.last.vlsn);
+            control.truncate_intent = None;
+            control.head_uncertain = false;
+            control.clean_shutdown = false;
+        })?;
+        // The old mark speaks of the old log, and would have the new one taken for damaged.
+        let mark = TailMark::open(Arc::clone(shared_env), dir)?;
+        mark.write(Mark {
+            term: self.last.term,
+            vlsn: self.last.vlsn,
+            lsn: self.last_lsn,
+            fingerprint: self.last.fingerprint,
+        })?;
+        mark.sync()?;
+        let lost = lost_path(dir, &self.lost_name);
+        let saved = env.exists(&lost).map_err(|e| LogError::io("look for", &lost, e))?;
+        Ok(saved.then_some(lost))
+    }
+
+    /// Step 2.
+    fn clear_old(&self, env: &dyn Env, dir: &Path, floor: Vlsn) -> Result<()> {
+        let log_dir = log_dir(dir);
+        let lost_path = lost_path(dir, &self.lost_name);
+        if !env.exists(&lost_path).map_err(|e| LogError::io("look for", &lost_path, e))? {
+            self.list_lost(env, dir, floor)?;
+        }
+        let mut moved = Vec::new();
+        if env.exists(&lost_path).map_err(|e| LogError::io("look for", &lost_path, e))? {
+            moved = LostEntries::read_header(env, dir, &self.lost_name)?.moved;
+        }
+        let names = env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))?;
+        for name in names {
+            let path = log_dir.join(&name);
+            match parse_segment_name(&name) {
+                Some(number) if moved.contains(&number) => {
+                    let to = moved_segment_path(dir, &self.lost_name, number);
+                    env.rename(&path, &to).map_err(|e| LogError::io("move", &path, e))?;
+                }
+                _ => env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?,
+            }
+        }
+        let lost = lost_dir(dir);
+        env.sync_dir(&lost).map_err(|e| LogError::io("sync directory", &lost, e))?;
+        env.sync_dir(&log_dir).map_err(|e| LogError::io("sync directory", &log_dir, e))
+    }
+
+    /// Writes the lost-entries file if the old log holds anything above the commit floor: nobody
+    /// else is known to have that.
+    fn list_lost(&self, env: &dyn Env, dir: &Path, floor: Vlsn) -> Result<()> {
+        let log_dir = log_dir(dir);
+        let mut lost: Option<LostHeader> = None;
+        for name in env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))? {
+            let Some(number) = parse_segment_name(&name) else { continue };
+            let path = log_dir.join(&name);
+            let wrap = |e| LogError::io("read", &path, e);
+            let file = env.open(&path, OpenMode::ReadWrite).map_err(wrap)?;
+            let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+            let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+            // What cannot be read as a segment held nothing that was ever synced.
+            let Ok(header) = SegmentHeader::decode(&raw[..read]) else { continue };
+            if lost.as_ref().is_some_and(|lost| lost.end != header.chain_before()) {
+                break;
+            }
+            let len = file.len().map_err(wrap)?;
+            let chain = header.chain_before();
+            let end = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |_, _| {})
+                .map_err(wrap)?
+                .chain;
+            if end.vlsn <= floor || end == chain {
+                continue;
+            }
+            file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+            let lost = lost.get_or_insert_with(|| LostHeader {
+                group: self.group.id,
+                kept: chain,
+                kept_lsn: Lsn::default(),
+                end: chain,
+                note: self.lost_note.clone(),
+                moved: Vec::new(),
+                entry_bytes: 0,
+            });
+            lost.end = end;
+            lost.moved.push(number);
+        }
+        match lost {
+            Some(lost) => write_whole(env, &lost_path(dir, &self.lost_name), &lost.encode()),
+            None => Ok(()),
+        }
+    }
+
+    /// Step 4.
+    fn swap_in(&self, env: &dyn Env, dir: &Path, staged: &Path) -> Result<()> {
+        let log_dir = log_dir(dir);
+        for number in &self.segments {
+            for name in [side_name(*number), segment_name(*number)] {
+                let from = staged.join(&name);
+                if env.exists(&from).map_err(|e| LogError::io("look for", &from, e))? {
+                    env.rename(&from, &log_dir.join(&name))
+                        .map_err(|e| LogError::io("move", &from, e))?;
+                }
+            }
+        }
+        for dir in [&log_dir, staged] {
+            env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Opens a log that is being installed, to append what follows its segments.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_installed(
+        env: Arc<dyn Env>,
+        dir: &Path,
+        config: LogConfig,
+    ) -> Result<(Self, OpenReport)> {
+        Self::open_with(env, dir, config, true)
+    }
+}
+
+/// The log in `dir` is whole: it may be opened by anybody again. Durable on return.
+///
+/// # Errors
+/// `Locked`, `Io`.
+pub fn finish_install(env: &dyn Env, dir: &Path) -> Result<()> {
+    let _lock = lock(env, dir)?;
+    let control = ControlFile::open_or_create(env, dir)?;
+    control.update(|control| control.restore_marker = false)
+}
+
+/// The position that a restore has to reach at least: what this directory knows a majority to
+/// hold. NULL for a directory without a control file.
+///
+/// # Errors
+/// `ControlUnreadable`, `Io`.
+pub fn known_floor(env: &dyn Env, dir: &Path) -> Result<Vlsn> {
+    let path = dir.join("control");
+    if !env.exists(&path).map_err(|e| LogError::io("look for", &path, e))? {
+        return Ok(NULL_VLSN);
+    }
+    Ok(ControlFile::read(env, dir)?.commit_floor)
+}
+
+fn lock(env: &dyn Env, dir: &Path) -> Result<Box<dyn crate::env::LockGuard>> {
+    let path = dir.join("LOCK");
+    env.lock(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => LogError::Locked { path: path.clone() },
+        _ => LogError::io("lock", &path, e),
+    })
+}
