@@ -61,11 +61,7 @@ impl Log {
     /// # Errors
     /// `Locked`; `ControlUnreadable`; `Corrupt` and `ChainMismatch` if the log is damaged, naming
     /// the place; `Io`.
-    pub fn open(
-        env: Arc<dyn Env>,
-        dir: &Path,
-        config: LogConfig,
-    ) -> Result<(Self, OpenReport)> {
+    pub fn open(env: Arc<dyn Env>, dir: &Path, config: LogConfig) -> Result<(Self, OpenReport)> {
         Self::open_with(env, dir, config, false)
     }
 

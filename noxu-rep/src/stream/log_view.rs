@@ -1,19 +1,30 @@
 //! LogView: a log as the syncup sees it.
 
-use noxu_log::Log;
+use noxu_log::{Log, LogError};
 use noxu_util::{Term, Vlsn};
+use parking_lot::Mutex;
 
 use super::syncup::{SyncupView, VlsnEntry};
+use crate::error::Result;
 
-/// A log as the syncup sees it. An entry that cannot be read counts as not held.
+/// A log as the syncup sees it. An entry that cannot be read ends the syncup: were it taken for one
+/// that is not held, a damaged sector would send a healthy replica to restore.
 pub struct LogView<'a> {
     log: &'a Log,
+    failure: Mutex<Option<LogError>>,
 }
 
 impl<'a> LogView<'a> {
     /// A view of `log`.
     pub fn new(log: &'a Log) -> Self {
-        Self { log }
+        Self { log, failure: Mutex::new(None) }
+    }
+
+    fn read<T>(&self, read: noxu_log::Result<Option<T>>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            self.failure.lock().get_or_insert(error);
+            None
+        })
     }
 }
 
@@ -28,23 +39,22 @@ impl SyncupView for LogView<'_> {
     }
 
     fn first_vlsn(&self) -> Vlsn {
-        self.log.positions().first
+        self.log.positions().anchor.vlsn.next()
     }
 
     fn entry(&self, vlsn: Vlsn) -> Option<VlsnEntry> {
-        let anchor = self.log.positions().anchor;
-        if vlsn == anchor.vlsn && !vlsn.is_null() {
+        if let Some((header, lsn)) = self.read(self.log.header(vlsn)) {
             return Some(VlsnEntry {
-                lsn: anchor.lsn.as_u64(),
-                fingerprint: anchor.fingerprint.as_u64(),
-                is_sync: true,
+                lsn: lsn.as_u64(),
+                fingerprint: header.fingerprint.as_u64(),
+                is_sync: header.is_sync(),
             });
         }
-        let (header, lsn) = self.log.header(vlsn).ok().flatten()?;
-        Some(VlsnEntry {
-            lsn: lsn.as_u64(),
-            fingerprint: header.fingerprint.as_u64(),
-            is_sync: header.is_sync(),
+        let anchor = self.log.positions().anchor;
+        (vlsn == anchor.vlsn && !vlsn.is_null()).then(|| VlsnEntry {
+            lsn: anchor.lsn.as_u64(),
+            fingerprint: anchor.fingerprint.as_u64(),
+            is_sync: true,
         })
     }
 
@@ -53,7 +63,7 @@ impl SyncupView for LogView<'_> {
     }
 
     fn sync_at_or_before(&self, vlsn: Vlsn) -> Option<Vlsn> {
-        if let Some((header, _)) = self.log.sync_at_or_before(vlsn).ok().flatten() {
+        if let Some((header, _)) = self.read(self.log.sync_at_or_before(vlsn)) {
             return Some(header.vlsn);
         }
         let anchor = self.log.positions().anchor.vlsn;
@@ -62,5 +72,12 @@ impl SyncupView for LogView<'_> {
 
     fn term_table(&self) -> Vec<(Term, Vlsn)> {
         self.log.term_table()
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.failure.lock().take() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
     }
 }

@@ -53,6 +53,7 @@ pub fn replica_syncup(
     closing_on_error(channel, || {
         let (mut core, mut output) = ReplicaSyncup::new(replica, options.probes);
         loop {
+            replica.check()?;
             let question = match output {
                 ReplicaOutput::Ask(question) => question,
                 ReplicaOutput::Start(message, outcome) => {
@@ -88,7 +89,9 @@ pub fn feeder_syncup(
         let mut core = FeederSyncup::new(feeder);
         loop {
             let message = receive(channel, "a syncup message", options.message_timeout)?;
-            match core.handle_message(message)? {
+            let output = core.handle_message(message)?;
+            feeder.check()?;
+            match output {
                 FeederOutput::Answer(answer) => channel.send(&answer.encode())?,
                 FeederOutput::Start(start_vlsn) => return Ok(Some(start_vlsn)),
                 FeederOutput::Restore(answer) => {
