@@ -2,4 +2,5 @@
 
 mod borders;
 mod door;
+mod log_tool;
 mod memory_backend;

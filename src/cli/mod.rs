@@ -3,6 +3,7 @@
 mod client;
 mod demo;
 mod error;
+mod log;
 mod progress;
 mod sizes;
 mod status;
@@ -24,6 +25,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Demo),
+    Log(log::Log),
     Put(client::Put),
     Get(client::Get),
     Scan(client::Scan),
@@ -36,6 +38,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
+        Command::Log(log) => log.run(),
         Command::Put(put) => put.run(),
         Command::Get(get) => get.run(),
         Command::Scan(scan) => scan.run(),
