@@ -330,8 +330,10 @@ impl Shared {
                 current.file.allocate(step).map_err(|e| LogError::io("fill", &path, e))?;
                 (Arc::clone(&current.file), current.number)
             };
+            // Entries may lie in the pages that this sync was to write, and the kernel reports their
+            // loss only once: to us, not to the flusher's next sync.
             let path = self.segment_path(number);
-            file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+            file.sync_data().map_err(|e| self.poison(LogError::io("sync", &path, e)))?;
         }
         if self.keeper.stopping() || self.writer.lock().spare.is_some() {
             return Ok(());

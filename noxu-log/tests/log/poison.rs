@@ -1,9 +1,11 @@
 //! A failed write or sync stops the log for good: nothing after it is ever reported durable.
 
-use noxu_log::LogError;
-use noxu_log::env::{Fault, FaultEnv, Survivors};
+use std::sync::Arc;
 
-use crate::rig::{append, bodies, body, fill, open, vlsn_of};
+use noxu_log::env::{Fault, FaultEnv, Survivors};
+use noxu_log::{Log, LogConfig, LogError};
+
+use crate::rig::{append, bodies, body, dir, fill, group, open, quiet, vlsn_of};
 
 fn is_poisoned<T>(result: &Result<T, LogError>) -> bool {
     matches!(result, Err(LogError::Poisoned { .. }))
@@ -73,4 +75,25 @@ fn entries_given_out_before_a_failure_can_still_be_read() {
     env.fail_next("sync_data", Fault::IO);
     log.sync_now().unwrap_err();
     assert_eq!(bodies(&log).len(), 3);
+}
+
+#[test]
+fn a_failed_sync_of_the_thread_that_fills_ahead_stops_the_log_too() {
+    let env = FaultEnv::new();
+    let config = LogConfig { prefill: true, ..quiet() };
+    let (log, _) = Log::open(Arc::new(env.clone()), dir(), config).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    log.on_poisoned(move |cause| drop(sender.send(cause.to_string())));
+    // Without a spare, the first segment itself is filled while entries are written to it.
+    env.fail_next("allocate", Fault::NO_SPACE);
+    log.found(group()).unwrap();
+    while !env.trace().iter().any(|call| call.function == "remove") {
+        std::thread::yield_now();
+    }
+    env.fail_next("sync_data", Fault::IO);
+    append(&log, 1, &body(1, 100)).unwrap();
+    log.write_now().unwrap();
+    let cause = receiver.recv_timeout(std::time::Duration::from_mins(1)).unwrap();
+    assert!(cause.contains("0000000001.nlog"), "{cause}");
+    assert!(is_poisoned(&log.sync_now()), "what was lost must not be called durable");
 }
