@@ -88,6 +88,15 @@ pub enum RepError {
         failed_vlsn: Vlsn,
     },
 
+    /// The node asked for a restore ended it.
+    #[error("{peer} ended the restore: {reason}")]
+    RestoreRefused {
+        /// The peer.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+
     /// The matchpoint lies below what a majority made durable. Nothing was touched.
     #[error(
         "refusing to roll back to VLSN {matchpoint}: entries through {commit_floor} were reported \

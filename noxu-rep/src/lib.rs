@@ -13,6 +13,7 @@ pub mod error;
 pub mod group;
 pub mod net;
 pub mod node;
+pub mod restore;
 pub mod status;
 pub mod stream;
 pub mod sync;

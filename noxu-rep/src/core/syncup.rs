@@ -460,6 +460,7 @@ impl<'v> ReplicaSyncup<'v> {
                 self.view.entry(*vlsn).map(|entry| (*vlsn, entry.lsn, entry.fingerprint))
             })
             .collect();
+        self.view.check()?;
         assert_eq!(identities.len(), samples.len(), "a view holds its own sync entries");
         let mut terms = Vec::new();
         if self.stats.probes == 0 {

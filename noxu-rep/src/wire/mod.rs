@@ -8,4 +8,5 @@ pub mod frame;
 pub mod handshake;
 pub mod message;
 pub mod probe;
+pub mod restore;
 pub mod syncup;

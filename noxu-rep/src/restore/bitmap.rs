@@ -1,0 +1,163 @@
+//! Bitmap: which blocks of a restore are on disk.
+//!
+//! Two slots in one file, written in turn; the data of every block that a slot claims was synced
+//! before the slot is written. So a claim is true after any crash, as far as the disk keeps its
+//! word; who reads it verifies anyway. Both slots bad, or of another manifest: nothing is claimed.
+//!
+//! ```text
+//! slot: crc32c u32 | sequence u64 | manifest u64 | blocks u32 | bits
+//! ```
+
+use std::io::IoSlice;
+use std::path::Path;
+use std::sync::Arc;
+
+use noxu_log::LogError;
+use noxu_log::env::{Env, EnvFile, OpenMode};
+use noxu_util::checksum::crc;
+use noxu_util::codec::{CodecError, Put, Reader};
+
+use crate::error::Result;
+
+const HEAD_BYTES: usize = 24;
+/// Slots begin at multiples of this, so that they share no sector.
+const ALIGN: usize = 4096;
+
+/// Which blocks are had, in memory and in its file.
+pub(super) struct Bitmap {
+    file: Arc<dyn EnvFile>,
+    path: std::path::PathBuf,
+    manifest: u64,
+    bits: Vec<u8>,
+    blocks: u32,
+    sequence: u64,
+}
+
+impl Bitmap {
+    /// Opens the bitmap at `path` for a manifest of `blocks` blocks, with what it claims.
+    pub(super) fn open(env: &dyn Env, path: &Path, manifest: u64, blocks: u32) -> Result<Self> {
+        let wrap = |e| LogError::io("open", path, e);
+        let file = env.open(path, OpenMode::CreateOrOpen).map_err(wrap)?;
+        let mut bitmap = Self {
+            file,
+            path: path.to_owned(),
+            manifest,
+            bits: vec![0; blocks.div_ceil(8) as usize],
+            blocks,
+            sequence: 0,
+        };
+        let mut newest = None;
+        for slot in 0..2 {
+            let mut bytes = vec![0; HEAD_BYTES + bitmap.bits.len()];
+            let at = (slot * bitmap.slot_bytes()) as u64;
+            let read = bitmap.file.read_at(&mut bytes, at).map_err(wrap)?;
+            if let Ok((sequence, bits)) = bitmap.decode(&bytes[..read])
+                && sequence > bitmap.sequence
+            {
+                bitmap.sequence = sequence;
+                newest = Some(bits.to_vec());
+            }
+        }
+        if let Some(bits) = newest {
+            bitmap.bits = bits;
+        }
+        Ok(bitmap)
+    }
+
+    pub(super) fn has(&self, block: u32) -> bool {
+        self.bits[block as usize / 8] & (1 << (block % 8)) != 0
+    }
+
+    pub(super) fn set(&mut self, block: u32, had: bool) {
+        let bit = 1 << (block % 8);
+        let byte = &mut self.bits[block as usize / 8];
+        *byte = if had { *byte | bit } else { *byte & !bit };
+    }
+
+    /// How many blocks are had.
+    pub(super) fn count(&self) -> u32 {
+        self.bits.iter().map(|byte| byte.count_ones()).sum()
+    }
+
+    /// Writes and syncs the next slot. The data of all blocks in it has been synced.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.sequence += 1;
+        let mut slot = Vec::with_capacity(HEAD_BYTES + self.bits.len());
+        slot.put_u32(0);
+        slot.put_u64(self.sequence);
+        slot.put_u64(self.manifest);
+        slot.put_u32(self.blocks);
+        slot.put_bytes(&self.bits);
+        let sum = crc(&slot[4..]);
+        slot[..4].copy_from_slice(&sum.to_le_bytes());
+        let at = (self.sequence as usize % 2 * self.slot_bytes()) as u64;
+        let wrap = |e| LogError::io("write", &self.path, e);
+        self.file.write_at(&[IoSlice::new(&slot)], at).map_err(wrap)?;
+        self.file.sync_data().map_err(wrap)?;
+        Ok(())
+    }
+
+    fn slot_bytes(&self) -> usize {
+        (HEAD_BYTES + self.bits.len()).next_multiple_of(ALIGN)
+    }
+
+    fn decode<'a>(&self, slot: &'a [u8]) -> Result<(u64, &'a [u8]), CodecError> {
+        let bad = |what| CodecError::OutOfRange { what, found: String::new(), expected: "" };
+        let mut r = Reader::new(slot);
+        let sum = r.u32("crc")?;
+        if sum != crc(&slot[4..]) {
+            return Err(bad("crc"));
+        }
+        let sequence = r.u64("sequence")?;
+        if r.u64("manifest")? != self.manifest || r.u32("blocks")? != self.blocks {
+            return Err(bad("manifest"));
+        }
+        Ok((sequence, r.bytes("bits", self.bits.len())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use noxu_log::env::{FaultEnv, Survivors};
+
+    use super::*;
+
+    const PATH: &str = "/bitmap";
+
+    fn open(env: &FaultEnv, manifest: u64) -> Bitmap {
+        Bitmap::open(env, Path::new(PATH), manifest, 100).unwrap()
+    }
+
+    #[test]
+    fn what_was_saved_is_claimed_again_for_the_same_manifest_only() {
+        let env = FaultEnv::new();
+        let mut bitmap = open(&env, 7);
+        assert_eq!(bitmap.count(), 0);
+        for block in [0, 9, 99] {
+            bitmap.set(block, true);
+            bitmap.save().unwrap();
+        }
+        bitmap.set(9, false);
+        bitmap.save().unwrap();
+        let bitmap = open(&env, 7);
+        assert!(bitmap.has(0) && bitmap.has(99) && !bitmap.has(9) && bitmap.count() == 2);
+        assert_eq!(open(&env, 8).count(), 0);
+    }
+
+    #[test]
+    fn a_torn_or_rotten_slot_leaves_the_other_and_two_leave_nothing() {
+        let env = FaultEnv::new();
+        let mut bitmap = open(&env, 7);
+        for block in 0..2 {
+            bitmap.set(block, true);
+            bitmap.save().unwrap();
+        }
+        env.corrupt(Path::new(PATH), 30, 1).unwrap(); // the newer slot: sequence 2
+        assert_eq!(open(&env, 7).count(), 1);
+        env.corrupt(Path::new(PATH), ALIGN as u64 + 30, 1).unwrap();
+        assert_eq!(open(&env, 7).count(), 0);
+        let env = FaultEnv::new();
+        open(&env, 7).save().unwrap();
+        let _ = env.clone_image(Survivors::None);
+    }
+}

@@ -1,0 +1,275 @@
+//! RestoreProvider: gives a restoring node this node's sealed segments, a checkpoint, and the
+//! entries after the segments.
+//!
+//! # Invariants
+//! - What a session was offered stays on disk while it lasts: the front of the log is only dropped
+//!   inside [`RestoreProvider::with_pin`].
+//! - A question is answered from what was offered or not at all; a provider that cannot answer says
+//!   so and ends the session.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use noxu_log::env::{EnvFile, OpenMode};
+use noxu_log::segment::name::{log_dir, segment_name};
+use noxu_log::{Log, LogError};
+use noxu_util::{Name, Vlsn};
+use parking_lot::Mutex;
+
+use crate::error::{RepError, Result};
+use crate::net::channel::Channel;
+use crate::net::dispatcher::{Admission, ServiceHandler};
+use crate::sync::{Checkpoint, StateMachine};
+use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
+
+/// Silence of the restoring node after which a session ends and its pin goes.
+pub const SESSION_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Most sessions at once; each may keep the front of the log from being dropped.
+pub const MAX_SESSIONS: usize = 4;
+
+/// Bytes of a checkpoint in one answer, and of entries in one frame.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Serves restores from one node's log and state machine.
+pub struct RestoreProvider {
+    node: Name,
+    log: Log,
+    machine: Arc<dyn StateMachine>,
+    /// By session: everything above this VLSN must stay.
+    pins: Mutex<BTreeMap<u64, Vlsn>>,
+    next_session: AtomicUsize,
+}
+
+impl RestoreProvider {
+    /// A provider for the log and state machine of the node named `node`.
+    pub fn new(node: Name, log: Log, machine: Arc<dyn StateMachine>) -> Self {
+        Self { node, log, machine, pins: Mutex::default(), next_session: AtomicUsize::new(0) }
+    }
+
+    /// Calls `drop_front` with the lowest VLSN above which sessions need everything, if any do. No
+    /// session begins meanwhile.
+    pub fn with_pin<T>(&self, drop_front: impl FnOnce(Option<Vlsn>) -> T) -> T {
+        let pins = self.pins.lock();
+        drop_front(pins.values().min().copied())
+    }
+
+    /// Serves one session to its end.
+    ///
+    /// # Errors
+    /// Those of the channel and the log; what the node may know of them it has been told.
+    pub fn run(&self, channel: &dyn Channel) -> Result<()> {
+        let served = self.serve_session(channel);
+        if let Err(error) = &served
+            && !error.is_disconnect()
+        {
+            let _ = channel.send(&RestoreMsg::Failure { reason: error.to_string() }.encode());
+        }
+        channel.close();
+        served.map_err(|error| error.with_peer(|| channel.peer()))
+    }
+
+    fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
+        let opening = receive(channel)?;
+        let RestoreMsg::Open { group, node, .. } = opening else {
+            return Err(RepError::protocol("", "Open", opening.name()));
+        };
+        let mine = self
+            .log
+            .group()
+            .ok_or_else(|| LogError::NotFounded { dir: self.log.dir().to_owned() })?;
+        if let Some(theirs) = group
+            && theirs != mine.id
+        {
+            let (name, ours) = (mine.name, mine.id);
+            return Err(
+                crate::wire::handshake::RejectReason::WrongGroup { name, ours, theirs }.into()
+            );
+        }
+        // The log may hold commits that are finished but not sealed yet.
+        self.log.seal_through(self.log.control().state().commit_floor)?;
+        let (mut session, head, offers) = self.begin(mine)?;
+        tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
+        channel.send(&RestoreMsg::Manifest(head).encode())?;
+        for offer in offers {
+            channel.send(&RestoreMsg::Segment(offer).encode())?;
+        }
+        loop {
+            match receive(channel)? {
+                RestoreMsg::BlockRequest { request, segment, block } => {
+                    let bytes = session.block(segment, block)?;
+                    send(channel, &RestoreMsg::Block { request, bytes })?;
+                }
+                RestoreMsg::CheckpointRequest { request, offset } => {
+                    let chunk = session.checkpoint_chunk(request, offset)?;
+                    send(channel, &chunk)?;
+                }
+                RestoreMsg::TailRequest { request, from } => {
+                    session.tail(channel, request, from)?;
+                }
+                RestoreMsg::Done => return Ok(()),
+                other => return Err(RepError::protocol("", "a question", other.name())),
+            }
+        }
+    }
+
+    /// Pins the front and takes stock.
+    fn begin(
+        &self,
+        group: noxu_log::GroupIdentity,
+    ) -> Result<(Session<'_>, ManifestHead, Vec<SegmentOffer>)> {
+        let id = self.next_session.fetch_add(1, Ordering::Relaxed) as u64;
+        let anchor = {
+            let mut pins = self.pins.lock();
+            let anchor = self.log.positions().anchor;
+            pins.insert(id, anchor.vlsn);
+            anchor
+        };
+        let mut session = Session {
+            provider: self,
+            id,
+            file: None,
+            lengths: BTreeMap::new(),
+            checkpoint: None,
+            checkpoint_offset: 0,
+        };
+        // The checkpoint before the target: so the target is never below it.
+        let mut checkpoint = None;
+        if !anchor.vlsn.is_null() {
+            let opened = self.machine.open_checkpoint()?;
+            checkpoint = Some(opened.vlsn());
+            session.checkpoint = Some(opened);
+        }
+        let mut offers = Vec::new();
+        for sealed in self.log.sealed_segments() {
+            let digests = self.log.block_digests(sealed.number)?;
+            session.lengths.insert(sealed.number, sealed.bytes);
+            offers.push(SegmentOffer {
+                number: sealed.number,
+                bytes: sealed.bytes,
+                digest: *digests.segment.as_bytes(),
+                blocks: digests.blocks.iter().map(|block| *block.as_bytes()).collect(),
+            });
+        }
+        let control = self.log.control().state();
+        let end = self.log.positions();
+        let head = ManifestHead {
+            group,
+            provider: self.node.clone(),
+            term: control.term,
+            anchor,
+            group_config: control.group_config,
+            checkpoint,
+            target: end.last,
+            target_fingerprint: end.last_fingerprint,
+            segments: offers.len() as u32,
+        };
+        Ok((session, head, offers))
+    }
+}
+
+impl ServiceHandler for RestoreProvider {
+    fn admit(&self, _peer: &str) -> Admission {
+        if self.pins.lock().len() < MAX_SESSIONS { Admission::Accept } else { Admission::Busy }
+    }
+
+    fn serve(&self, channel: Arc<dyn Channel>) {
+        match self.run(&*channel) {
+            Ok(()) => tracing::info!(peer = channel.peer(), "restore served"),
+            Err(error) => tracing::info!("restore ended: {error}"),
+        }
+    }
+}
+
+/// One restoring node's session; its pin goes with it.
+struct Session<'a> {
+    provider: &'a RestoreProvider,
+    id: u64,
+    /// The segment read last.
+    file: Option<(u32, Arc<dyn EnvFile>)>,
+    /// Lengths of the segments offered.
+    lengths: BTreeMap<u32, u32>,
+    checkpoint: Option<Box<dyn Checkpoint>>,
+    checkpoint_offset: u64,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.provider.pins.lock().remove(&self.id);
+    }
+}
+
+impl Session<'_> {
+    fn block(&mut self, segment: u32, block: u32) -> Result<Vec<u8>> {
+        let length = self.lengths.get(&segment).copied().unwrap_or(0);
+        let offset = u64::from(block) * u64::from(BLOCK_BYTES);
+        let left = u64::from(length).saturating_sub(offset).min(u64::from(BLOCK_BYTES));
+        if left == 0 {
+            let found = format!("block {block} of segment {segment}");
+            return Err(RepError::protocol("", "a block that was offered", found));
+        }
+        let log = &self.provider.log;
+        let path = log_dir(log.dir()).join(segment_name(segment));
+        let wrap = |e| LogError::io("read", &path, e);
+        let file = match &self.file {
+            Some((number, file)) if *number == segment => Arc::clone(file),
+            _ => log.env().open(&path, OpenMode::Read).map_err(wrap)?,
+        };
+        self.file = Some((segment, Arc::clone(&file)));
+        let mut bytes = vec![0; left as usize];
+        let read = file.read_at(&mut bytes, offset).map_err(wrap)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    fn checkpoint_chunk(&mut self, request: u64, offset: u64) -> Result<RestoreMsg> {
+        let checkpoint = match &mut self.checkpoint {
+            Some(checkpoint) if offset == self.checkpoint_offset => checkpoint,
+            _ => {
+                let found = format!("a request for the checkpoint at {offset}");
+                let expected = format!("one at {}, if one was offered", self.checkpoint_offset);
+                return Err(RepError::protocol("", expected, found));
+            }
+        };
+        let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+        let mut more = true;
+        while more && bytes.len() < CHUNK_BYTES {
+            let room = CHUNK_BYTES - bytes.len();
+            more = checkpoint.read(&mut bytes, room)?;
+        }
+        self.checkpoint_offset += bytes.len() as u64;
+        let digest = *blake3::hash(&bytes).as_bytes();
+        Ok(RestoreMsg::CheckpointChunk { request, offset, last: !more, digest, bytes })
+    }
+
+    fn tail(&self, channel: &dyn Channel, request: u64, from: Vlsn) -> Result<()> {
+        let Some(run) = self.provider.log.read(from, CHUNK_BYTES)? else {
+            let found = format!("a request for entry {from}");
+            return Err(RepError::protocol("", "an entry that was offered", found));
+        };
+        let mut bytes = run.parts.concat();
+        loop {
+            let rest = bytes.split_off(bytes.len().min(CHUNK_BYTES));
+            let more = !rest.is_empty();
+            send(channel, &RestoreMsg::TailRun { request, more, bytes })?;
+            if !more {
+                return Ok(());
+            }
+            bytes = rest;
+        }
+    }
+}
+
+fn send(channel: &dyn Channel, message: &RestoreMsg) -> Result<()> {
+    let (head, payload) = message.encode_parts();
+    channel.send_vectored(&[&head, payload])
+}
+
+fn receive(channel: &dyn Channel) -> Result<RestoreMsg> {
+    match channel.receive(SESSION_TIMEOUT)? {
+        Some(frame) => RestoreMsg::decode(&frame),
+        None => Err(RepError::silent(channel.peer(), "a question", SESSION_TIMEOUT)),
+    }
+}
