@@ -81,3 +81,6 @@ impl SyncupView for LogView<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
