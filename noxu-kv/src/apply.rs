@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
+use noxu_util::{Fingerprint, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
+use crate::checkpoint::CheckpointStream;
 use crate::encode::{KIND_WRITES, Write, decode_commit, decode_part};
 use crate::error::{KvError, Result};
 use crate::snapshot::View;
@@ -186,7 +187,7 @@ impl Machine {
         if flushed.vlsn > matchpoint {
             return Err(KvError::RollbackBelowFlushed { matchpoint, flushed: flushed.vlsn });
         }
-        let result = core.view.rewrite_history(matchpoint, || {
+        let result = core.view.rewrite_history(Some(matchpoint), || {
             core.view.table.clear_unflushed();
             core.upkeep.held_back.store(false, Ordering::Relaxed);
             applier.start_after(flushed);
@@ -215,12 +216,27 @@ impl Machine {
         Ok(core.view.table.flushed().vlsn)
     }
 
+    /// The content at the newest VLSN that is durable, as a stream.
+    pub(crate) fn open_checkpoint(&self) -> Result<CheckpointStream> {
+        loop {
+            self.checkpoint()?;
+            // C6: `commit_floor` is durable at or above the mark since its flush.
+            let mark = self.core.view.table.flushed();
+            match self.core.view.open_snapshot(Some(mark.vlsn)) {
+                Ok(snapshot) => return CheckpointStream::open(&snapshot, mark),
+                // Another flush got in between, and has moved the mark on.
+                Err(KvError::SnapshotTooOld { .. }) => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+    }
+
     /// Replaces all state through `install`, which leaves the table flushed at its new mark.
     pub(crate) fn replace(&self, install: impl FnOnce(&dyn Table) -> Result<Mark>) -> Result<()> {
         let core = &*self.core;
         let mut applier = core.applier.lock();
         let applied = self.applied();
-        core.view.rewrite_history(NULL_VLSN, || match install(&*core.view.table) {
+        core.view.rewrite_history(None, || match install(&*core.view.table) {
             Ok(mark) => {
                 applier.start_after(mark);
                 applier.stopped = None;
@@ -232,19 +248,15 @@ impl Machine {
         })
     }
 
-    /// The newest applied sync entry.
-    pub(crate) fn boundary(&self) -> Mark {
-        self.core.applier.lock().boundary
-    }
-
     /// Why the threads that write to disk last failed, if they have not succeeded since.
     pub(crate) fn upkeep_failure(&self) -> Option<String> {
         self.core.upkeep.state.lock().failure.clone()
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
+impl Machine {
+    /// Ends the threads that write to disk. What they have not flushed is replayed at the next open.
+    pub(crate) fn stop(&self) {
         self.core.upkeep.state.lock().stop = true;
         self.core.upkeep.changed.notify_all();
         for thread in self.threads.lock().drain(..) {
@@ -252,6 +264,12 @@ impl Drop for Machine {
                 tracing::error!("a thread of the store panicked");
             }
         }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -1,5 +1,6 @@
 //! KvError: why the store could not do what it was asked.
 
+use noxu_rep::RepError;
 use noxu_util::codec::CodecError;
 use noxu_util::{Fingerprint, Vlsn};
 
@@ -36,6 +37,24 @@ pub enum KvError {
         /// Address of the master, when known.
         master: Option<String>,
     },
+    /// Too few replicas are connected for the durability asked for. Nothing was written.
+    #[error("{connected} of {needed} acknowledging replicas are connected; nothing was written")]
+    InsufficientReplicas {
+        /// How many must be connected.
+        needed: usize,
+        /// How many are.
+        connected: usize,
+    },
+    /// Too few acknowledgements in time. The commit may yet become durable; run no second one in
+    /// its place before that is known.
+    #[error("commit {vlsn} was not acknowledged in time; it may still become durable")]
+    OutcomeUnknown {
+        /// VLSN of the commit.
+        vlsn: Vlsn,
+    },
+    /// Replication failed otherwise.
+    #[error(transparent)]
+    Replication(RepError),
     /// Keys have at least one byte.
     #[error("the key is empty; keys have 1 to {} bytes", crate::MAX_KEY_BYTES)]
     KeyEmpty,
@@ -167,12 +186,26 @@ pub enum KvError {
     /// The table failed.
     #[error("the table failed: {0}")]
     Table(#[from] lsm_tree::Error),
-    /// An earlier failure left the store unable to apply.
-    #[error("the store stopped applying: {cause}")]
+    /// The store or its node has stopped: closed, or failed earlier.
+    #[error("the store has stopped: {cause}")]
     Stopped {
         /// The first failure.
         cause: String,
     },
+}
+
+impl From<RepError> for KvError {
+    fn from(cause: RepError) -> Self {
+        match cause {
+            RepError::NotMaster { master } => Self::NotMaster { master },
+            RepError::InsufficientReplicas { needed, connected, .. } => {
+                Self::InsufficientReplicas { needed, connected }
+            }
+            RepError::OutcomeUnknown { vlsn, .. } => Self::OutcomeUnknown { vlsn },
+            RepError::Stopped { cause } => Self::Stopped { cause },
+            other => Self::Replication(other),
+        }
+    }
 }
 
 impl KvError {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use noxu_util::Vlsn;
+use noxu_util::{NULL_VLSN, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{KvError, Result};
@@ -114,12 +114,17 @@ impl View {
         lawful
     }
 
-    /// Changes history: no read runs while `change` does, snapshots above `keep` end, and what
-    /// `change` returns beside its result is visible afterwards.
-    pub(crate) fn rewrite_history<T>(&self, keep: Vlsn, change: impl FnOnce() -> (Vlsn, T)) -> T {
+    /// Changes history: no read runs while `change` does, snapshots above `keep` end (all of them
+    /// without one), and what `change` returns beside its result is visible afterwards.
+    pub(crate) fn rewrite_history<T>(
+        &self,
+        keep: Option<Vlsn>,
+        change: impl FnOnce() -> (Vlsn, T),
+    ) -> T {
         {
             let mut registry = self.readers.registry.lock();
-            for (_, ended) in registry.open.split_off(&(keep, u64::MAX)) {
+            let first_ended = keep.map_or((NULL_VLSN, 0), |keep| (keep, u64::MAX));
+            for (_, ended) in registry.open.split_off(&first_ended) {
                 ended.store(true, Ordering::Release);
             }
             self.readers.generation.fetch_add(1, Ordering::AcqRel);
@@ -386,8 +391,6 @@ pub(crate) fn prefix_range(prefix: &[u8]) -> KeyRange {
 mod tests {
     use std::time::Duration;
 
-    use noxu_util::NULL_VLSN;
-
     use super::*;
     use crate::table::memory::MemoryTable;
     use crate::table::{Mark, Version};
@@ -445,7 +448,7 @@ mod tests {
         put(&view, "a", "2", 2);
         let ended = view.open_snapshot(None).unwrap();
         let mut open_range = ended.range::<&[u8]>(..).unwrap();
-        view.rewrite_history(v(1), || {
+        view.rewrite_history(Some(v(1)), || {
             view.table.clear_unflushed();
             let value = Some(Value::from(&b"1"[..]));
             view.table.insert(&mut vec![Version { key: table_key(b"a"), value, at: v(1) }]);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
+use noxu_util::NULL_VLSN;
 use proptest::prelude::*;
 
 use super::*;
@@ -291,7 +292,7 @@ fn full_memtables_are_flushed_in_the_background_and_versions_kept_for_snapshots(
         let found = old.get(format!("k{n}").as_bytes()).unwrap().unwrap();
         assert!(found.starts_with(format!("{} ", 950 + n).as_bytes()), "{found:?}");
     }
-    drop(machine);
+    drop((machine, old));
     let table = LsmTable::open(dir.path(), 1 << 20).unwrap();
     let machine = Machine::new(Box::new(table), Box::new(stability), 64 << 10);
     let flushed = machine.applied().sequence();

@@ -19,10 +19,12 @@
 //! into a new `tree-<n>` and put in force by renaming a new `current`; other trees are leftovers of
 //! a crash and removed at open.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lsm_tree::compaction::Leveled;
 use lsm_tree::config::{CompressionPolicy, PinningPolicy};
@@ -30,7 +32,7 @@ use lsm_tree::{AbstractTree, Cache, CompressionType, Config, Guard, SequenceNumb
 use noxu_util::Vlsn;
 use noxu_util::checksum::crc;
 use noxu_util::codec::{Put, Reader};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, Table, Version};
 use crate::error::{KvError, Result};
@@ -51,6 +53,44 @@ struct Live {
     marks: Mutex<Marks>,
     /// Held by whoever changes the file list through the library's compaction.
     compaction: Mutex<()>,
+    /// Released after the tree is gone: fields are dropped in order.
+    _claim: Claim,
+}
+
+/// A tree's directory, claimed by this process.
+///
+/// The library deletes a replaced file when the last iterator that reads it goes, by name. Were the
+/// tree opened a second time before that, the name might be that of a new file by then.
+struct Claim(PathBuf);
+
+static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+static RELEASED: Condvar = Condvar::new();
+
+impl Claim {
+    /// Claims a directory; waits a moment for the threads of a store that is being closed.
+    fn take(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(io_error(path))?;
+        let deadline = Instant::now() + CLAIM_PATIENCE;
+        let mut claimed = CLAIMED.lock();
+        while !claimed.insert(path.clone()) {
+            if RELEASED.wait_until(&mut claimed, deadline).timed_out() {
+                return Err(KvError::BadState {
+                    path: path.display().to_string(),
+                    cause: "it is still open in this process: a store, a snapshot or an iterator \
+                            of it lives"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().remove(&self.0);
+        RELEASED.notify_all();
+    }
 }
 
 #[derive(Default)]
@@ -286,6 +326,7 @@ impl LsmIngest<'_> {
 
 fn open_tree(dir: &Path, number: u64, cache: &Arc<Cache>) -> Result<Live> {
     let path = tree_path(dir, number);
+    let claim = Claim::take(&path)?;
     let stamps = SequenceNumberCounter::default();
     let config = Config::new(&path, stamps.clone(), SequenceNumberCounter::default())
         .use_cache(Arc::clone(cache))
@@ -307,6 +348,7 @@ fn open_tree(dir: &Path, number: u64, cache: &Arc<Cache>) -> Result<Live> {
         stamps,
         marks: Mutex::new(Marks { sealed: None, flushed }),
         compaction: Mutex::new(()),
+        _claim: claim,
     })
 }
 
@@ -395,6 +437,9 @@ const FIRST_TREE: u64 = 1;
 
 /// A sequence number above every VLSN that the library still accepts.
 const EVERYTHING: u64 = i64::MAX as u64;
+
+/// How long an open waits for the claim of a store that is being closed.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes collected before an ingest writes them to disk.
 const INGEST_BYTES: usize = 64 << 20;

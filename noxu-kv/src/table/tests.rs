@@ -341,6 +341,19 @@ fn a_damaged_current_file_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_tree_is_not_opened_again_under_a_live_iterator() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = LsmTable::open(dir.path(), 1 << 20).unwrap();
+    put(&table, "a", "1", 1);
+    let items = all(&table, 1);
+    drop(table);
+    let message = LsmTable::open(dir.path(), 1 << 20).err().unwrap().to_string();
+    assert!(message.contains("still open in this process"), "{message}");
+    drop(items);
+    LsmTable::open(dir.path(), 1 << 20).unwrap();
+}
+
+#[test]
 fn leftovers_of_an_interrupted_install_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     drop(LsmTable::open(dir.path(), 1 << 20).unwrap());

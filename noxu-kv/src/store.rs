@@ -1,0 +1,581 @@
+//! Store: a replicated key-value store over a node.
+//!
+//! # Commit path
+//! Encode and hash, in the caller's thread · under the commit lock: validate, append, remember what
+//! was written · wait for the policy without any lock. The node applies what may be visible, so a
+//! commit that was reported is readable here, unless its policy is weaker than that of a pending
+//! one before it.
+//!
+//! # Lock order
+//! `commits`, then the node's own locks. `open_txns` and the registry of readers are leaves. The
+//! applier never takes `commits`.
+
+use std::collections::BTreeMap;
+use std::ops::RangeBounds;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use noxu_log::env::{Env, RealEnv};
+use noxu_log::{EntryFlags, EntryKind, NewEntry};
+use noxu_rep::{Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
+use noxu_util::{Fingerprint, Term, Vlsn};
+use parking_lot::Mutex;
+
+use crate::apply::{Machine, Stability};
+use crate::conflicts::{Conflicts, Footprint};
+use crate::encode::{KIND_WRITES, encode};
+use crate::error::{KvError, Result};
+use crate::snapshot::{Range, Snapshot, check_key};
+use crate::table::Table;
+use crate::table::lsm::LsmTable;
+use crate::table::memory::{MemoryImage, MemoryTable};
+use crate::txn::Workspace;
+use crate::value::{Value, table_key};
+use crate::{CommitToken, Consistency, MAX_VALUE_BYTES};
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct Config {
+    /// The node that replicates it. The store keeps its state in `state/` of the node's directory.
+    pub node: NodeConfig,
+    /// The file system of the log. The state on disk always lies in the real one.
+    pub env: Arc<dyn Env>,
+    /// Where the state lives.
+    pub state: StateKind,
+    /// Size at which the memtable goes to disk, in bytes. Up to three of that size are in memory,
+    /// and a crash replays up to two. Default 64 MiB.
+    pub memtable_bytes: u64,
+    /// Cache for blocks of the state on disk, in bytes. Default 64 MiB.
+    pub cache_bytes: u64,
+    /// Most bytes of keys and values that one transaction may write. Default 256 MiB.
+    pub max_transaction_bytes: u64,
+    /// Keys of recent commits remembered to find conflicts; a transaction that stays open while
+    /// more than that are written must begin again. Default 1 Mi.
+    pub max_remembered_keys: usize,
+    /// Durability of commits that do not choose one. Default [`Durability::MAJORITY`].
+    pub durability: Durability,
+    /// How long [`Store::transact`] keeps trying. Default 10 s.
+    pub transact_timeout: Duration,
+}
+
+/// Where a store's state lives.
+#[derive(Debug, Clone)]
+pub enum StateKind {
+    /// On disk, in the node's directory.
+    Disk,
+    /// In memory; the image keeps what was made durable.
+    Memory(MemoryImage),
+}
+
+impl Config {
+    /// A store on the real file system, with the defaults.
+    pub fn new(node: NodeConfig) -> Self {
+        Self {
+            node,
+            env: Arc::new(RealEnv),
+            state: StateKind::Disk,
+            memtable_bytes: 64 << 20,
+            cache_bytes: 64 << 20,
+            max_transaction_bytes: 256 << 20,
+            max_remembered_keys: 1 << 20,
+            durability: Durability::MAJORITY,
+            transact_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A replicated key-value store. Cheap to clone; dropping the last handle shuts it down.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: Node,
+    machine: Arc<Machine>,
+    commits: Mutex<Conflicts>,
+    /// Snapshots of the transactions that are open, and how many each has.
+    open_txns: Mutex<BTreeMap<Vlsn, usize>>,
+    max_transaction_bytes: u64,
+    durability: Durability,
+    transact_timeout: Duration,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(cause) = self.node.shutdown() {
+            tracing::error!(node = %self.node.name(), "shutting down: {cause}");
+        }
+        self.machine.stop();
+    }
+}
+
+impl Store {
+    /// Opens the store of a node, or creates it.
+    pub fn open(config: Config) -> Result<Self> {
+        let mut opened = None;
+        // The table is opened under the node's directory lock.
+        let node = Node::open(config.env, config.node, |context| {
+            let table: Box<dyn Table> = match &config.state {
+                StateKind::Disk => {
+                    let table = LsmTable::open(&context.state_dir(), config.cache_bytes);
+                    Box::new(table.map_err(RepError::state_machine)?)
+                }
+                StateKind::Memory(image) => Box::new(MemoryTable::open(image.clone())),
+            };
+            let stability = Box::new(NodeStability(context.clone()));
+            let machine = Arc::new(Machine::new(table, stability, config.memtable_bytes));
+            opened = Some(Arc::clone(&machine));
+            Ok(machine)
+        })?;
+        let Some(machine) = opened else {
+            unreachable!("an open node has opened its state machine")
+        };
+        // Commits of earlier masters, this node included, are not remembered.
+        let known_from = node.log().positions().last;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                node,
+                machine,
+                commits: Mutex::new(Conflicts::new(known_from, config.max_remembered_keys)),
+                open_txns: Mutex::default(),
+                max_transaction_bytes: config.max_transaction_bytes,
+                durability: config.durability,
+                transact_timeout: config.transact_timeout,
+            }),
+        })
+    }
+
+    /// The node that replicates the store.
+    pub fn node(&self) -> &Node {
+        &self.shared.node
+    }
+
+    /// The newest visible value of a key on this node.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        self.shared.machine.view().latest(&table_key(check_key(key)?))
+    }
+
+    /// The newest visible state of this node, held still.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        self.shared.machine.view().open_snapshot(None)
+    }
+
+    /// The state at a VLSN that this node has applied and still has the versions of.
+    pub fn snapshot_at(&self, vlsn: Vlsn) -> Result<Snapshot> {
+        self.shared.machine.view().open_snapshot(Some(vlsn))
+    }
+
+    /// A snapshot that is as new as `consistency` asks.
+    pub fn read(&self, consistency: Consistency) -> Result<Snapshot> {
+        match consistency {
+            Consistency::None => self.snapshot(),
+            Consistency::At(token, timeout) => {
+                self.wait_applied(token.vlsn, timeout)?;
+                self.check_history(token)?;
+                let snapshot = self.snapshot()?;
+                if snapshot.vlsn() < token.vlsn {
+                    // Rolled back in between.
+                    return Err(KvError::RolledBack { snapshot: token.vlsn });
+                }
+                Ok(snapshot)
+            }
+        }
+    }
+
+    /// Waits until everything through `vlsn` is readable here.
+    pub fn wait_applied(&self, vlsn: Vlsn, timeout: Duration) -> Result<()> {
+        let view = self.shared.machine.view();
+        if view.wait_visible(vlsn, Instant::now() + timeout) {
+            return Ok(());
+        }
+        Err(KvError::ConsistencyTimeout { wanted: vlsn, reached: view.visible() })
+    }
+
+    /// Whether this node's log has the commit that a token names. Where the log's front is gone,
+    /// the token is believed: what is below it was durable on a majority.
+    fn check_history(&self, token: CommitToken) -> Result<()> {
+        if token.vlsn.is_null() {
+            return Ok(());
+        }
+        match self.shared.node.log().header(token.vlsn).map_err(RepError::from)? {
+            Some((header, _)) if header.fingerprint != token.fingerprint => Err(KvError::Forked {
+                vlsn: token.vlsn,
+                expected: token.fingerprint,
+                found: header.fingerprint,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins a transaction on the newest visible state.
+    pub fn begin(&self) -> Result<Txn> {
+        // Registered before anybody can forget the commits above its snapshot.
+        let mut open_txns = self.shared.open_txns.lock();
+        let snapshot = self.snapshot()?;
+        *open_txns.entry(snapshot.vlsn()).or_default() += 1;
+        drop(open_txns);
+        let guard = OpenTxn { store: self.clone(), snapshot: snapshot.vlsn() };
+        let work = Workspace::new(snapshot, self.shared.max_transaction_bytes);
+        Ok(Txn { work, guard })
+    }
+
+    /// Runs a transaction and commits it with the store's durability, again on a new snapshot after
+    /// each conflict, until `transact_timeout` has passed.
+    pub fn transact<T>(&self, run: impl FnMut(&mut Txn) -> Result<T>) -> Result<(T, CommitToken)> {
+        self.transact_with(self.shared.durability, run)
+    }
+
+    /// [`Store::transact`] with another durability.
+    pub fn transact_with<T>(
+        &self,
+        durability: Durability,
+        mut run: impl FnMut(&mut Txn) -> Result<T>,
+    ) -> Result<(T, CommitToken)> {
+        let deadline = Instant::now() + self.shared.transact_timeout;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut txn = self.begin()?;
+            let result = run(&mut txn).and_then(|out| Ok((out, txn.commit(durability)?)));
+            let Err(KvError::Conflict { newer, .. }) = result else { return result };
+            if Instant::now() >= deadline {
+                return result;
+            }
+            // A commit in flight is what we conflict with: wait for it, an event. What is visible
+            // already will be seen by the next snapshot; a random pause parts those who collide.
+            let view = self.shared.machine.view();
+            if view.visible() < newer {
+                view.wait_visible(newer, deadline);
+            } else {
+                let jittered = pause.mul_f64(fastrand::f64());
+                view.wait_visible(view.visible().next(), deadline.min(Instant::now() + jittered));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Writes one value, whatever was there, and waits for `durability`.
+    pub fn put(&self, key: &[u8], value: &[u8], durability: Durability) -> Result<CommitToken> {
+        let mut batch = Batch::default();
+        batch.put(key, value)?;
+        self.submit(&batch, durability)?.wait()
+    }
+
+    /// Deletes a key, whether it is there or not, and waits for `durability`.
+    pub fn delete(&self, key: &[u8], durability: Durability) -> Result<CommitToken> {
+        let mut batch = Batch::default();
+        batch.delete(key)?;
+        self.submit(&batch, durability)?.wait()
+    }
+
+    /// Writes a batch whose writes depend on nothing read. It conflicts with nobody. Returns once it
+    /// is in the log; one thread can have many such commits in flight.
+    pub fn submit(&self, batch: &Batch, durability: Durability) -> Result<PendingCommit> {
+        if batch.bytes > self.shared.max_transaction_bytes {
+            return Err(KvError::TransactionTooLarge {
+                bytes: batch.bytes,
+                max: self.shared.max_transaction_bytes,
+            });
+        }
+        if batch.writes.is_empty() {
+            return Ok(self.nothing_to_commit(self.shared.machine.view().visible()));
+        }
+        let writes = batch.writes.iter().map(|(key, value)| (&**key, value.as_deref()));
+        let bodies = encode(writes, wall_ms());
+        let keys = batch.writes.iter().map(|(key, _)| key);
+        self.append(&bodies, None, keys, durability)
+    }
+
+    fn append<'a>(
+        &self,
+        bodies: &[Vec<u8>],
+        validate: Option<(Vlsn, &Footprint<'_>)>,
+        keys: impl Iterator<Item = &'a Value>,
+        durability: Durability,
+    ) -> Result<PendingCommit> {
+        let Some((last, parts)) = bodies.split_last() else {
+            unreachable!("a transaction with writes has a body")
+        };
+        let part = |body| NewEntry::new(KIND, EntryFlags::NONE, body);
+        let mut entries: Vec<NewEntry<'_>> = Vec::with_capacity(bodies.len());
+        entries.extend(parts.iter().map(|body| part(body)));
+        entries.push(NewEntry::new(KIND, EntryFlags::COMMIT, last));
+
+        let mut commits = self.shared.commits.lock();
+        if let Some((snapshot, footprint)) = validate {
+            commits
+                .check(snapshot, footprint)
+                .map_err(|found| Workspace::conflict(snapshot, found))?;
+        }
+        let submitted = self.shared.node.submit(&entries, durability)?;
+        commits.record(submitted.vlsn(), keys);
+        commits.forget_through(self.oldest_judged());
+        drop(commits);
+        Ok(PendingCommit { store: self.clone(), state: Pending::Submitted(submitted) })
+    }
+
+    /// No transaction with an older snapshot will ask to commit.
+    fn oldest_judged(&self) -> Vlsn {
+        let open_txns = self.shared.open_txns.lock();
+        let visible = self.shared.machine.view().visible();
+        open_txns.keys().next().map_or(visible, |oldest| visible.min(*oldest))
+    }
+
+    fn nothing_to_commit(&self, at: Vlsn) -> PendingCommit {
+        PendingCommit { store: self.clone(), state: Pending::Nothing(at) }
+    }
+
+    fn token(&self, vlsn: Vlsn) -> Result<CommitToken> {
+        let header = self.shared.node.log().header(vlsn).map_err(RepError::from)?;
+        let (term, fingerprint) = header.map_or((Term::ZERO, Fingerprint::ZERO), |(header, _)| {
+            (header.term, header.fingerprint)
+        });
+        Ok(CommitToken { vlsn, term, fingerprint })
+    }
+
+    /// Makes the state durable as far as it may be, so that a restart replays little, and the log's
+    /// front can be dropped below it; returns the VLSN through which it is.
+    pub fn checkpoint(&self) -> Result<Vlsn> {
+        self.shared.machine.checkpoint()
+    }
+
+    /// What there is to know about the state.
+    pub fn status(&self) -> StoreStatus {
+        let machine = &self.shared.machine;
+        let table = &machine.view().table;
+        let (disk_bytes, disk_files) = table.disk_usage();
+        StoreStatus {
+            applied: machine.applied(),
+            checkpoint: table.flushed().vlsn,
+            oldest_readable: machine.view().floor(),
+            memtable_bytes: table.active_bytes(),
+            disk_bytes,
+            disk_files,
+            upkeep_failure: machine.upkeep_failure(),
+        }
+    }
+
+    /// Shuts the node down in good order. Other handles fail from then on.
+    pub fn close(&self) -> Result<()> {
+        let result = self.shared.node.shutdown();
+        self.shared.machine.stop();
+        Ok(result?)
+    }
+}
+
+/// One snapshot of a store's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// Everything through it is readable.
+    pub applied: Vlsn,
+    /// Everything through it is durable in the state; a restart replays the log after it.
+    pub checkpoint: Vlsn,
+    /// The oldest VLSN that can be read at.
+    pub oldest_readable: Vlsn,
+    /// Bytes in the active memtable, roughly.
+    pub memtable_bytes: u64,
+    /// Bytes of the state on disk.
+    pub disk_bytes: u64,
+    /// Files that hold them.
+    pub disk_files: usize,
+    /// Why the state could not be written to disk, if that failed last.
+    pub upkeep_failure: Option<String>,
+}
+
+/// Writes that depend on nothing read. A later write of a key replaces an earlier one.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    writes: Vec<(Value, Option<Value>)>,
+    bytes: u64,
+}
+
+impl Batch {
+    /// Sets a value.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(KvError::ValueTooLong { bytes: value.len() });
+        }
+        self.write(key, Some(value))
+    }
+
+    /// Deletes a key.
+    pub fn delete(&mut self, key: &[u8]) -> Result<()> {
+        self.write(key, None)
+    }
+
+    fn write(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let key = table_key(check_key(key)?);
+        self.bytes += (key.len() + value.map_or(0, <[u8]>::len)) as u64;
+        self.writes.push((key, value.map(Value::from)));
+        Ok(())
+    }
+}
+
+/// A transaction: reads at one snapshot, writes that nobody sees before it commits. Dropping it
+/// abandons it.
+pub struct Txn {
+    work: Workspace,
+    guard: OpenTxn,
+}
+
+/// Keeps the commits above a transaction's snapshot from being forgotten.
+struct OpenTxn {
+    store: Store,
+    snapshot: Vlsn,
+}
+
+impl Drop for OpenTxn {
+    fn drop(&mut self) {
+        let mut open_txns = self.store.shared.open_txns.lock();
+        if let Some(count) = open_txns.get_mut(&self.snapshot) {
+            *count -= 1;
+            if *count == 0 {
+                open_txns.remove(&self.snapshot);
+            }
+        }
+    }
+}
+
+impl Txn {
+    /// The VLSN it reads at.
+    pub fn snapshot_vlsn(&self) -> Vlsn {
+        self.work.snapshot().vlsn()
+    }
+
+    /// The value of a key, as this transaction sees it.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Value>> {
+        self.work.get(key)
+    }
+
+    /// Sets a value.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.work.write(key, Some(value))
+    }
+
+    /// Deletes a key.
+    pub fn delete(&mut self, key: &[u8]) -> Result<()> {
+        self.work.write(key, None)
+    }
+
+    /// The keys within `range` and their values, with the writes this transaction has made so far.
+    pub fn range<K: AsRef<[u8]>>(&mut self, range: impl RangeBounds<K>) -> Result<Range> {
+        self.work.range(&range)
+    }
+
+    /// The keys that begin with `prefix`, as [`Txn::range`].
+    pub fn prefix(&mut self, prefix: &[u8]) -> Result<Range> {
+        self.work.prefix(prefix)
+    }
+
+    /// Commits and waits for `durability`.
+    ///
+    /// # Errors
+    /// [`KvError::Conflict`] if something it read or wrote was committed since its snapshot;
+    /// [`KvError::NotMaster`], [`KvError::InsufficientReplicas`] with nothing written;
+    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
+    pub fn commit(self, durability: Durability) -> Result<CommitToken> {
+        self.submit(durability)?.wait()
+    }
+
+    /// Commits without waiting: returns once it is in the log.
+    pub fn submit(self, durability: Durability) -> Result<PendingCommit> {
+        let Self { work, guard } = self;
+        work.snapshot().check()?;
+        let snapshot = work.snapshot().vlsn();
+        if work.is_read_only() {
+            return Ok(guard.store.nothing_to_commit(snapshot));
+        }
+        let bodies = work.encode(wall_ms());
+        let footprint = work.footprint();
+        guard.store.append(&bodies, Some((snapshot, &footprint)), work.written_keys(), durability)
+    }
+}
+
+/// A commit that is in the log: wait for its durability, ask, or be called back.
+pub struct PendingCommit {
+    store: Store,
+    state: Pending,
+}
+
+enum Pending {
+    Submitted(Submitted),
+    /// There was nothing to write; the VLSN is what was read.
+    Nothing(Vlsn),
+}
+
+impl PendingCommit {
+    /// VLSN of the commit; of the snapshot if there was nothing to write.
+    pub fn vlsn(&self) -> Vlsn {
+        match &self.state {
+            Pending::Submitted(submitted) => submitted.vlsn(),
+            Pending::Nothing(at) => *at,
+        }
+    }
+
+    /// Waits until the durability asked for is met.
+    ///
+    /// # Errors
+    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
+    pub fn wait(self) -> Result<CommitToken> {
+        if let Pending::Submitted(submitted) = &self.state {
+            submitted.wait()?;
+        }
+        self.store.token(self.vlsn())
+    }
+
+    /// The outcome, if it is known by now.
+    pub fn poll(&self) -> Option<Result<CommitToken>> {
+        if let Pending::Submitted(submitted) = &self.state {
+            match submitted.poll()? {
+                Ok(()) => {}
+                Err(cause) => return Some(Err(cause.into())),
+            }
+        }
+        Some(self.store.token(self.vlsn()))
+    }
+
+    /// Calls `done` once with what [`PendingCommit::wait`] would return, from a thread of the node;
+    /// it must not block.
+    pub fn on_done(self, done: impl FnOnce(Result<CommitToken>) + Send + 'static) {
+        let Self { store, state } = self;
+        match state {
+            Pending::Nothing(at) => done(store.token(at)),
+            Pending::Submitted(submitted) => {
+                let vlsn = submitted.vlsn();
+                // A weak handle: a store must not be kept open by a commit nobody answers.
+                let shared = Arc::downgrade(&store.shared);
+                submitted.on_done(move |outcome| {
+                    let token = outcome.map_err(KvError::from).and_then(|()| {
+                        let closed = || KvError::Stopped { cause: "the store was closed".into() };
+                        Store { shared: shared.upgrade().ok_or_else(closed)? }.token(vlsn)
+                    });
+                    done(token);
+                });
+            }
+        }
+    }
+}
+
+/// What the applier asks of the node.
+struct NodeStability(NodeContext);
+
+impl Stability for NodeStability {
+    fn dtvlsn(&self) -> Vlsn {
+        self.0.dtvlsn()
+    }
+
+    fn raise_commit_floor(&self, floor: Vlsn) -> Result<()> {
+        Ok(self.0.raise_commit_floor(floor)?)
+    }
+}
+
+fn wall_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+const KIND: EntryKind = EntryKind(KIND_WRITES);
+
+/// Pauses of [`Store::transact`] after conflicts with what is visible already.
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);

@@ -1,0 +1,306 @@
+//! Three nodes in one process, over TCP.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use noxu_kv::{Batch, CommitToken, Config, Consistency, KvError, Store};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
+use noxu_util::{Name, Term, Vlsn};
+
+const SECONDS: Duration = Duration::from_secs(20);
+
+struct Dirs(tempfile::TempDir);
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+impl Dirs {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn config(&self, node: &str, peers: &[&Store]) -> Config {
+        let dir: &Path = self.0.path();
+        let mut node = NodeConfig::new(name(node), dir.join(node));
+        node.peers = peers.iter().map(|peer| peer.node().local_addr().to_string()).collect();
+        node.group = GroupChoice::Join { name: Some(name("g")) };
+        node.log.prefill = false;
+        node.limits.insufficient_replicas_timeout = Duration::from_secs(10);
+        node.limits.ack_timeout = Duration::from_secs(10);
+        let mut config = Config::new(node);
+        config.memtable_bytes = 256 << 10;
+        config
+    }
+
+    fn founder(&self, node: &str) -> Store {
+        let mut config = self.config(node, &[]);
+        config.node.role = RoleConfig::Master { term: Term::new(1) };
+        config.node.group = GroupChoice::Create {
+            name: name("g"),
+            members: vec![name("a"), name("b"), name("c")],
+            segment_bytes: 1 << 20,
+        };
+        Store::open(config).unwrap()
+    }
+
+    fn master(&self, node: &str, term: u32, peers: &[&Store]) -> Store {
+        let mut config = self.config(node, peers);
+        config.node.role = RoleConfig::Master { term: Term::new(term) };
+        Store::open(config).unwrap()
+    }
+
+    fn replica(&self, node: &str, peers: &[&Store]) -> Store {
+        Store::open(self.config(node, peers)).unwrap()
+    }
+}
+
+fn contents(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let range = store.snapshot().unwrap().range::<&[u8]>(..).unwrap();
+    range.map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect()
+}
+
+fn assert_equal_at(token: CommitToken, stores: &[&Store]) {
+    let first = stores[0].read(Consistency::At(token, SECONDS)).unwrap();
+    drop(first);
+    let expected = contents(stores[0]);
+    for store in stores {
+        store.read(Consistency::At(token, SECONDS)).unwrap();
+        assert!(contents(store) == expected, "{} differs", store.node().name());
+    }
+}
+
+/// Waits for a condition that no call waits for, and fails if it does not come.
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + SECONDS;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn replicas_hold_what_the_master_holds_and_read_their_writes_by_token() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let b = dirs.replica("b", &[&a]);
+    let c = dirs.replica("c", &[&a]);
+    let mut last = None;
+    for n in 0..200u32 {
+        let key = (n % 60).to_be_bytes();
+        let token = a.put(&key, &n.to_be_bytes(), Durability::MAJORITY).unwrap();
+        let reader = if n % 2 == 0 { &b } else { &c };
+        let seen = reader.read(Consistency::At(token, SECONDS)).unwrap();
+        assert_eq!(seen.get(&key).unwrap().unwrap(), &n.to_be_bytes());
+        last = Some(token);
+    }
+    a.transact(|txn| {
+        for item in txn.range::<&[u8]>(..30u32.to_be_bytes().as_slice())? {
+            let (key, _) = item?;
+            txn.delete(&key)?;
+        }
+        (0..2000u32).try_for_each(|n| txn.put(format!("big{n}").as_bytes(), &[n as u8; 900]))
+    })
+    .unwrap();
+    let token = a.put(b"end", b"", Durability::ALL).unwrap();
+    assert!(token.vlsn > last.unwrap().vlsn);
+    assert_equal_at(token, &[&a, &b, &c]);
+    assert_eq!(contents(&b).len(), 30 + 2000 + 1);
+}
+
+#[test]
+fn a_write_on_a_replica_names_the_master() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let b = dirs.replica("b", &[&a]);
+    let token = a.put(b"k", b"v", Durability::MAJORITY).unwrap();
+    b.read(Consistency::At(token, SECONDS)).unwrap();
+    let mut txn = b.begin().unwrap();
+    assert_eq!(txn.get(b"k").unwrap().unwrap(), b"v");
+    txn.commit(Durability::MAJORITY).unwrap();
+    let error = b.put(b"k", b"w", Durability::LOCAL).unwrap_err();
+    let master = a.node().local_addr().to_string();
+    assert!(matches!(&error, KvError::NotMaster { master: Some(at) } if *at == master), "{error}");
+}
+
+#[test]
+fn a_policy_that_cannot_be_met_writes_nothing() {
+    let dirs = Dirs::new();
+    let mut config = dirs.config("a", &[]);
+    config.node.role = RoleConfig::Master { term: Term::new(1) };
+    config.node.group = GroupChoice::Create {
+        name: name("g"),
+        members: vec![name("a"), name("b"), name("c")],
+        segment_bytes: 1 << 20,
+    };
+    config.node.limits.insufficient_replicas_timeout = Duration::from_millis(50);
+    let a = Store::open(config).unwrap();
+    let last = a.node().log().positions().last;
+    let error = a.put(b"k", b"v", Durability::MAJORITY).unwrap_err();
+    assert!(matches!(error, KvError::InsufficientReplicas { .. }), "{error}");
+    assert_eq!(a.node().log().positions().last, last);
+}
+
+#[test]
+fn commits_of_a_lost_master_are_rolled_back_and_majority_commits_are_not() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let b = dirs.replica("b", &[&a]);
+    let c = dirs.replica("c", &[&a]);
+    for n in 0..50u32 {
+        a.put(&n.to_be_bytes(), b"kept", Durability::ALL).unwrap();
+    }
+    let kept = a.put(b"kept", b"1", Durability::ALL).unwrap();
+    a.checkpoint().unwrap();
+    b.close().unwrap();
+    c.close().unwrap();
+    drop((b, c));
+    // Nobody hears of these; the first is in a transaction of several entries.
+    let mut txn = a.begin().unwrap();
+    for n in 0..3000u32 {
+        txn.put(format!("lost {n}").as_bytes(), &[0; 900]).unwrap();
+    }
+    txn.delete(b"kept").unwrap();
+    let lost = txn.commit(Durability::LOCAL).unwrap();
+    a.put(b"kept", b"lost", Durability::LOCAL).unwrap();
+    a.wait_applied(lost.vlsn.next(), SECONDS).unwrap();
+    assert_eq!(a.get(b"kept").unwrap().unwrap(), b"lost", "visible on the old master");
+    drop(a);
+
+    let b = dirs.master("b", 2, &[]);
+    let c = dirs.replica("c", &[&b]);
+    let other = b.put(b"other", b"history", Durability::MAJORITY).unwrap();
+    let a = dirs.replica("a", &[&b]);
+    assert_equal_at(other, &[&b, &c, &a]);
+    assert_eq!(a.get(b"kept").unwrap().unwrap(), b"1");
+    assert_eq!(a.get(b"lost 7").unwrap(), None);
+    assert_eq!(contents(&a).len(), 50 + 2);
+    let rollback = a.node().status().last_rollback.unwrap();
+    assert!(rollback.matchpoint >= kept.vlsn && rollback.entries >= 4, "{rollback:?}");
+    assert!(rollback.lost_file.exists());
+    let error = a.read(Consistency::At(lost, SECONDS));
+    assert!(error.is_err(), "the token of a lost commit is not honoured: {error:?}");
+    // The state goes on from there, and through a restart.
+    let more = b.put(b"more", b"1", Durability::ALL).unwrap();
+    assert_equal_at(more, &[&b, &c, &a]);
+    drop(a);
+    let a = dirs.replica("a", &[&b]);
+    assert_equal_at(more, &[&b, &a]);
+}
+
+#[test]
+fn a_deposed_master_rolls_back_in_place_and_ends_what_saw_the_lost_commits() {
+    let dirs = Dirs::new();
+    // The next master's address must be known to the first before it listens there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let mut config = dirs.config("a", &[]);
+    config.node.role = RoleConfig::Master { term: Term::new(1) };
+    config.node.group = GroupChoice::Create {
+        name: name("g"),
+        members: vec![name("a"), name("b"), name("c")],
+        segment_bytes: 1 << 20,
+    };
+    config.node.peers = vec![address.clone()];
+    let a = Store::open(config).unwrap();
+    let b = dirs.replica("b", &[&a]);
+    let kept = a.put(b"k", b"kept", Durability::MAJORITY).unwrap();
+    b.read(Consistency::At(kept, SECONDS)).unwrap();
+    drop(b);
+    let below = a.snapshot().unwrap();
+    let lost = a.put(b"k", b"lost", Durability::LOCAL).unwrap();
+    a.wait_applied(lost.vlsn, SECONDS).unwrap();
+    let above = a.snapshot().unwrap();
+    let mut cursor = above.range::<&[u8]>(..).unwrap();
+    let mut txn = a.begin().unwrap();
+    txn.put(b"k", b"again").unwrap();
+    assert_eq!(above.get(b"k").unwrap().unwrap(), b"lost");
+
+    let mut config = dirs.config("b", &[]);
+    config.node.role = RoleConfig::Master { term: Term::new(2) };
+    config.node.listen = address;
+    let b = Store::open(config).unwrap();
+    let c = dirs.replica("c", &[&b]);
+    let other = b.put(b"k", b"other", Durability::MAJORITY).unwrap();
+    c.read(Consistency::At(other, SECONDS)).unwrap();
+    drop(c);
+    // A voter of the new term that knocks at the old master's door deposes it.
+    let c = dirs.replica("c", &[&a, &b]);
+    until("the rollback", || a.node().status().last_rollback.is_some());
+    a.read(Consistency::At(other, SECONDS)).unwrap();
+    assert_equal_at(other, &[&a, &b, &c]);
+    assert_eq!(below.get(b"k").unwrap().unwrap(), b"kept", "a snapshot below lives on");
+    assert!(matches!(above.get(b"k"), Err(KvError::RolledBack { .. })));
+    assert!(matches!(cursor.next(), Some(Err(KvError::RolledBack { .. }))));
+    assert!(matches!(txn.commit(Durability::LOCAL), Err(KvError::RolledBack { .. })));
+    assert!(a.read(Consistency::At(lost, SECONDS)).is_err());
+}
+
+#[test]
+fn a_checkpoint_of_one_store_installs_into_another_under_load() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let b = dirs.replica("b", &[&a]);
+    let mut pending = Vec::new();
+    for n in 0..3000u32 {
+        let mut batch = Batch::default();
+        batch.put(&(n % 700).to_be_bytes(), &vec![n as u8; (n % 300) as usize]).unwrap();
+        pending.push(a.submit(&batch, Durability::MAJORITY).unwrap());
+    }
+    let token = pending.pop().unwrap().wait().unwrap();
+    assert!(a.node().wait_durable(token.vlsn, SECONDS));
+    let mut stream = a.node().machine().open_checkpoint().unwrap();
+    let vlsn = stream.vlsn();
+    assert!(vlsn > Vlsn::new(2));
+    let expected: Vec<_> = {
+        let range = a.snapshot_at(vlsn).unwrap().range::<&[u8]>(..).unwrap();
+        range.map(|item| item.map(|(k, v)| (k.to_vec(), v.to_vec())).unwrap()).collect()
+    };
+    let mut bytes = Vec::new();
+    let mut n = 0u32;
+    while stream.read(&mut bytes, 10_000).unwrap() {
+        a.put(&n.to_be_bytes(), b"while it streams", Durability::LOCAL).unwrap();
+        n += 1;
+    }
+    drop(b);
+
+    // Another group's store takes it over as its state.
+    let other = Dirs::new();
+    let copy = other.founder("a");
+    let held = copy.snapshot().unwrap();
+    let machine = copy.node().machine();
+    assert!(machine.install_checkpoint(vlsn, &mut &bytes[..bytes.len() - 1]).is_err());
+    assert!(held.get(b"k").is_err(), "what was there before has ended");
+    machine.install_checkpoint(vlsn, &mut bytes.as_slice()).unwrap();
+    assert_eq!(machine.applied(), vlsn);
+    assert!(contents(&copy) == expected);
+    assert_eq!(copy.status().checkpoint, vlsn);
+}
+
+#[test]
+fn a_replica_that_was_away_catches_up_and_replays_what_it_had_not_flushed() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let b = dirs.replica("b", &[&a]);
+    let mut c = dirs.replica("c", &[&a]);
+    for round in 0..4u32 {
+        for n in 0..400u32 {
+            let key = (n * 31 % 997).to_be_bytes();
+            a.put(&key, &vec![round as u8; 700], Durability::NO_SYNC_MAJORITY).unwrap();
+        }
+        let token = a.put(&round.to_be_bytes(), b"end", Durability::MAJORITY).unwrap();
+        assert_equal_at(token, &[&a, &b, &c]);
+        if round % 2 == 0 {
+            c.checkpoint().unwrap();
+        }
+        drop(c);
+        for n in 0..100u32 {
+            a.put(&n.to_be_bytes(), b"while it was away", Durability::MAJORITY).unwrap();
+        }
+        c = dirs.replica("c", &[&a]);
+    }
+    let token = a.put(b"end", b"", Durability::MAJORITY).unwrap();
+    assert_equal_at(token, &[&a, &b, &c]);
+    until("a checkpoint in the background", || !c.status().checkpoint.is_null());
+}

@@ -1,0 +1,4 @@
+//! The store over real nodes, in one process: alone, and as a group over TCP.
+
+mod alone;
+mod group;
