@@ -390,6 +390,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The writes so far, oldest first: key, and the value or `None` for a deletion.
+    pub fn writes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        // Table keys begin with the byte of their keyspace.
+        self.writes.iter().map(|(key, value)| (&key[1..], value.as_deref()))
+    }
+
     /// Sets a value.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         if value.len() > MAX_VALUE_BYTES {

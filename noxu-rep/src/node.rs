@@ -801,6 +801,7 @@ impl Inner {
             visible: self.applier.limit(),
             applied: self.applier.applied(),
             commit_floor: control.commit_floor,
+            streaming: self.link.lock().stream.is_some(),
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
             last_syncup: notes.last_syncup,
             last_rollback: notes.last_rollback.clone(),

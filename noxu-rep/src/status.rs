@@ -92,6 +92,8 @@ pub struct Status {
     pub applied: Vlsn,
     /// What may never be rolled back here, as the control file has it.
     pub commit_floor: Vlsn,
+    /// Whether a stream from the master is open, on a replica.
+    pub streaming: bool,
     /// The connected replicas, on a master.
     pub replicas: Vec<ReplicaStatus>,
     /// The last syncup, on a replica.

@@ -1,9 +1,11 @@
 //! Command line: the commands of `noxu`, one file each.
 
 mod client;
+mod config;
 mod demo;
 mod error;
 mod log;
+mod node;
 mod progress;
 mod sizes;
 mod status;
@@ -24,6 +26,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Node(node::NodeCommand),
     Demo(demo::Demo),
     Log(log::Log),
     Put(client::Put),
@@ -36,7 +39,11 @@ enum Command {
 ///
 /// Exit codes: 0 done, 1 failed, 2 the arguments make no sense, 3 a verification found a difference.
 pub fn main() -> ExitCode {
+    let level = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
     let done = match Arguments::parse().command {
+        Command::Node(node) => node.run(),
         Command::Demo(demo) => demo.run(),
         Command::Log(log) => log.run(),
         Command::Put(put) => put.run(),

@@ -11,6 +11,7 @@ mod connection;
 mod pattern;
 mod request;
 mod scan_cursors;
+mod store;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -27,6 +28,8 @@ pub use backend::{
     RoleReply, Transaction,
 };
 pub use request::{Malformed, RequestLimits, RequestScanner};
+
+pub use store::StoreBackend;
 
 use scan_cursors::ScanCursors;
 

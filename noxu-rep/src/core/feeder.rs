@@ -123,7 +123,8 @@ impl Feeder {
         self.streaming().map(|s| s.sent.next())
     }
 
-    /// Entries through `last` went out.
+    /// Entries through `last` go out now. Said before the first byte leaves, because their
+    /// acknowledgement may arrive before the call that sends them has returned.
     pub fn handle_sent(&mut self, now: Now, last: Vlsn) {
         let State::Streaming(streaming) = &mut self.state else { return };
         assert!(last >= streaming.sent, "sent {last} after {}", streaming.sent);

@@ -90,9 +90,10 @@ impl<'a> FeederStream<'a> {
             let Some(next) = self.core.lock().next() else { return Ok(()) };
             let dtvlsn = self.dtvlsn(announced)?;
             if let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? {
+                // Before the bytes leave: their acknowledgement may be here before `send` returns.
+                self.core.lock().handle_sent(self.clock.now(), run.last);
                 self.send_run(&run, dtvlsn)?;
                 announced = dtvlsn;
-                self.core.lock().handle_sent(self.clock.now(), run.last);
                 continue;
             }
             if dtvlsn.vlsn > announced.vlsn {

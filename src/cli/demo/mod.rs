@@ -1,14 +1,19 @@
 //! Demo: every scene that exists, on real files and processes, with what it promises checked.
 
+mod cluster;
+mod group;
 mod input;
+mod load;
 mod single_log;
 mod table;
+mod verify;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use self::input::Input;
+use self::group::Group;
+use self::input::{Input, Piece};
 use self::table::Table;
 use super::error::CliError;
 use super::sizes::{parse_bytes, show_bytes, show_count};
@@ -74,7 +79,11 @@ impl Demo {
         dir: &std::path::Path,
         table: &mut Table,
     ) -> Result<(), CliError> {
-        single_log::scene(self, input, &self.input, &dir.join("log"), table)
+        single_log::scene(self, input, &self.input, &dir.join("log"), table)?;
+        let mut group = Group::new(dir, input);
+        group.load(self, table)?;
+        group.diverge(table)?;
+        group.finish()
     }
 }
 

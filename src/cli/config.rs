@@ -1,0 +1,327 @@
+//! Node settings: flags over a TOML file over defaults, checked as a whole.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use noxu_util::{Name, Term};
+use serde::Deserialize;
+
+use super::error::CliError;
+use super::sizes::parse_bytes;
+use crate::door::DurabilityName;
+
+/// What a node starts as, until there are elections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RoleName {
+    /// Writes the log, from a new term on
+    Master,
+    /// Follows a master
+    Replica,
+}
+
+/// The flags; each may also stand in the file, with `_` for `-`.
+#[derive(Debug, Default, Args)]
+pub(super) struct NodeFlags {
+    /// Read settings from this TOML file; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of this node, unique in its group
+    #[arg(long)]
+    name: Option<String>,
+    /// Directory of this node: log, state, identity. Created when missing
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where the other nodes of the group reach this one; port 0 takes a free one [default: 127.0.0.1:7001]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Where clients reach this node (RESP2); port 0 takes a free one [default: 127.0.0.1:7379]
+    #[arg(long, value_name = "HOST:PORT")]
+    client_listen: Option<String>,
+    /// Address of another node of the group; repeat for each
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    peers: Vec<String>,
+    /// Found a new group with this name (only on an empty directory; needs --role master)
+    #[arg(long, value_name = "GROUP")]
+    create_group: Option<String>,
+    /// Names of all voting nodes of the new group, this one included [default: this one alone]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    members: Vec<String>,
+    /// Refuse to join a group of another name
+    #[arg(long, value_name = "GROUP", conflicts_with = "create_group")]
+    group: Option<String>,
+    /// Start as master or replica [default: replica]
+    #[arg(long, value_enum)]
+    role: Option<RoleName>,
+    /// With --role master: its term, above every term the group has seen
+    #[arg(long, value_name = "NUMBER")]
+    term: Option<u32>,
+    /// Durability of clients that choose none [default: majority]
+    #[arg(long, value_name = "NAME")]
+    durability: Option<DurabilityName>,
+    /// With --create-group: size of the log's files, the same on all nodes for ever [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    segment_size: Option<String>,
+    /// Client connections at a time [default: 1024]
+    #[arg(long, value_name = "COUNT")]
+    max_clients: Option<usize>,
+    /// End when standard input ends: a child that must not outlive its parent
+    #[arg(long, hide = true)]
+    pub(super) exit_with_stdin: bool,
+}
+
+/// The file: the same names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeFile {
+    name: Option<String>,
+    dir: Option<PathBuf>,
+    listen: Option<String>,
+    client_listen: Option<String>,
+    #[serde(default)]
+    peers: Vec<String>,
+    create_group: Option<String>,
+    #[serde(default)]
+    members: Vec<String>,
+    group: Option<String>,
+    role: Option<RoleName>,
+    term: Option<u32>,
+    durability: Option<String>,
+    segment_size: Option<String>,
+    max_clients: Option<usize>,
+}
+
+/// What to do about the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum GroupSetting {
+    /// Found it.
+    Create {
+        /// Its name.
+        name: Name,
+        /// Its voters.
+        members: Vec<Name>,
+        /// Size of its segments.
+        segment_bytes: u32,
+    },
+    /// Join, or be in, the one the peers are in.
+    Join {
+        /// Its name must be this.
+        name: Option<Name>,
+    },
+}
+
+/// Settings of a node that make sense together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeSettings {
+    /// Name.
+    pub(super) name: Name,
+    /// Directory.
+    pub(super) dir: PathBuf,
+    /// Address for peers.
+    pub(super) listen: String,
+    /// Address for clients.
+    pub(super) client_listen: String,
+    /// Addresses of peers.
+    pub(super) peers: Vec<String>,
+    /// Group.
+    pub(super) group: GroupSetting,
+    /// Term of a master; none for a replica.
+    pub(super) master_term: Option<Term>,
+    /// Default durability of clients.
+    pub(super) durability: DurabilityName,
+    /// Client connections.
+    pub(super) max_clients: usize,
+}
+
+/// Segment sizes that make sense: an entry header each way.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 31;
+
+impl NodeFlags {
+    /// Merges flags, file and defaults, and checks the whole.
+    pub(super) fn settings(&self) -> Result<NodeSettings, CliError> {
+        let file = match &self.config {
+            Some(path) => NodeFile::read(path)?,
+            None => NodeFile::default(),
+        };
+        let missing =
+            |flag: &str| CliError::Usage(format!("{flag} is missing (see noxu node --help)"));
+        let name = name(
+            "--name",
+            self.name.as_ref().or(file.name.as_ref()).ok_or_else(|| missing("--name"))?,
+        )?;
+        let dir = self.dir.clone().or(file.dir).ok_or_else(|| missing("--dir"))?;
+        let role = self.role.or(file.role).unwrap_or(RoleName::Replica);
+        let master_term = match (role, self.term.or(file.term)) {
+            (RoleName::Master, Some(0)) => {
+                return Err(CliError::Usage("--term 0 found, 1 or more expected".to_owned()));
+            }
+            (RoleName::Master, Some(term)) => Some(Term::new(term)),
+            (RoleName::Master, None) => {
+                return Err(CliError::Usage("--role master needs --term".to_owned()));
+            }
+            (RoleName::Replica, Some(_)) => {
+                return Err(CliError::Usage("--term needs --role master".to_owned()));
+            }
+            (RoleName::Replica, None) => None,
+        };
+        let peers = if self.peers.is_empty() { file.peers } else { self.peers.clone() };
+        let durability = match (self.durability, file.durability) {
+            (Some(durability), _) => durability,
+            (None, Some(text)) => text.parse().map_err(|e: crate::door::BadDurability| {
+                CliError::Usage(format!("durability: {e}"))
+            })?,
+            (None, None) => DurabilityName::default(),
+        };
+        let create = self.create_group.as_ref().or(file.create_group.as_ref());
+        let members = if self.members.is_empty() { &file.members } else { &self.members };
+        let segment_size = self.segment_size.as_ref().or(file.segment_size.as_ref());
+        let group = if let Some(group) = create {
+            if master_term.is_none() {
+                return Err(CliError::Usage("--create-group needs --role master".to_owned()));
+            }
+            let segment_bytes = match segment_size {
+                Some(text) => parse_bytes(text)
+                    .map_err(|e| CliError::Usage(format!("--segment-size: {e}")))?,
+                None => 64 << 20,
+            };
+            if !SEGMENT_BYTES.contains(&segment_bytes) {
+                return Err(CliError::Usage(format!(
+                    "--segment-size {segment_bytes} found, {} to {} expected",
+                    SEGMENT_BYTES.start(),
+                    SEGMENT_BYTES.end()
+                )));
+            }
+            GroupSetting::Create {
+                name: self::name("--create-group", group)?,
+                members: voters(&name, members)?,
+                segment_bytes: segment_bytes as u32,
+            }
+        } else {
+            if !members.is_empty() || segment_size.is_some() {
+                return Err(CliError::Usage(
+                    "--members and --segment-size belong to --create-group: an existing group has its own"
+                        .to_owned(),
+                ));
+            }
+            let group = self.group.as_ref().or(file.group.as_ref());
+            GroupSetting::Join {
+                name: group.map(|group| self::name("--group", group)).transpose()?,
+            }
+        };
+        Ok(NodeSettings {
+            name,
+            dir,
+            listen: self.listen.clone().or(file.listen).unwrap_or("127.0.0.1:7001".to_owned()),
+            client_listen: self
+                .client_listen
+                .clone()
+                .or(file.client_listen)
+                .unwrap_or("127.0.0.1:7379".to_owned()),
+            peers,
+            group,
+            master_term,
+            durability,
+            max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
+        })
+    }
+}
+
+impl NodeFile {
+    fn read(path: &Path) -> Result<Self, CliError> {
+        let text = std::fs::read_to_string(path).map_err(CliError::file(path))?;
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            CliError::Usage(format!("{}:{line}: {}", path.display(), error.message()))
+        })
+    }
+}
+
+fn name(flag: &str, text: &str) -> Result<Name, CliError> {
+    text.parse().map_err(|e| CliError::Usage(format!("{flag}: {e}")))
+}
+
+fn voters(own: &Name, texts: &[String]) -> Result<Vec<Name>, CliError> {
+    let mut members = Vec::new();
+    for text in texts {
+        let member = name("--members", text)?;
+        if members.contains(&member) {
+            return Err(CliError::Usage(format!("--members names {member} twice")));
+        }
+        members.push(member);
+    }
+    if members.is_empty() {
+        members.push(own.clone());
+    }
+    if !members.contains(own) {
+        let listed = members.iter().map(Name::as_str).collect::<Vec<_>>().join(",");
+        return Err(CliError::Usage(format!("--members {listed} does not hold this node, {own}")));
+    }
+    Ok(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> NodeFlags {
+        NodeFlags { name: Some("n1".into()), dir: Some("d".into()), ..NodeFlags::default() }
+    }
+
+    fn error(flags: &NodeFlags) -> String {
+        flags.settings().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(
+            &path,
+            "name = \"n9\"\ndir = \"data\"\nrole = \"master\"\nterm = 4\ncreate_group = \"g\"\n\
+             members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n",
+        )
+        .unwrap();
+        let flags = NodeFlags {
+            config: Some(path),
+            name: Some("n1".into()),
+            term: Some(7),
+            ..NodeFlags::default()
+        };
+        let settings = flags.settings().unwrap();
+        assert_eq!(settings.name.as_str(), "n1");
+        assert_eq!(settings.dir, Path::new("data"));
+        assert_eq!(settings.master_term, Some(Term::new(7)));
+        assert_eq!(settings.durability, DurabilityName::Local);
+        let GroupSetting::Create { segment_bytes, members, .. } = settings.group else {
+            panic!("the file creates a group")
+        };
+        assert_eq!((segment_bytes, members.len()), (1 << 20, 2));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, "name = \"n1\"\nlisten_on = \"x\"\n").unwrap();
+        let message = error(&NodeFlags { config: Some(path), ..NodeFlags::default() });
+        assert!(message.contains("node.toml:2") && message.contains("listen_on"), "{message}");
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_together_are_refused() {
+        assert!(error(&NodeFlags::default()).contains("--name is missing"));
+        let master = || NodeFlags { role: Some(RoleName::Master), ..flags() };
+        assert!(error(&master()).contains("--term"));
+        assert!(error(&NodeFlags { term: Some(1), ..flags() }).contains("--role master"));
+        assert!(error(&NodeFlags { create_group: Some("g".into()), ..flags() }).contains("master"));
+        assert!(
+            error(&NodeFlags { members: vec!["n1".into()], ..flags() }).contains("--create-group")
+        );
+        let create = || NodeFlags { term: Some(1), create_group: Some("g".into()), ..master() };
+        let foreign = NodeFlags { members: vec!["n2".into()], ..create() };
+        assert!(error(&foreign).contains("does not hold this node, n1"));
+        let tiny = NodeFlags { segment_size: Some("1".into()), ..create() };
+        assert!(error(&tiny).contains("4096 to"));
+        assert!(error(&NodeFlags { name: Some("a b".into()), ..flags() }).contains("\"a b\""));
+    }
+}
