@@ -24,6 +24,12 @@ use crate::net::dispatcher::{Admission, ServiceHandler};
 use crate::sync::{Checkpoint, StateMachine};
 use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
 
+// The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
+const _: () = assert!(
+    crate::wire::restore::BLOCK_BYTES == noxu_log::segment::side_file::BLOCK_BYTES
+        && crate::wire::restore::SEGMENT_HEAD_BYTES == noxu_log::segment::SEGMENT_HEADER_BYTES
+);
+
 /// Silence of the restoring node after which a session ends and its pin goes.
 pub const SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 

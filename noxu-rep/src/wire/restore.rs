@@ -125,8 +125,11 @@ pub struct SegmentOffer {
     pub blocks: Vec<[u8; 32]>,
 }
 
-/// Bytes of a block.
-pub const BLOCK_BYTES: u32 = noxu_log::segment::side_file::BLOCK_BYTES;
+/// Bytes of a block. The same as those that a side file digests: restore/provider.rs checks it.
+pub const BLOCK_BYTES: u32 = 256 << 10;
+
+/// A segment with an entry is longer than its header, which has this many bytes.
+pub const SEGMENT_HEAD_BYTES: u32 = 64;
 
 /// Most segments in a manifest.
 pub const MAX_SEGMENTS: u32 = 1 << 22;
@@ -380,7 +383,7 @@ impl SegmentOffer {
         for _ in 0..count {
             blocks.push(digests.array("Segment.block")?);
         }
-        if number == 0 || bytes <= noxu_log::segment::SEGMENT_HEADER_BYTES {
+        if number == 0 || bytes <= SEGMENT_HEAD_BYTES {
             return Err(CodecError::OutOfRange {
                 what: "Segment",
                 found: format!("segment {number} of {bytes} bytes"),
