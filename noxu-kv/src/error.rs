@@ -104,14 +104,17 @@ pub enum KvError {
     },
     /// The entry a commit token names is not the one this node holds: the commit was rolled back,
     /// or the token belongs to another history.
-    #[error("commit {vlsn} is not in this history: fingerprint {found} found, {expected} expected")]
+    #[error(
+        "commit {vlsn} is not in this history: {} found, fingerprint {expected} expected",
+        found.map_or("a later term".to_owned(), |found| format!("fingerprint {found}"))
+    )]
     Forked {
         /// VLSN of the commit.
         vlsn: Vlsn,
         /// The token's fingerprint.
         expected: Fingerprint,
-        /// The log's fingerprint.
-        found: Fingerprint,
+        /// The log's fingerprint there; `None` if the log ends before it, in a later term.
+        found: Option<Fingerprint>,
     },
     /// An entry of the log is not what this engine writes.
     #[error("entry {vlsn} of the log is damaged: {cause}")]

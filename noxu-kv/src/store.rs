@@ -171,6 +171,8 @@ impl Store {
         match consistency {
             Consistency::None => self.snapshot(),
             Consistency::At(token, timeout) => {
+                // Known at once if this history has gone another way, and again after the wait.
+                self.check_history(token)?;
                 self.wait_applied(token.vlsn, timeout)?;
                 self.check_history(token)?;
                 let snapshot = self.snapshot()?;
@@ -198,14 +200,24 @@ impl Store {
         if token.vlsn.is_null() {
             return Ok(());
         }
-        match self.shared.node.log().header(token.vlsn).map_err(RepError::from)? {
-            Some((header, _)) if header.fingerprint != token.fingerprint => Err(KvError::Forked {
-                vlsn: token.vlsn,
-                expected: token.fingerprint,
-                found: header.fingerprint,
-            }),
-            _ => Ok(()),
+        let log = self.shared.node.log();
+        let found = match log.header(token.vlsn).map_err(RepError::from)? {
+            Some((header, _)) => Some(header.fingerprint),
+            None => None,
+        };
+        // A later term that began at or below the commit has another entry in its place.
+        let superseded = || {
+            let mut terms = log.term_table().into_iter();
+            terms.any(|(term, first)| term > token.term && first <= token.vlsn)
+        };
+        let forked = match found {
+            Some(found) => found != token.fingerprint,
+            None => token.vlsn > log.positions().last && superseded(),
+        };
+        if forked {
+            return Err(KvError::Forked { vlsn: token.vlsn, expected: token.fingerprint, found });
         }
+        Ok(())
     }
 
     /// Begins a transaction on the newest visible state.
