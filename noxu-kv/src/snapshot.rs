@@ -102,6 +102,25 @@ impl View {
         reached
     }
 
+    /// A number that changes whenever history is rewritten.
+    pub(crate) fn generation(&self) -> u64 {
+        self.readers.generation.load(Ordering::Acquire)
+    }
+
+    /// Waits until history has been rewritten since `generation`; false if it is not by `deadline`.
+    pub(crate) fn wait_rewritten(&self, generation: u64, deadline: Instant) -> bool {
+        let mut registry = self.readers.registry.lock();
+        loop {
+            let now = self.generation();
+            if now != generation && now.is_multiple_of(2) {
+                return true;
+            }
+            if self.readers.changed.wait_until(&mut registry, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
     /// Whether versions hidden at `through` may be dropped: nobody reads below it. If so, nobody
     /// will.
     pub(crate) fn may_drop_below(&self, through: Vlsn) -> bool {

@@ -170,17 +170,36 @@ impl Store {
     pub fn read(&self, consistency: Consistency) -> Result<Snapshot> {
         match consistency {
             Consistency::None => self.snapshot(),
-            Consistency::At(token, timeout) => {
-                // Known at once if this history has gone another way, and again after the wait.
-                self.check_history(token)?;
-                self.wait_applied(token.vlsn, timeout)?;
-                self.check_history(token)?;
-                let snapshot = self.snapshot()?;
-                if snapshot.vlsn() < token.vlsn {
-                    // Rolled back in between.
-                    return Err(KvError::RolledBack { snapshot: token.vlsn });
+            Consistency::At(token, timeout) => self.read_at(token, Instant::now() + timeout),
+        }
+    }
+
+    fn read_at(&self, token: CommitToken, deadline: Instant) -> Result<Snapshot> {
+        let view = self.shared.machine.view();
+        loop {
+            let generation = view.generation();
+            match self.standing(token)? {
+                Standing::Held | Standing::NotYet => {}
+                // A node that has yet to hear of the commit's term will be rolled back: first its
+                // log, and if it had applied that far, its state.
+                Standing::Elsewhere { settled: false, .. } if view.visible() < token.vlsn => {}
+                Standing::Elsewhere { found, settled } => {
+                    if settled || !view.wait_rewritten(generation, deadline) {
+                        let CommitToken { vlsn, fingerprint: expected, .. } = token;
+                        return Err(KvError::Forked { vlsn, expected, found });
+                    }
+                    continue;
                 }
-                Ok(snapshot)
+            }
+            if !view.wait_visible(token.vlsn, deadline) {
+                return Err(KvError::ConsistencyTimeout {
+                    wanted: token.vlsn,
+                    reached: view.visible(),
+                });
+            }
+            let snapshot = self.snapshot()?;
+            if snapshot.vlsn() >= token.vlsn && matches!(self.standing(token)?, Standing::Held) {
+                return Ok(snapshot);
             }
         }
     }
@@ -194,30 +213,31 @@ impl Store {
         Err(KvError::ConsistencyTimeout { wanted: vlsn, reached: view.visible() })
     }
 
-    /// Whether this node's log has the commit that a token names. Where the log's front is gone,
+    /// How this node's log stands to the commit that a token names. Where the log's front is gone,
     /// the token is believed: what is below it was durable on a majority.
-    fn check_history(&self, token: CommitToken) -> Result<()> {
+    fn standing(&self, token: CommitToken) -> Result<Standing> {
         if token.vlsn.is_null() {
-            return Ok(());
+            return Ok(Standing::Held);
         }
         let log = self.shared.node.log();
-        let found = match log.header(token.vlsn).map_err(RepError::from)? {
-            Some((header, _)) => Some(header.fingerprint),
-            None => None,
-        };
-        // A later term that began at or below the commit has another entry in its place.
-        let superseded = || {
-            let mut terms = log.term_table().into_iter();
-            terms.any(|(term, first)| term > token.term && first <= token.vlsn)
-        };
-        let forked = match found {
-            Some(found) => found != token.fingerprint,
-            None => token.vlsn > log.positions().last && superseded(),
-        };
-        if forked {
-            return Err(KvError::Forked { vlsn: token.vlsn, expected: token.fingerprint, found });
+        if let Some((header, _)) = log.header(token.vlsn).map_err(RepError::from)? {
+            let found = header.fingerprint;
+            return Ok(if found == token.fingerprint {
+                Standing::Held
+            } else {
+                Standing::Elsewhere { found: Some(found), settled: header.term > token.term }
+            });
         }
-        Ok(())
+        if token.vlsn <= log.positions().last {
+            return Ok(Standing::Held);
+        }
+        // A later term that began at or below the commit has another entry in its place.
+        let mut terms = log.term_table().into_iter();
+        Ok(if terms.any(|(term, first)| term > token.term && first <= token.vlsn) {
+            Standing::Elsewhere { found: None, settled: true }
+        } else {
+            Standing::NotYet
+        })
     }
 
     /// Begins a transaction on the newest visible state.
@@ -572,6 +592,16 @@ impl PendingCommit {
             }
         }
     }
+}
+
+/// How a log stands to a commit.
+enum Standing {
+    /// The log has it.
+    Held,
+    /// The log ends before it.
+    NotYet,
+    /// The log has another entry in its place, for good if `settled`.
+    Elsewhere { found: Option<Fingerprint>, settled: bool },
 }
 
 /// What the applier asks of the node.
