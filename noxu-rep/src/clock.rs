@@ -21,6 +21,6 @@ impl Clock {
 }
 
 /// Milliseconds since 1970; nothing safe depends on it.
-pub(crate) fn wall_clock_ms() -> u64 {
+pub fn wall_clock_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

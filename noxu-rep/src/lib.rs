@@ -5,7 +5,7 @@
 //! threads or clocks in it), `stream` runs one conversation over a blocking channel, `restore`
 //! replaces a log that can no longer be caught up.
 
-mod clock;
+pub mod clock;
 pub mod config;
 pub mod core;
 pub mod driver;

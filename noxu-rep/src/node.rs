@@ -526,13 +526,21 @@ impl Inner {
 
     /// A newer term exists: this node is master no more.
     pub(crate) fn step_down(self: &Arc<Self>, term: Term) {
+        // The term first: nobody may see this node out of office and ignorant of the reason.
+        let raised = self.log.control().update(|control| {
+            if term > control.term {
+                control.term = term;
+                control.vote = None;
+            }
+        });
+        if let Err(cause) = raised {
+            self.fail(&format!("the control file failed: {cause}"));
+            return;
+        }
         let master = {
             let mut role = self.role.lock();
             match role.master.take() {
-                Some(master) if master.term() < term => {
-                    role.role = Role::Replica;
-                    master
-                }
+                Some(master) if master.term() < term => master,
                 other => {
                     role.master = other;
                     return;
@@ -543,16 +551,7 @@ impl Inner {
         tracing::warn!(node = %self.config.name, "{reason}");
         master.close(&reason);
         master.close_channels();
-        let raised = self.log.control().update(|control| {
-            if term > control.term {
-                control.term = term;
-                control.vote = None;
-            }
-        });
-        match raised {
-            Ok(()) => self.become_replica(&reason),
-            Err(cause) => self.fail(&format!("the control file failed: {cause}")),
-        }
+        self.become_replica(&reason);
     }
 
     /// The mastership, once there is one; waits for it at most `timeout`.

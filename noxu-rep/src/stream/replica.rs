@@ -151,6 +151,8 @@ impl ReplicaStream {
         };
         if received.is_some() {
             self.log.request_sync();
+            // The flusher may have been there already; then nobody calls the hook again.
+            self.handle_durable(self.log.positions().durable)?;
         } else {
             let durable = self.log.sync_now()?;
             self.handle_durable(durable)?;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use noxu_log::env::RealEnv;
 use noxu_log::{Log, LogConfig};
 use noxu_rep::{AckPolicy, Durability, RepError, SyncPolicy};
-use noxu_util::NULL_VLSN;
 
 use crate::support::{Group, Member, MuteReplica, PATIENCE, entry, eventually, open};
 
@@ -19,11 +18,8 @@ const ALL_POLICIES: [Durability; 5] = [
     Durability::LOCAL,
 ];
 
-const MEMORY_ONLY: Durability = Durability {
-    local: SyncPolicy::NoSync,
-    replica: SyncPolicy::NoSync,
-    acks: AckPolicy::None,
-};
+const MEMORY_ONLY: Durability =
+    Durability { local: SyncPolicy::NoSync, replica: SyncPolicy::NoSync, acks: AckPolicy::None };
 
 #[test]
 fn commits_of_every_policy_reach_all_nodes_and_are_applied_everywhere() {
@@ -191,8 +187,7 @@ fn a_callback_is_called_once_with_the_outcome() {
             handle
         })
         .collect();
-    let mut seen: Vec<_> =
-        (0..200).map(|_| outcomes.recv_timeout(PATIENCE).unwrap()).collect();
+    let mut seen: Vec<_> = (0..200).map(|_| outcomes.recv_timeout(PATIENCE).unwrap()).collect();
     seen.sort_unstable();
     let expected: Vec<_> = handles.iter().map(|handle| (handle.vlsn(), true)).collect();
     assert_eq!(seen, expected);
@@ -238,7 +233,9 @@ fn dtvlsn_is_what_was_fsynced_on_a_majority_across_restarts() {
     let group = Group::of(3);
     let nodes = group.start();
     let vlsn = nodes[0].commit("durable", Durability::MAJORITY).unwrap();
-    assert!(nodes[1].node.wait_durable(vlsn, PATIENCE) || nodes[2].node.wait_durable(vlsn, PATIENCE));
+    assert!(
+        nodes[1].node.wait_durable(vlsn, PATIENCE) || nodes[2].node.wait_durable(vlsn, PATIENCE)
+    );
     for node in &nodes {
         assert!(node.node.wait_durable(vlsn, PATIENCE));
         assert!(node.node.dtvlsn() <= node.last());
@@ -250,7 +247,7 @@ fn dtvlsn_is_what_was_fsynced_on_a_majority_across_restarts() {
     assert!(alone.node.dtvlsn() >= vlsn);
     assert!(alone.node.dtvlsn() < alone.last(), "the new term is on no majority");
     assert_eq!(alone.node.status().replicas.len(), 0);
-    assert_ne!(alone.node.applied(), NULL_VLSN);
+    assert!(alone.node.wait_applied(vlsn, PATIENCE).unwrap());
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use noxu_log::{EntryFlags, LostEntries, NewEntry};
 use noxu_log::env::RealEnv;
+use noxu_log::{EntryFlags, LostEntries, NewEntry};
 use noxu_rep::{Durability, GroupChoice, RepError, Role};
 use noxu_util::Vlsn;
 
@@ -203,12 +203,18 @@ fn a_term_that_is_not_above_every_known_one_is_refused() {
     nodes[0].commit("x", Durability::ALL).unwrap();
     drop(nodes.remove(1));
     let refused = open(group.master_config("n2", 1, &[])).err().unwrap();
-    assert!(matches!(&refused, RepError::TermTooLow { holder, .. } if holder.contains("n2")), "{refused}");
+    assert!(
+        matches!(&refused, RepError::TermTooLow { holder, .. } if holder.contains("n2")),
+        "{refused}"
+    );
     let three = nodes[1].address();
     drop(nodes);
     let two = group.master("n2", 2);
     let refused = open(group.master_config("n3", 2, &[two.address(), three])).err().unwrap();
-    assert!(matches!(&refused, RepError::TermTooLow { holder, .. } if holder.contains("node n2")), "{refused}");
+    assert!(
+        matches!(&refused, RepError::TermTooLow { holder, .. } if holder.contains("node n2")),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -1,1 +1,595 @@
-//! streams_channel
+//! One stream over a channel: a feeder and a replica, or one of them and a peer that misbehaves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use noxu_log::env::MemoryEnv;
+use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, NewEntry};
+use noxu_rep::clock::Clock;
+use noxu_rep::core::feeder::Feeder;
+use noxu_rep::core::replica::StreamFault;
+use noxu_rep::net::channel::{Channel, LocalChannelPair};
+use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
+use noxu_rep::stream::feeder::{FeederHost, FeederStream};
+use noxu_rep::stream::replica::{ReplicaHost, ReplicaStream};
+use noxu_rep::wire::message::{Ack, Dtvlsn, Head, Position, StreamMessage};
+use noxu_rep::{RepError, Result, StreamTiming};
+use noxu_util::{Fingerprint, GroupId, NULL_VLSN, Term, Vlsn};
+use parking_lot::Mutex;
+
+use crate::support::{KIND, PATIENCE, assert_same_logs, entry, eventually, name};
+
+const TERM: Term = Term::new(1);
+
+fn timing() -> StreamTiming {
+    StreamTiming { heartbeat: Duration::from_millis(20), silence: Duration::from_secs(10) }
+}
+
+fn empty_log(dir: &str) -> Log {
+    log_with(dir, LogConfig { prefill: false, ..LogConfig::default() })
+}
+
+fn log_with(dir: &str, config: LogConfig) -> Log {
+    let (log, _) = Log::open(Arc::new(MemoryEnv::new()), dir.as_ref(), config).unwrap();
+    log.found(GroupIdentity {
+        id: GroupId::from_bytes([7; 16]),
+        name: name("orders"),
+        segment_bytes: 1 << 20,
+    })
+    .unwrap();
+    log
+}
+
+fn fill(log: &Log, entries: usize) {
+    for n in 0..entries {
+        log.append(TERM, &[entry(n.to_string().as_bytes())]).unwrap();
+    }
+}
+
+/// A master of its own: DTVLSN is what the one replica has durable.
+#[derive(Default)]
+struct Master {
+    dtvlsn: AtomicI64,
+    wants_received: AtomicBool,
+    closing: AtomicBool,
+    acks: Mutex<Vec<Ack>>,
+}
+
+impl FeederHost for Master {
+    fn dtvlsn(&self) -> Vlsn {
+        Vlsn::new(self.dtvlsn.load(Ordering::SeqCst))
+    }
+
+    fn wants_received(&self) -> bool {
+        self.wants_received.load(Ordering::SeqCst)
+    }
+
+    fn handle_ack(&self, ack: Ack) {
+        self.dtvlsn.fetch_max(ack.durable.sequence(), Ordering::SeqCst);
+        self.acks.lock().push(ack);
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Default)]
+struct Follower {
+    limit: AtomicI64,
+}
+
+impl ReplicaHost for Follower {
+    fn handle_may_apply(&self, limit: Vlsn) {
+        self.limit.fetch_max(limit.sequence(), Ordering::SeqCst);
+    }
+
+    fn handle_dtvlsn(&self, _: Vlsn) {}
+
+    fn applied(&self) -> Vlsn {
+        NULL_VLSN
+    }
+
+    fn handle_appended(&self, _: &EntryRun) {}
+}
+
+fn replica(log: &Log, channel: Arc<dyn Channel>, host: &Arc<Follower>) -> ReplicaStream {
+    let host = Arc::clone(host);
+    ReplicaStream::new(TERM, timing(), log.clone(), channel, host, Clock::start(), NULL_VLSN)
+}
+
+/// Streams `from` into `to` while `writes` runs, until `to` holds all of `from` durably and both
+/// sides have ended in good order.
+fn stream(
+    from: &Log,
+    to: &Log,
+    channels: (Arc<dyn Channel>, Arc<dyn Channel>),
+    writes: impl FnOnce(&Master),
+) -> Master {
+    let (ours, theirs) = channels;
+    let master = Master::default();
+    let follower = Arc::new(Follower::default());
+    let clock = Clock::start();
+    let mut core = Feeder::new(TERM, timing());
+    core.handle_welcomed();
+    core.handle_synced_up(clock.now(), to.positions().last.next());
+    let core = Mutex::new(core);
+    let feeder = FeederStream::new(TERM, from, &*ours, &master, clock, &core);
+    let receiving = Arc::new(replica(to, theirs, &follower));
+    let hook = Arc::downgrade(&receiving);
+    to.on_durable(move |durable| {
+        if let Some(stream) = hook.upgrade() {
+            let _ = stream.handle_durable(durable);
+        }
+    });
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| feeder.run_sender());
+        let acks = scope.spawn(|| feeder.run_ack_reader());
+        let following = scope.spawn(|| receiving.run());
+        writes(&master);
+        let last = from.positions().last;
+        eventually("everything is durable", || master.dtvlsn() >= last);
+        eventually("the replica may apply it", || {
+            follower.limit.load(Ordering::SeqCst) >= last.sequence()
+        });
+        master.closing.store(true, Ordering::SeqCst);
+        from.wake_readers();
+        sending.join().unwrap().unwrap();
+        following.join().unwrap().unwrap();
+        let _ = acks.join().unwrap(); // closed by the sender under its hands
+    });
+    master
+}
+
+fn local_pair() -> (Arc<dyn Channel>, Arc<dyn Channel>) {
+    let pair = LocalChannelPair::new();
+    (Arc::new(pair.channel_a), Arc::new(pair.channel_b))
+}
+
+fn tcp_pair() -> (Arc<dyn Channel>, Arc<dyn Channel>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let config = TcpConfig::default();
+    let ours = TcpChannel::connect(&address, &config).unwrap();
+    let theirs = TcpChannel::from_stream(listener.accept().unwrap().0, &config).unwrap();
+    (Arc::new(ours), Arc::new(theirs))
+}
+
+#[test]
+fn a_backlog_streams_into_an_equal_log_over_both_channels() {
+    for channels in [local_pair(), tcp_pair()] {
+        let (from, to) = (empty_log("a"), empty_log("b"));
+        fill(&from, 20_000);
+        let master = stream(&from, &to, channels, |_| {});
+        assert_same_logs(&from, &to);
+        // Acknowledgements are cumulative: far fewer than entries, never falling.
+        let acks = master.acks.lock();
+        assert!(acks.len() < 2_000, "{} acks for 20,000 entries", acks.len());
+        assert!(acks.windows(2).all(|w| w[0].durable <= w[1].durable));
+        assert!(acks.iter().all(|ack| ack.durable <= ack.received));
+    }
+}
+
+#[test]
+fn vlsn_order_is_log_order_with_many_committers_and_every_entry_arrives() {
+    for writers in [1, 8, 64] {
+        for channels in [local_pair(), tcp_pair()] {
+            let (from, to) = (empty_log("a"), empty_log("b"));
+            stream(&from, &to, channels, |_| {
+                thread::scope(|scope| {
+                    for writer in 0..writers {
+                        let from = &from;
+                        scope.spawn(move || {
+                            for n in 0..2_000 / writers {
+                                let body = format!("{writer} {n}");
+                                from.append(TERM, &[entry(body.as_bytes())]).unwrap();
+                            }
+                        });
+                    }
+                });
+            });
+            assert_same_logs(&from, &to);
+            let mut next = vec![0; writers];
+            let mut at = NULL_VLSN.next();
+            while let Some(run) = to.read(at, 1 << 20).unwrap() {
+                for entry in run.entries() {
+                    let text = std::str::from_utf8(entry.body).unwrap();
+                    let (writer, n) = text.split_once(' ').unwrap();
+                    let writer: usize = writer.parse().unwrap();
+                    assert_eq!(n.parse::<usize>().unwrap(), next[writer], "of writer {writer}");
+                    next[writer] += 1;
+                }
+                at = run.last.next();
+            }
+            assert!(next.iter().all(|n| *n == 2_000 / writers), "{next:?}");
+        }
+    }
+}
+
+#[test]
+fn entries_of_every_size_arrive_whole() {
+    for channels in [local_pair(), tcp_pair()] {
+        let (from, to) = (empty_log("a"), empty_log("b"));
+        let frame = 1 << 20;
+        let sizes = [0, 1, 100, 65_536, frame - 73, frame - 72, frame - 71, frame, 3 * frame + 5];
+        stream(&from, &to, channels, |_| {
+            for (n, size) in sizes.into_iter().enumerate() {
+                let body = vec![n as u8; size];
+                from.append(TERM, &[entry(&body), entry(b"small")]).unwrap();
+            }
+        });
+        assert_same_logs(&from, &to);
+    }
+}
+
+#[test]
+fn a_lone_entry_is_acknowledged_and_may_be_applied_without_any_timer() {
+    for channels in [local_pair(), tcp_pair()] {
+        let (from, to) = (empty_log("a"), empty_log("b"));
+        // With heartbeats of 20 ms, waiting for one per entry would take 4 s.
+        let started = Instant::now();
+        stream(&from, &to, channels, |master| {
+            for n in 0..200 {
+                let appended = from.append(TERM, &[entry(&[n])]).unwrap();
+                let waiting = Instant::now();
+                while master.dtvlsn() < appended.last {
+                    assert!(waiting.elapsed() < PATIENCE);
+                    thread::yield_now();
+                }
+            }
+        });
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn received_acks_come_only_when_somebody_waits_for_them() {
+    let (from, to) = (empty_log("a"), empty_log("b"));
+    let master = stream(&from, &to, local_pair(), |_| fill(&from, 500));
+    assert!(master.acks.lock().iter().all(|ack| ack.durable == ack.received));
+    let (from, to) = (empty_log("a"), empty_log("b"));
+    let master = stream(&from, &to, local_pair(), |master| {
+        master.wants_received.store(true, Ordering::SeqCst);
+        fill(&from, 500);
+        eventually("a received ack", || {
+            master.acks.lock().iter().any(|ack| ack.received > ack.durable)
+        });
+    });
+    assert!(master.dtvlsn() >= from.positions().last);
+}
+
+#[test]
+fn a_tail_that_holds_little_is_read_from_files() {
+    let small = LogConfig {
+        prefill: false,
+        tail_bytes: 64 << 10,
+        write_ahead_bytes: 16 << 10,
+        ..LogConfig::default()
+    };
+    let (from, to) = (log_with("a", small), empty_log("b"));
+    let body = [3u8; 1000];
+    for _ in 0..5_000 {
+        from.append(TERM, &[entry(&body)]).unwrap();
+    }
+    from.sync_now().unwrap();
+    stream(&from, &to, tcp_pair(), |_| fill(&from, 2_000));
+    assert_same_logs(&from, &to);
+}
+
+// ---- peers that misbehave
+
+/// A replica of an empty log, whose peer is the test.
+struct Rig {
+    log: Log,
+    peer: Arc<dyn Channel>,
+    running: thread::JoinHandle<Result<()>>,
+    follower: Arc<Follower>,
+    source: Log,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (peer, theirs) = local_pair();
+        let (log, source) = (empty_log("b"), empty_log("a"));
+        fill(&source, 10);
+        let follower = Arc::new(Follower::default());
+        let stream = replica(&log, theirs, &follower);
+        let running = thread::spawn(move || stream.run());
+        Self { log, peer, running, follower, source }
+    }
+
+    fn run(&self, from: i64, last: i64) -> (Head, Vec<u8>) {
+        let mut bytes = Vec::new();
+        let mut previous = Fingerprint::ZERO;
+        let run = self.source.read(Vlsn::new(1), 1 << 20).unwrap().unwrap();
+        for entry in run.entries() {
+            let vlsn = entry.header.vlsn.sequence();
+            if vlsn < from {
+                previous = entry.header.fingerprint;
+            }
+        }
+        let mut whole = Vec::new();
+        run.parts.iter().for_each(|part| whole.extend_from_slice(part));
+        let mut at = 0;
+        for entry in run.entries() {
+            let (vlsn, len) = (entry.header.vlsn.sequence(), entry.header.entry_bytes());
+            if (from..=last).contains(&vlsn) {
+                bytes.extend_from_slice(&whole[at..at + len]);
+            }
+            at += len;
+        }
+        let head = Head {
+            term: TERM,
+            first: Vlsn::new(from),
+            previous_fingerprint: previous,
+            dtvlsn: Dtvlsn::default(),
+            want_received: false,
+        };
+        (head, bytes)
+    }
+
+    fn send(&self, head: Head, bytes: &[u8]) {
+        self.peer.send(&StreamMessage::Entries { head, bytes }.encode()).unwrap();
+    }
+
+    /// Waits for the acknowledgement of `durable`.
+    fn await_ack(&self, durable: i64) {
+        loop {
+            let frame = self.peer.receive(PATIENCE).unwrap().expect("an ack");
+            match StreamMessage::decode(&frame).unwrap() {
+                StreamMessage::Ack(ack) if ack.durable >= Vlsn::new(durable) => return,
+                StreamMessage::Ack(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The error that ends the stream; the channel is closed and the log as it was.
+    fn ends_with(self, last: i64) -> RepError {
+        let error = self.running.join().unwrap().unwrap_err();
+        loop {
+            match self.peer.receive(PATIENCE) {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the channel stays open after {error}"),
+                Err(closed) => {
+                    assert!(closed.is_disconnect(), "{closed}");
+                    break;
+                }
+            }
+        }
+        assert_eq!(self.log.positions().last, Vlsn::new(last));
+        // Nothing is harmed: the log takes what continues it.
+        if last < 10 {
+            let (_, rest) = Rig::new_rest(&self.source, last);
+            let run = EntryRun::verify(rest.into(), self.log.positions().chain(), 1 << 20).unwrap();
+            self.log.append_run(&run).unwrap();
+        }
+        error
+    }
+
+    fn new_rest(source: &Log, last: i64) -> (Vlsn, Vec<u8>) {
+        let run = source.read(Vlsn::new(last + 1), 1 << 20).unwrap().unwrap();
+        let mut bytes = Vec::new();
+        run.parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        (run.last, bytes)
+    }
+}
+
+#[test]
+fn a_gap_a_duplicate_and_a_fork_end_the_stream_by_name() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 3);
+    rig.send(head, &bytes);
+    rig.await_ack(3);
+    let (head, bytes) = rig.run(5, 6);
+    rig.send(head, &bytes);
+    let error = rig.ends_with(3);
+    assert!(matches!(error, RepError::Stream(StreamFault::Gap { .. })), "{error}");
+
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 3);
+    rig.send(head, &bytes);
+    rig.send(head, &bytes);
+    let error = rig.ends_with(3);
+    assert!(matches!(error, RepError::Stream(StreamFault::Duplicate { .. })), "{error}");
+
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 3);
+    let forked = Head { previous_fingerprint: Fingerprint::from_u64(9), ..head };
+    rig.send(forked, &bytes);
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::Stream(StreamFault::Fork { .. })), "{error}");
+}
+
+#[test]
+fn entries_in_another_order_than_announced_are_refused_whole() {
+    let rig = Rig::new();
+    let (head, mut bytes) = rig.run(1, 1);
+    bytes.extend_from_slice(&rig.run(3, 3).1);
+    bytes.extend_from_slice(&rig.run(2, 2).1);
+    rig.send(head, &bytes);
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::BadEntry { .. }), "{error}");
+}
+
+#[test]
+fn every_corrupted_byte_of_a_frame_ends_the_stream_and_harms_nothing() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 2);
+    let whole = StreamMessage::Entries { head, bytes: &bytes }.encode();
+    drop(rig);
+    // The announced DTVLSN and the flags are not part of what the entries' checks cover.
+    let checked = (0..2).chain(4..24).chain(40..whole.len());
+    for at in checked {
+        let rig = Rig::new();
+        let mut bad = whole.clone();
+        bad[at] ^= 0x10;
+        rig.peer.send(&bad).unwrap();
+        let error = rig.ends_with(0);
+        assert!(
+            matches!(
+                error,
+                RepError::ProtocolError(_) | RepError::Stream(_) | RepError::BadEntry { .. }
+            ),
+            "byte {at}: {error}"
+        );
+    }
+}
+
+#[test]
+fn messages_of_another_term_or_kind_end_the_stream() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 2);
+    rig.send(Head { term: Term::new(2), ..head }, &bytes);
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::Stream(StreamFault::ForeignTerm { .. })), "{error}");
+
+    let rig = Rig::new();
+    rig.peer.send(&StreamMessage::Ack(Ack::default()).encode()).unwrap();
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::ProtocolError(_)), "{error}");
+
+    let rig = Rig::new();
+    rig.peer.send(b"GET / HTTP/1.1\r\n").unwrap();
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::ProtocolError(_)), "{error}");
+}
+
+#[test]
+fn an_entry_over_the_cap_is_refused_before_memory_is_taken_for_it() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 1);
+    let huge = StreamMessage::Fragment { head, total: u32::MAX, offset: 0, bytes: &bytes };
+    rig.peer.send(&huge.encode()).unwrap();
+    let error = rig.ends_with(0);
+    assert!(matches!(error, RepError::Stream(StreamFault::Fragment { .. })), "{error}");
+}
+
+#[test]
+fn a_durable_position_with_another_fingerprint_is_an_alarm() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 5);
+    rig.send(head, &bytes);
+    rig.await_ack(5);
+    let dtvlsn = Dtvlsn { vlsn: Vlsn::new(4), fingerprint: Fingerprint::from_u64(1) };
+    let position =
+        Position { term: TERM, last: Vlsn::new(5), dtvlsn, want_received: false, answer: false };
+    rig.peer.send(&StreamMessage::Position(position).encode()).unwrap();
+    let follower = Arc::clone(&rig.follower);
+    let error = rig.ends_with(5);
+    assert!(matches!(error, RepError::Stream(StreamFault::DurableFork { .. })), "{error}");
+    assert!(error.to_string().contains("ALARM"), "{error}");
+    assert_eq!(follower.limit.load(Ordering::SeqCst), 0, "nothing may be applied");
+}
+
+#[test]
+fn a_connection_cut_between_fragments_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 1);
+    let part =
+        StreamMessage::Fragment { head, total: bytes.len() as u32, offset: 0, bytes: &bytes[..10] };
+    rig.peer.send(&part.encode()).unwrap();
+    rig.peer.close();
+    let error = rig.ends_with(0);
+    assert!(error.is_disconnect(), "{error}");
+}
+
+#[test]
+fn a_feeder_whose_read_fails_ends_its_stream_and_sends_no_broken_frame() {
+    let (ours, theirs) = local_pair();
+    let log = empty_log("a");
+    let body = vec![0; 300 << 10];
+    for _ in 0..10 {
+        log.append(TERM, &[entry(&body)]).unwrap();
+    }
+    log.sync_now().unwrap();
+    log.seal_through(log.positions().last).unwrap();
+    let gone = log.drop_front(log.positions().last, |_| Vec::new()).unwrap();
+    assert!(gone > NULL_VLSN);
+    let master = Master::default();
+    let clock = Clock::start();
+    let mut core = Feeder::new(TERM, timing());
+    core.handle_welcomed();
+    core.handle_synced_up(clock.now(), Vlsn::new(1));
+    let core = Mutex::new(core);
+    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    let error = feeder.run_sender().unwrap_err();
+    assert!(matches!(error, RepError::Log(LogError::Gap { .. })), "{error}");
+    assert!(theirs.receive(Duration::from_millis(10)).unwrap_err().is_disconnect());
+}
+
+#[test]
+fn an_ack_of_what_was_never_sent_ends_the_stream() {
+    let (ours, theirs) = local_pair();
+    let log = empty_log("a");
+    fill(&log, 10);
+    let master = Master::default();
+    let clock = Clock::start();
+    let mut core = Feeder::new(TERM, timing());
+    core.handle_welcomed();
+    core.handle_synced_up(clock.now(), Vlsn::new(1));
+    let core = Mutex::new(core);
+    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    let lie =
+        Ack { term: TERM, received: Vlsn::new(99), durable: Vlsn::new(99), applied: NULL_VLSN };
+    theirs.send(&StreamMessage::Ack(lie).encode()).unwrap();
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| feeder.run_sender());
+        let error = feeder.run_ack_reader().unwrap_err();
+        assert!(matches!(error, RepError::Stream(StreamFault::BadAck { .. })), "{error}");
+        let _ = sending.join().unwrap();
+    });
+    assert!(master.acks.lock().is_empty());
+}
+
+#[test]
+fn either_side_notices_the_silence_of_the_other() {
+    let short =
+        StreamTiming { heartbeat: Duration::from_millis(20), silence: Duration::from_millis(100) };
+    let silent = |error: &RepError| error.to_string().contains("did not arrive within");
+    let (ours, theirs) = local_pair();
+    let log = empty_log("b");
+    let host = Arc::new(Follower::default());
+    let stream = ReplicaStream::new(TERM, short, log, theirs, host, Clock::start(), NULL_VLSN);
+    let error = stream.run().unwrap_err();
+    assert!(silent(&error), "{error}");
+    drop(ours);
+
+    let (ours, theirs) = local_pair();
+    let log = empty_log("a");
+    let master = Master::default();
+    let clock = Clock::start();
+    let mut core = Feeder::new(TERM, short);
+    core.handle_welcomed();
+    core.handle_synced_up(clock.now(), Vlsn::new(1));
+    let core = Mutex::new(core);
+    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| feeder.run_sender());
+        // Whichever thread notices first closes the channel under the other's hands.
+        let errors = [feeder.run_ack_reader(), sending.join().unwrap()];
+        assert!(errors.iter().filter_map(|e| e.as_ref().err()).any(silent), "{errors:?}");
+    });
+    // It filled its own silence meanwhile.
+    let beat = theirs.receive(PATIENCE).unwrap().unwrap();
+    assert_eq!(StreamMessage::decode(&beat).unwrap().name(), "Position");
+}
+
+#[test]
+fn a_transaction_that_is_cut_by_the_connection_goes_on_where_it_ended() {
+    let (from, to) = (empty_log("a"), empty_log("b"));
+    let parts: Vec<_> = (0..100)
+        .map(|n| {
+            let flags = if n == 99 { EntryFlags::COMMIT } else { EntryFlags::NONE };
+            NewEntry::new(KIND, flags, b"part")
+        })
+        .collect();
+    from.append(TERM, &parts[..60]).unwrap();
+    stream(&from, &to, local_pair(), |_| {});
+    assert_eq!(to.positions().last, Vlsn::new(60));
+    from.append(TERM, &parts[60..]).unwrap();
+    stream(&from, &to, local_pair(), |_| {});
+    assert_same_logs(&from, &to);
+}

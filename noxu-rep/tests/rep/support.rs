@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use noxu_log::env::{Env, RealEnv};
 use noxu_log::{EntryFlags, EntryKind, EntryRun, Log, LogConfig, NewEntry};
-use noxu_rep::{
-    Checkpoint, Durability, GroupChoice, LogReader, Node, NodeConfig, RepError, Result, RoleConfig,
-    StateMachine, StreamTiming,
-};
-use noxu_rep::net::channel::Channel;
 use noxu_rep::net::dispatcher::{FEEDER_SERVICE_NAME, dial};
 use noxu_rep::net::tcp::TcpChannel;
 use noxu_rep::stream::syncup::{SyncupView, VlsnEntry};
 use noxu_rep::stream::syncup_protocol::{SyncupOutcome, replica_syncup_handshake};
 use noxu_rep::wire::handshake::{
-    Capabilities, Hello, NodeKind, VersionRange, Welcome, handshake_as_replica,
+    Capabilities, Hello, NodeKind, VersionRange, handshake_as_replica,
+};
+use noxu_rep::{
+    Checkpoint, Durability, GroupChoice, LogReader, Node, NodeConfig, RepError, Result, RoleConfig,
+    StateMachine, StreamTiming,
 };
 use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::Mutex;
@@ -184,10 +183,8 @@ impl Group {
     pub(crate) fn config(&self, node: &str, peers: &[String]) -> NodeConfig {
         let mut config = NodeConfig::new(name(node), self.dir(node));
         config.peers = peers.to_vec();
-        config.limits.timing = StreamTiming {
-            heartbeat: Duration::from_millis(50),
-            silence: Duration::from_secs(5),
-        };
+        config.limits.timing =
+            StreamTiming { heartbeat: Duration::from_millis(50), silence: Duration::from_secs(5) };
         config.dial_timeout = Duration::from_secs(2);
         config.log = LogConfig { prefill: false, tail_bytes: 4 << 20, ..LogConfig::default() };
         config
@@ -246,21 +243,15 @@ pub(crate) fn open_with(env: Arc<dyn Env>, config: NodeConfig) -> Result<Member>
 /// A fresh replica that shakes hands, syncs up, and then never acknowledges anything.
 pub(crate) struct MuteReplica {
     pub(crate) channel: Arc<TcpChannel>,
-    pub(crate) welcome: Welcome,
 }
 
 impl MuteReplica {
     pub(crate) fn connect(node: &str, incarnation: u64, master: &Member) -> Result<Self> {
         let channel = dial(&master.address(), FEEDER_SERVICE_NAME, PATIENCE)?;
-        let welcome = handshake_as_replica(&*channel, &hello(node, incarnation))?;
+        handshake_as_replica(&*channel, &hello(node, incarnation))?;
         let outcome = replica_syncup_handshake(&*channel, &Nothing)?;
         assert!(matches!(outcome, SyncupOutcome::Matchpoint { .. }), "{outcome:?}");
-        Ok(Self { channel, welcome })
-    }
-
-    /// The next message, which must come in time.
-    pub(crate) fn receive(&self) -> Result<Vec<u8>> {
-        Ok(self.channel.receive(PATIENCE)?.expect("a message in time"))
+        Ok(Self { channel })
     }
 }
 
