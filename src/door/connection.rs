@@ -39,6 +39,7 @@ pub(super) fn serve(shared: &Shared, stream: TcpStream) {
         out: BytesMut::new(),
         transaction: Multi::Off,
         last_commit: Committed::default(),
+        visible_vlsn: 0,
         budget_bytes: 0,
     };
     connection.run();
@@ -54,6 +55,8 @@ struct Connection<'a> {
     out: BytesMut,
     transaction: Multi,
     last_commit: Committed,
+    /// Everything through it is known to be visible here.
+    visible_vlsn: i64,
     /// Bytes taken from the door's common budget.
     budget_bytes: usize,
 }
@@ -196,6 +199,17 @@ impl Connection<'_> {
         }
     }
 
+    /// Settles, and waits until this connection's own commits can be read: a commit of a weak
+    /// durability may return before commits below it have met theirs.
+    fn settle_for_reading(&mut self) -> Result<(), BackendError> {
+        self.settle();
+        if self.last_commit.vlsn > self.visible_vlsn {
+            let wait = self.shared.config.transfer_timeout;
+            self.visible_vlsn = self.shared.backend.wait_applied(self.last_commit.vlsn, wait)?;
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> std::io::Result<()> {
         self.settle();
         if self.out.is_empty() {
@@ -284,18 +298,16 @@ impl Connection<'_> {
                 self.transact(&[data], unwrapped);
                 return;
             }
-            Command::Data(data) => {
-                self.settle();
-                read_frame(&data, |keys| backend.read(keys))
-            }
+            Command::Data(data) => self
+                .settle_for_reading()
+                .and_then(|()| read_frame(&data, |keys| backend.read(keys))),
             Command::Scan { cursor, pattern, count } => {
-                self.settle();
-                self.scan(cursor, pattern.as_ref(), count)
+                self.settle_for_reading().and_then(|()| self.scan(cursor, pattern.as_ref(), count))
             }
-            Command::DbSize => {
-                self.settle();
-                backend.count().map(|count| BytesFrame::Integer(count as i64))
-            }
+            Command::DbSize => self
+                .settle_for_reading()
+                .and_then(|()| backend.count())
+                .map(|count| BytesFrame::Integer(count as i64)),
             Command::Multi => {
                 self.transaction = Multi::Queued(Vec::new());
                 Ok(ok())
@@ -349,7 +361,10 @@ impl Connection<'_> {
     fn transact(&mut self, commands: &[DataCommand], wrap: impl Fn(Vec<BytesFrame>) -> BytesFrame) {
         if !commands.iter().all(DataCommand::is_blind_write) {
             // It reads: it must see, and not conflict with, what this connection has in flight.
-            self.settle();
+            if let Err(error) = self.settle_for_reading() {
+                self.push(error_frame(&error.to_string()));
+                return;
+            }
         }
         let mut tries = 0;
         let reply = loop {
