@@ -1,205 +1,258 @@
-//! Scenes of a group: three processes, load, a killed replica, a diverged master.
+//! Scenes of a group: three node processes, loaded, killed, diverged, brought together again.
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::cluster::{NAMES, NodeProcess, StartAs, node_dir};
-use super::input::{Input, Piece};
-use super::load::{Contents, Loader};
-use super::table::{Table, show_micros};
-use super::verify::{local_writes_accounted_for, logs_are_identical, nodes_agree};
-use super::{Demo, say, scene_title};
+use crossbeam_channel::bounded;
+
+use super::input::{Input, Piece, Pieces};
+use super::load::{CONNECTIONS, Expected, IN_FLIGHT, load};
+use super::process::NodeProcess;
+use super::table::Table;
+use super::{Demo, say, scene_title, verify};
 use crate::cli::error::CliError;
 use crate::cli::progress::count_bar;
-use crate::cli::sizes::show_count;
+use crate::cli::sizes::{show_bytes, show_count};
 
-/// Transactions that the doomed master commits for itself alone.
-const LOCAL_COMMITS: usize = 500;
-/// Transactions that the next master commits with a majority.
-const NEXT_COMMITS: usize = 500;
+/// Segments so small that a short demo rolls, seals and restores many.
+const SEGMENT_SIZE: &str = "4MiB";
+/// LOCAL commits that reach nobody.
+const LONELY_COMMITS: u64 = 500;
 
-/// The group as it runs through the scenes.
-pub(super) struct Group<'a> {
-    dir: PathBuf,
-    input: &'a Input,
-    /// In the order of [`NAMES`]; `None` while it is down.
-    nodes: [Option<NodeProcess>; 3],
-    /// What a majority acknowledged.
-    acknowledged: Contents,
-    /// What only one node has committed.
-    local: Vec<Piece>,
+fn given_up() -> CliError {
+    CliError::Failed("the load was given up".to_owned())
 }
 
+/// The group and what it must hold.
+pub(super) struct Group<'a> {
+    demo: &'a Demo,
+    pieces: Pieces<'a>,
+    nodes: [NodeProcess; 3],
+    expected: Expected,
+}
+
+const N1: usize = 0;
+const N2: usize = 1;
+const N3: usize = 2;
+
 impl<'a> Group<'a> {
-    pub(super) fn new(dir: &Path, input: &'a Input) -> Self {
+    pub(super) fn new(demo: &'a Demo, input: &'a Input, dir: &Path) -> Self {
         Self {
-            dir: dir.to_owned(),
-            input,
-            nodes: [None, None, None],
-            acknowledged: Contents::new(),
-            local: Vec::new(),
+            demo,
+            pieces: input.pieces(),
+            nodes: ["n1", "n2", "n3"].map(|name| NodeProcess::new(name, dir)),
+            expected: Expected::default(),
         }
     }
 
-    fn node(&self, index: usize) -> Result<&NodeProcess, CliError> {
-        self.nodes[index]
-            .as_ref()
-            .ok_or_else(|| CliError::Failed(format!("{} is down", NAMES[index])))
-    }
-
-    fn take(&mut self, index: usize) -> Result<NodeProcess, CliError> {
-        self.nodes[index]
-            .take()
-            .ok_or_else(|| CliError::Failed(format!("{} is down", NAMES[index])))
-    }
-
-    fn start(&mut self, index: usize, start_as: StartAs<'_>) -> Result<(), CliError> {
-        self.nodes[index] = Some(NodeProcess::start(&self.dir, NAMES[index], start_as)?);
-        Ok(())
-    }
-
-    /// Three processes; majority-durable load; a replica is killed in the middle and catches up.
-    pub(super) fn load(&mut self, demo: &Demo, table: &mut Table) -> Result<(), CliError> {
-        scene_title(2, "Three nodes: load with majority durability, kill -9 a replica, catch up");
-        self.start(0, StartAs::Founder)?;
-        let master = self.node(0)?.peer_addr.clone();
-        self.start(1, StartAs::Replica { peer: &master })?;
-        self.start(2, StartAs::Replica { peer: &master })?;
-        for node in self.nodes.iter().flatten() {
-            say!("{}: peers at {}, clients at {}", node.name, node.peer_addr, node.client_addr);
-        }
-        let bar = count_bar("majority commits", demo.commits);
-        let mut loader = Loader::new(self.node(0)?.client()?, "majority")?;
-        let mut pieces = self.input.pieces();
-        let (mut killed_at, mut catch_up) = (None, None);
-        while loader.commits() < demo.commits || loader.bytes < demo.size {
-            loader.put(pieces.next_piece()?)?;
-            bar.set_position(loader.commits());
-            let share = (loader.commits() as f64 / demo.commits as f64)
-                .min(loader.bytes as f64 / demo.size as f64);
-            if killed_at.is_none() && share >= 0.3 {
-                self.take(2)?.kill()?;
-                killed_at = Some(loader.commits());
-            }
-            if catch_up.is_none() && share >= 0.7 {
-                let target = self.node(0)?.info_number("last_vlsn")?;
-                let started = Instant::now();
-                self.start(2, StartAs::Replica { peer: &master })?;
-                let behind = target - self.node(2)?.info_number("last_vlsn")?;
-                catch_up = Some((started, target, behind));
-            }
-        }
-        loader.finish()?;
-        bar.finish_and_clear();
-        let elapsed = loader.elapsed();
-        let rounds = pieces.round + 1;
-        say!(
-            "{} commits in {rounds} rounds over the input; n3 was killed after {}",
-            show_count(loader.commits()),
-            show_count(killed_at.unwrap_or(0)),
-        );
-        table.rate("group: majority commits, 64 in flight", loader.commits(), "commits", elapsed);
-        table.throughput("group: majority commits", loader.bytes, elapsed);
-        table.row("group: commit latency p50", show_micros(loader.quantile_us(0.5)));
-        table.row("group: commit latency p99", show_micros(loader.quantile_us(0.99)));
-        let last = loader.last_vlsn()?;
-        if let Some((started, target, behind)) = catch_up {
-            let n3 = self.node(2)?;
-            n3.wait_applied(target)?;
-            let time = started.elapsed();
-            say!(
-                "n3 came back {} entries behind and had them {} after its start, while the load went on",
-                show_count(behind.max(0) as u64),
-                show_micros(time.as_micros() as u64)
-            );
-            table.time("catch-up: process start to caught up", time);
-            table.rate("catch-up: while loading", behind.max(0) as u64, "entries", time);
-        }
-        for node in self.nodes.iter().flatten() {
-            node.wait_applied(last)?;
-        }
-        self.acknowledged.append(&mut loader.acknowledged);
-        let nodes: Vec<_> = self.nodes.iter().flatten().collect();
-        nodes_agree(&nodes, &self.acknowledged)?;
-        Ok(())
-    }
-
-    /// A master commits alone, dies, and comes back to a group that has moved on.
-    pub(super) fn diverge(&mut self, table: &mut Table) -> Result<(), CliError> {
+    /// Plays all scenes, stops the nodes and compares their logs.
+    pub(super) fn play(&mut self, table: &mut Table) -> Result<(), CliError> {
+        scene_title(2, "Three nodes: n1 founds a group, n2 and n3 join it");
+        self.found(table)?;
         scene_title(
             3,
-            "Divergence: a master writes alone, dies, another takes over, the first returns",
+            "Majority-durable load; n3 is killed in the middle (SIGKILL) and comes back",
         );
-        let stop = self.take(1)?.stop()?.max(self.take(2)?.stop()?);
-        table.time("orderly shutdown of a replica", stop);
-        let mut loader = Loader::new(self.node(0)?.client()?, "local")?;
-        let mut pieces = self.input.pieces();
-        for index in 0..LOCAL_COMMITS {
-            let mut piece = pieces.next_piece()?;
-            piece.key = format!("local/{index:04}/{}", piece.key);
-            self.local.push(piece.clone());
-            loader.put(piece)?;
-        }
-        loader.finish()?;
-        drop(loader);
-        let alone = self.node(0)?.info_number("last_vlsn")?;
-        self.take(0)?.kill()?;
-        say!(
-            "n1 committed {LOCAL_COMMITS} LOCAL transactions that reached nobody, and was killed at entry {alone}"
-        );
+        self.load_and_kill(table)?;
+        scene_title(4, "Divergence: n1 writes what reaches nobody, dies, and comes back");
+        self.diverge(table)?;
+        scene_title(5, "Verification");
+        self.verify(table)
+    }
 
-        self.start(1, StartAs::Master { term: 2, peer: None })?;
-        let master = self.node(1)?.peer_addr.clone();
-        self.start(2, StartAs::Replica { peer: &master })?;
-        let mut loader = Loader::new(self.node(1)?.client()?, "majority")?;
-        for index in 0..NEXT_COMMITS {
-            let mut piece = pieces.next_piece()?;
-            piece.key = format!("next/{index:04}/{}", piece.key);
-            loader.put(piece)?;
+    fn start_replica(&mut self, which: usize) -> Result<Duration, CliError> {
+        let peers: Vec<String> = (0..3)
+            .filter(|other| *other != which && self.nodes[*other].is_running())
+            .map(|other| self.nodes[other].peer_addr.clone())
+            .collect();
+        let mut arguments = Vec::new();
+        for peer in &peers {
+            arguments.extend(["--peer", peer]);
         }
-        loader.finish()?;
-        let last = loader.last_vlsn()?;
-        self.acknowledged.append(&mut loader.acknowledged);
-        say!("n2 is master of term 2 and has committed {NEXT_COMMITS} transactions with n3");
+        self.nodes[which].start(&arguments)
+    }
 
+    fn found(&mut self, table: &mut Table) -> Result<(), CliError> {
         let started = Instant::now();
-        self.start(0, StartAs::Replica { peer: &master })?;
-        self.node(0)?.wait_applied(last)?;
-        let rejoined = started.elapsed();
-        let info = self.node(0)?.info()?;
-        let say_of = |key: &str| info.get(key).cloned().unwrap_or_else(|| "none".to_owned());
-        let entries: u64 = say_of("rollback_entries").parse().unwrap_or(0);
-        if entries == 0 {
-            return Err(CliError::Differs("n1 came back and rolled nothing back".to_owned()));
+        self.nodes[N1].start(&[
+            "--create-group",
+            "demo",
+            "--members",
+            "n1,n2,n3",
+            "--segment-size",
+            SEGMENT_SIZE,
+            "--role",
+            "master",
+            "--term",
+            "1",
+        ])?;
+        self.start_replica(N2)?;
+        self.start_replica(N3)?;
+        self.nodes[N1].wait_for("two connected replicas", |info| {
+            (info.text("connected_slaves") == Some("2")).then_some(())
+        })?;
+        table.time("three processes: from nothing to a group", started.elapsed());
+        for node in &self.nodes {
+            say!("{}: peers at {}, clients at {}", node.name, node.peer_addr, node.client_addr);
         }
-        say!(
-            "n1 found the matchpoint {} in {} round trip(s)",
-            say_of("rollback_matchpoint"),
-            say_of("rollback_round_trips")
-        );
-        say!("n1 rolled {entries} entries back, in place, into {}", say_of("rollback_lost_file"));
-        table.row(
-            "rejoin: matchpoint found in",
-            format!("{} round trips", say_of("rollback_round_trips")),
-        );
-        table.row("rejoin: rolled back", format!("{entries} entries"));
-        table.time("rejoin: process start to caught up", rejoined);
-        let nodes: Vec<_> = self.nodes.iter().flatten().collect();
-        let held = nodes_agree(&nodes, &self.acknowledged)?;
-        let (kept, lost) =
-            local_writes_accounted_for(&node_dir(&self.dir, NAMES[0]), &self.local, &held)?;
-        say!("LOCAL transactions: {kept} in the store, {lost} in the lost-entries file, none gone");
         Ok(())
     }
 
-    /// Stops everybody in order and compares the logs.
-    pub(super) fn finish(mut self) -> Result<(), CliError> {
-        scene_title(4, "Shutdown in order, and the logs compared byte by byte");
-        // Replicas last: the master leaves when they have everything.
-        for index in [1, 0, 2] {
-            self.take(index)?.stop()?;
+    fn load_and_kill(&mut self, table: &mut Table) -> Result<(), CliError> {
+        let Self { demo, pieces, nodes, expected } = self;
+        let [n1, n2, n3] = nodes;
+        let bar = count_bar("loading", demo.commits);
+        let (mut given, mut given_bytes) = (0_u64, 0_u64);
+        let (kill_at, restart_at) = (demo.commits / 3, demo.commits * 2 / 3);
+        let mut source = || {
+            if given >= demo.commits && given_bytes >= demo.size {
+                return Ok(None);
+            }
+            let piece = pieces.next_piece()?;
+            given += 1;
+            given_bytes += piece.value.len() as u64;
+            Ok(Some(piece))
+        };
+        let peers = [n1.peer_addr.clone(), n2.peer_addr.clone()];
+        let (n1, n3_again) = (&*n1, &mut *n3);
+        let (reached, milestones) = bounded(2);
+        let (loaded, caught_up) = std::thread::scope(|scope| {
+            // What happens to n3 happens while the load goes on.
+            let fate = scope.spawn(move || {
+                let killed_at = milestones.recv().map_err(|_| given_up())?;
+                n3_again.kill();
+                let _ = milestones.recv().map_err(|_| given_up())?;
+                let last = n1.info()?.number("last_vlsn").unwrap_or(0);
+                let started = Instant::now();
+                n3_again.start(&["--peer", &peers[0], "--peer", &peers[1]])?;
+                let start = n3_again.wait_for("syncup", |info| info.number("syncup_start"))?;
+                n3_again.wait_applied(last)?;
+                Ok::<_, CliError>((killed_at, start, last, started.elapsed()))
+            });
+            let loaded = load(n1, "majority", &mut source, &mut expected.majority, |loaded| {
+                bar.set_length(demo.commits.max(loaded.commits));
+                bar.set_position(loaded.commits);
+                if loaded.commits == kill_at || loaded.commits == restart_at {
+                    let _ = reached.send(loaded.commits);
+                }
+                Ok(())
+            });
+            drop(reached);
+            let fate = fate.join().unwrap_or_else(|_| Err(given_up()));
+            Ok::<_, CliError>((loaded?, fate?))
+        })?;
+        bar.finish_and_clear();
+        let rounds = pieces.round;
+        say!(
+            "{} commits, {} acknowledged by a majority, {rounds} rounds over the input",
+            show_count(loaded.commits),
+            show_bytes(loaded.bytes)
+        );
+        let label = format!("load, {CONNECTIONS} connections, {IN_FLIGHT} in flight each");
+        table.rate(&label, loaded.commits, "commits", loaded.time);
+        table.throughput(&label, loaded.bytes, loaded.time);
+        table.latency(&label, &loaded.micros);
+        let (killed_at, from, to, time) = caught_up;
+        say!(
+            "n3 killed at commit {}, back while the load went on: entries {from} to {to} in {time:.2?}",
+            show_count(killed_at)
+        );
+        table.rate(
+            "catch-up under load, start of the process to applied",
+            (to + 1 - from).max(0) as u64,
+            "entries",
+            time,
+        );
+        let last = n1.info()?.number("last_vlsn").unwrap_or(0);
+        n2.wait_applied(last)?;
+        n3.wait_applied(last)
+    }
+
+    fn diverge(&mut self, table: &mut Table) -> Result<(), CliError> {
+        self.nodes[N2].kill();
+        self.nodes[N3].kill();
+        let mut number = 0;
+        let mut source = || {
+            number += 1;
+            let piece = Piece {
+                key: format!("lonely/{number:06}"),
+                value: format!("written by n1 alone, {number}").into_bytes(),
+            };
+            Ok((number <= LONELY_COMMITS).then_some(piece))
+        };
+        let alone =
+            load(&self.nodes[N1], "local", &mut source, &mut self.expected.local, |_| Ok(()))?;
+        let lonely_last = self.nodes[N1].info()?.number("last_vlsn").unwrap_or(0);
+        say!(
+            "n2 and n3 killed; n1 alone wrote {} LOCAL commits, through entry {lonely_last}",
+            alone.commits
+        );
+        table.rate("LOCAL commits, no replica connected", alone.commits, "commits", alone.time);
+        self.nodes[N1].kill();
+
+        let n3_addr = self.nodes[N3].peer_addr.clone();
+        let started = Instant::now();
+        self.nodes[N2].start(&["--role", "master", "--term", "2", "--peer", &n3_addr])?;
+        self.start_replica(N3)?;
+        let mut number = 0;
+        let mut source = || {
+            number += 1;
+            let piece = Piece {
+                key: format!("after/{number:06}"),
+                value: format!("written by n2, {number}").into_bytes(),
+            };
+            Ok((number <= LONELY_COMMITS).then_some(piece))
+        };
+        load(&self.nodes[N2], "majority", &mut source, &mut self.expected.majority, |_| Ok(()))?;
+        say!(
+            "n1 killed; n2 is master of term 2 and wrote {LONELY_COMMITS} majority commits with n3"
+        );
+        table.time("n1's death to n2's last majority commit (by hand)", started.elapsed());
+
+        let last = self.nodes[N2].info()?.number("last_vlsn").unwrap_or(0);
+        let started = Instant::now();
+        self.start_replica(N1)?;
+        self.nodes[N1].wait_applied(last)?;
+        let back = started.elapsed();
+        let info = self.nodes[N1].info()?;
+        let field = |key| {
+            info.number(key).ok_or_else(|| {
+                CliError::Differs(format!("n1 came back and reports no {key}: nothing rolled back"))
+            })
+        };
+        let rolled_back = field("rollback_entries")?;
+        say!(
+            "n1 back: matchpoint {}, {} round trip(s), {rolled_back} entries rolled back",
+            field("rollback_matchpoint")?,
+            field("rollback_round_trips")?
+        );
+        say!("lost entries: {}", info.text("rollback_lost_file").unwrap_or("none"));
+        table.time("deposed master: start to rolled back and caught up", back);
+        let saved = verify::lost_bodies(&self.nodes)?.len() as i64;
+        if saved != rolled_back {
+            return Err(CliError::Differs(format!(
+                "{rolled_back} entries were rolled back, {saved} are in lost-entries files"
+            )));
         }
-        logs_are_identical(&self.dir)?;
+        Ok(())
+    }
+
+    fn verify(&mut self, table: &mut Table) -> Result<(), CliError> {
+        let started = Instant::now();
+        let mut last = 0;
+        for node in &self.nodes {
+            last = last.max(node.info()?.number("last_vlsn").unwrap_or(0));
+        }
+        for node in &self.nodes {
+            node.wait_applied(last)?;
+        }
+        verify::check_contents(&self.nodes, &self.expected)?;
+        // Replicas first: the master's goodbye then finds nobody to wait for.
+        for which in [N3, N1, N2] {
+            self.nodes[which].stop()?;
+        }
+        verify::check_logs(&self.nodes)?;
+        table.time("verification", started.elapsed());
         Ok(())
     }
 }

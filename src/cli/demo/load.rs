@@ -1,128 +1,137 @@
-//! Load: writes through a node's door, many in flight, and remembers what was acknowledged.
+//! Load: writing pieces through the master's door from several connections, many in flight each.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded};
 use hdrhistogram::Histogram;
+use noxu_util::Fingerprint;
+use parking_lot::Mutex;
 
 use super::input::Piece;
+use super::process::NodeProcess;
 use crate::cli::error::CliError;
 use crate::client::{Answer, Client};
 
-/// Requests sent and not answered.
-const WINDOW: usize = 64;
+/// Connections that load.
+pub(super) const CONNECTIONS: usize = 4;
+/// Requests that each keeps in flight.
+pub(super) const IN_FLIGHT: usize = 64;
 
-/// Keys with the digests of their values.
-pub(super) type Contents = BTreeMap<Vec<u8>, blake3::Hash>;
-
-/// A connection that loads.
-pub(super) struct Loader {
-    client: Client,
-    in_flight: VecDeque<(Piece, Instant)>,
-    /// What was acknowledged.
-    pub(super) acknowledged: Contents,
-    /// Bytes of the values acknowledged.
-    pub(super) bytes: u64,
-    latency_us: Histogram<u64>,
-    started: Instant,
+/// What must be there: key -> hash of its value.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    /// Acknowledged with the durability of a majority.
+    pub(super) majority: HashMap<String, u64>,
+    /// Acknowledged with the durability of one node.
+    pub(super) local: HashMap<String, u64>,
 }
 
-impl Loader {
-    /// Loads through `client` with `durability`.
-    pub(super) fn new(mut client: Client, durability: &str) -> Result<Self, CliError> {
-        client.call(&[b"NOXU", b"DURABILITY", durability.as_bytes()])?;
-        Ok(Self {
-            client,
-            in_flight: VecDeque::with_capacity(WINDOW),
-            acknowledged: Contents::new(),
-            bytes: 0,
-            latency_us: Histogram::new(3).map_err(|e| CliError::Failed(e.to_string()))?,
-            started: Instant::now(),
-        })
-    }
+/// Hash under which a value is remembered.
+pub(super) fn hash(value: &[u8]) -> u64 {
+    Fingerprint::of_body(value)
+}
 
-    /// Writes a piece; waits only while the window is full.
-    pub(super) fn put(&mut self, piece: Piece) -> Result<(), CliError> {
-        self.client.queue(&[b"SET", piece.key.as_bytes(), &piece.value]);
-        self.in_flight.push_back((piece, Instant::now()));
-        if self.in_flight.len() >= WINDOW {
-            self.client.flush()?;
-            // Half of the window, so that requests travel in groups.
-            while self.in_flight.len() > WINDOW / 2 {
-                self.answer()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for all answers.
-    pub(super) fn finish(&mut self) -> Result<(), CliError> {
-        self.client.flush()?;
-        while !self.in_flight.is_empty() {
-            self.answer()?;
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self) -> Result<(), CliError> {
-        let answer = self.client.receive()?;
-        let Some((piece, sent)) = self.in_flight.pop_front() else {
-            return Err(CliError::Failed("an answer to no request".to_owned()));
-        };
-        match answer {
-            Answer::Status(ok) if ok == "OK" => {
-                self.latency_us.saturating_record(sent.elapsed().as_micros() as u64);
-                self.bytes += piece.value.len() as u64;
-                self.acknowledged.insert(piece.key.into_bytes(), blake3::hash(&piece.value));
-                Ok(())
-            }
-            other => Err(CliError::Failed(format!("SET {} was answered {other:?}", piece.key))),
-        }
-    }
-
+/// What a load took.
+#[derive(Debug)]
+pub(super) struct Loaded {
     /// Transactions acknowledged.
-    pub(super) fn commits(&self) -> u64 {
-        self.latency_us.len()
-    }
-
-    /// Time since it began.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// Microseconds within which this share of the commits was acknowledged.
-    pub(super) fn quantile_us(&self, share: f64) -> u64 {
-        self.latency_us.value_at_quantile(share)
-    }
-
-    /// VLSN of the last commit.
-    pub(super) fn last_vlsn(&mut self) -> Result<i64, CliError> {
-        let token = self.client.call_text(&[b"NOXU", b"TOKEN"])?;
-        Ok(token.split(':').next().and_then(|vlsn| vlsn.parse().ok()).unwrap_or(0))
-    }
+    pub(super) commits: u64,
+    /// Bytes of their values.
+    pub(super) bytes: u64,
+    /// From the first request to the last answer.
+    pub(super) time: Duration,
+    /// From sending a request to its answer, in microseconds.
+    pub(super) micros: Histogram<u64>,
 }
 
-/// All that a node holds, read through its door.
-pub(super) fn contents(client: &mut Client) -> Result<Contents, CliError> {
-    let mut all = Contents::new();
-    let mut cursor = "0".to_owned();
-    loop {
-        let (next, keys) = client.scan_step(&cursor, None, 500)?;
-        let mut request: Vec<&[u8]> = vec![b"MGET"];
-        request.extend(keys.iter().map(|key| &key[..]));
-        if !keys.is_empty() {
-            let Answer::Array(values) = client.call(&request)? else {
-                return Err(CliError::Failed("MGET was not answered with an array".to_owned()));
+/// An acknowledged write.
+struct Done {
+    key: String,
+    hash: u64,
+    bytes: u64,
+    micros: u64,
+}
+
+/// Where pieces come from, until there are enough.
+type Source<'a> = dyn FnMut() -> Result<Option<Piece>, CliError> + Send + 'a;
+
+/// Writes what `source` gives to `node` with `durability`; after each acknowledged commit, `progress`
+/// hears how many commits and bytes there are (in this thread, while the others go on).
+pub(super) fn load(
+    node: &NodeProcess,
+    durability: &str,
+    source: &mut Source<'_>,
+    acknowledged: &mut HashMap<String, u64>,
+    mut progress: impl FnMut(&Loaded) -> Result<(), CliError>,
+) -> Result<Loaded, CliError> {
+    let micros = Histogram::new(3).map_err(|e| CliError::Failed(format!("histogram: {e}")))?;
+    let mut loaded = Loaded { commits: 0, bytes: 0, time: Duration::ZERO, micros };
+    let started = Instant::now();
+    let source = Mutex::new(source);
+    std::thread::scope(|scope| {
+        let (report, done) = bounded::<Result<Done, CliError>>(CONNECTIONS * IN_FLIGHT * 4);
+        for _ in 0..CONNECTIONS {
+            let mut client = node.client()?;
+            client.call(&[b"NOXU", b"DURABILITY", durability.as_bytes()])?;
+            let (report, source) = (report.clone(), &source);
+            scope.spawn(move || {
+                if let Err(error) = drive(client, source, &report) {
+                    let _ = report.send(Err(error));
+                }
+            });
+        }
+        drop(report);
+        for finished in done {
+            let finished = finished?;
+            loaded.commits += 1;
+            loaded.bytes += finished.bytes;
+            let _ = loaded.micros.record(finished.micros);
+            acknowledged.insert(finished.key, finished.hash);
+            progress(&loaded)?;
+        }
+        Ok::<(), CliError>(())
+    })?;
+    loaded.time = started.elapsed();
+    Ok(loaded)
+}
+
+/// One connection: keeps requests in flight until the source ends.
+fn drive(
+    mut client: Client,
+    source: &Mutex<&mut Source<'_>>,
+    report: &Sender<Result<Done, CliError>>,
+) -> Result<(), CliError> {
+    let mut in_flight: VecDeque<(Done, Instant)> = VecDeque::new();
+    let mut more = true;
+    while more || !in_flight.is_empty() {
+        while more && in_flight.len() < IN_FLIGHT {
+            let Some(piece) = (source.lock())()? else {
+                more = false;
+                break;
             };
-            for (key, value) in keys.iter().zip(values) {
-                if let Answer::Value(Some(value)) = value {
-                    all.insert(key.to_vec(), blake3::hash(&value));
+            client.queue(&[b"SET", piece.key.as_bytes(), &piece.value]);
+            let (hash, bytes) = (hash(&piece.value), piece.value.len() as u64);
+            in_flight.push_back((Done { key: piece.key, hash, bytes, micros: 0 }, Instant::now()));
+        }
+        client.flush()?;
+        let keep = if more { IN_FLIGHT / 2 } else { 0 };
+        while in_flight.len() > keep {
+            let answer = client.receive()?;
+            let Some((mut done, sent)) = in_flight.pop_front() else { break };
+            match answer {
+                Answer::Status(_) => {}
+                other => {
+                    let what =
+                        format!("{}: write of {} answered {other:?}", client.addr(), done.key);
+                    return Err(CliError::Failed(what));
                 }
             }
-        }
-        cursor = next;
-        if cursor == "0" {
-            return Ok(all);
+            done.micros = sent.elapsed().as_micros() as u64;
+            if report.send(Ok(done)).is_err() {
+                return Ok(()); // the load was given up
+            }
         }
     }
+    Ok(())
 }

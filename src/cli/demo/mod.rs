@@ -1,19 +1,20 @@
 //! Demo: every scene that exists, on real files and processes, with what it promises checked.
 
-mod cluster;
 mod group;
 mod input;
 mod load;
+mod process;
 mod single_log;
 mod table;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 
 use self::group::Group;
-use self::input::{Input, Piece};
+use self::input::Input;
 use self::table::Table;
 use super::error::CliError;
 use super::sizes::{parse_bytes, show_bytes, show_count};
@@ -51,7 +52,7 @@ impl Demo {
     pub(super) fn run(self) -> Result<(), CliError> {
         let input = Input::find(&self.input)?;
         if let Some(dir) = &self.load_log {
-            return single_log::load_until_killed(dir, &input);
+            return single_log::load_until_killed(dir, &input, self.commits);
         }
         println!(
             "input: {} files, {}, in rounds until {} commits and {}",
@@ -65,7 +66,9 @@ impl Demo {
             .tempdir()
             .map_err(CliError::file(std::env::temp_dir()))?;
         let mut table = Table::default();
+        let started = Instant::now();
         let done = self.scenes(&input, dir.path(), &mut table);
+        table.time("all of it", started.elapsed());
         println!("\n{table}");
         if done.is_err() || self.keep {
             println!("kept: {}", dir.keep().display());
@@ -80,10 +83,7 @@ impl Demo {
         table: &mut Table,
     ) -> Result<(), CliError> {
         single_log::scene(self, input, &self.input, &dir.join("log"), table)?;
-        let mut group = Group::new(dir, input);
-        group.load(self, table)?;
-        group.diverge(table)?;
-        group.finish()
+        Group::new(self, input, dir).play(table)
     }
 }
 

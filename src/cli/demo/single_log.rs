@@ -28,8 +28,9 @@ impl From<LogError> for CliError {
     }
 }
 
-/// The loading process: appends pieces and reports how far they are durable.
-pub(super) fn load_until_killed(dir: &Path, input: &Input) -> Result<(), CliError> {
+/// The loading process: appends pieces, reports how far they are durable, and waits to be killed
+/// once there are `most` of them.
+pub(super) fn load_until_killed(dir: &Path, input: &Input, most: u64) -> Result<(), CliError> {
     let (log, _) = Log::open(Arc::new(RealEnv), dir, LogConfig::default())?;
     log.found(GroupIdentity {
         id: GroupId::random(),
@@ -38,13 +39,20 @@ pub(super) fn load_until_killed(dir: &Path, input: &Input) -> Result<(), CliErro
     })?;
     let mut pieces = input.pieces();
     let mut out = std::io::stdout().lock();
+    let most = (most / 4 * 3).max(1) as i64;
     loop {
         let last = append(&log, &pieces.next_piece()?)?;
-        if last.sequence() % REPORT_EVERY == 0 {
+        if last.sequence() % REPORT_EVERY == 0 || last.sequence() == most {
             // The report speaks of entries behind: the log goes on meanwhile.
             log.request_sync();
+            if last.sequence() == most {
+                log.wait_durable(last)?;
+            }
             writeln!(out, "{}", log.positions().durable.sequence())?;
             out.flush()?;
+        }
+        while last.sequence() >= most {
+            std::thread::park();
         }
     }
 }
@@ -78,6 +86,7 @@ pub(super) fn scene(
         .arg(dir)
         .arg("--input")
         .arg(input_path)
+        .args(["--commits", &demo.commits.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::cli::sizes::show_count;
 
 /// Rows of what was measured.
@@ -27,6 +29,12 @@ impl Table {
     pub(super) fn throughput(&mut self, what: impl Into<String>, bytes: u64, time: Duration) {
         let rate = bytes as f64 / 1e6 / time.as_secs_f64().max(1e-9);
         self.row(what, format!("{rate:.0} MB/s"));
+    }
+
+    /// Adds the median and the 99th percentile of latencies in microseconds.
+    pub(super) fn latency(&mut self, what: impl Into<String>, micros: &Histogram<u64>) {
+        let at = |quantile| show_micros(micros.value_at_quantile(quantile));
+        self.row(what, format!("p50 {}, p99 {}", at(0.5), at(0.99)));
     }
 
     /// Adds a time.

@@ -1,0 +1,191 @@
+//! Processes: the demo's nodes, each a `noxu node` of this very program.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cli::error::CliError;
+use crate::client::Client;
+
+/// How long anything in the demo may take before it counts as failed.
+pub(in crate::cli) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A node, running or not. Killed when dropped.
+#[derive(Debug)]
+pub(in crate::cli) struct NodeProcess {
+    /// Its name.
+    pub(in crate::cli) name: &'static str,
+    /// Its directory.
+    pub(in crate::cli) dir: PathBuf,
+    /// Where its peers reach it; the port is chosen at the first start and kept.
+    pub(in crate::cli) peer_addr: String,
+    /// Where its clients reach it; kept likewise.
+    pub(in crate::cli) client_addr: String,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    /// Open as long as this process lives: the node ends when it closes.
+    _stdin: Option<ChildStdin>,
+}
+
+impl NodeProcess {
+    /// A node that has not been started yet.
+    pub(in crate::cli) fn new(name: &'static str, parent: &Path) -> Self {
+        Self {
+            name,
+            dir: parent.join(name),
+            peer_addr: "127.0.0.1:0".to_owned(),
+            client_addr: "127.0.0.1:0".to_owned(),
+            running: None,
+        }
+    }
+
+    /// Starts it with further arguments of `noxu node` and waits until it is ready.
+    pub(in crate::cli) fn start(&mut self, arguments: &[&str]) -> Result<Duration, CliError> {
+        assert!(self.running.is_none(), "{} is running", self.name);
+        let program = std::env::current_exe().map_err(CliError::file("this program"))?;
+        let errors_path = self.dir.with_extension("stderr");
+        let errors = File::options()
+            .create(true)
+            .append(true)
+            .open(&errors_path)
+            .map_err(CliError::file(&errors_path))?;
+        let started = Instant::now();
+        let mut child = Command::new(program)
+            .args(["node", "--exit-with-stdin", "--name", self.name, "--dir"])
+            .arg(&self.dir)
+            .args(["--listen", &self.peer_addr, "--client-listen", &self.client_addr])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .map_err(CliError::file("this program"))?;
+        let stdin = child.stdin.take();
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let Some(fields) = line.strip_prefix("noxu ready ") else {
+            let _ = child.kill();
+            let _ = child.wait();
+            let said = std::fs::read_to_string(&errors_path).unwrap_or_default();
+            return Err(CliError::Failed(format!(
+                "{} did not get ready: {}",
+                self.name,
+                said.lines().last().unwrap_or("it said nothing")
+            )));
+        };
+        for field in fields.split_whitespace() {
+            match field.split_once('=') {
+                Some(("listen", addr)) => addr.clone_into(&mut self.peer_addr),
+                Some(("client", addr)) => addr.clone_into(&mut self.client_addr),
+                _ => {}
+            }
+        }
+        self.running = Some(Running { child, _stdin: stdin });
+        Ok(started.elapsed())
+    }
+
+    /// Ends it at once, as a crash would (SIGKILL).
+    pub(in crate::cli) fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+
+    /// Asks it to end in order (SIGTERM) and waits for it.
+    pub(in crate::cli) fn stop(&mut self) -> Result<(), CliError> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        if let Some(pid) = rustix::process::Pid::from_raw(running.child.id() as i32) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .map_err(|e| CliError::Failed(format!("SIGTERM to {}: {e}", self.name)))?;
+        }
+        let status = running.child.wait()?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(self.dir.with_extension("stderr")).unwrap_or_default();
+        Err(CliError::Failed(format!(
+            "{} ended with {status}: {}",
+            self.name,
+            said.lines().last().unwrap_or("it said nothing")
+        )))
+    }
+
+    /// Whether it runs.
+    pub(in crate::cli) const fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// A client of it.
+    pub(in crate::cli) fn client(&self) -> Result<Client, CliError> {
+        Ok(Client::connect(&self.client_addr, PATIENCE)?)
+    }
+
+    /// What it says about itself.
+    pub(in crate::cli) fn info(&self) -> Result<Info, CliError> {
+        Ok(Info(self.client()?.call_text(&[b"INFO"])?))
+    }
+
+    /// Waits until everything through `vlsn` can be read there.
+    pub(in crate::cli) fn wait_applied(&self, vlsn: i64) -> Result<(), CliError> {
+        let patience = PATIENCE.as_millis().to_string();
+        let vlsn = vlsn.to_string();
+        let wait: [&[u8]; 4] = [b"NOXU", b"WAIT", vlsn.as_bytes(), patience.as_bytes()];
+        Ok(self.client()?.call_integer(&wait).map(drop)?)
+    }
+
+    /// Waits until what it says about itself satisfies `enough`.
+    pub(in crate::cli) fn wait_for<T>(
+        &self,
+        what: &str,
+        mut enough: impl FnMut(&Info) -> Option<T>,
+    ) -> Result<T, CliError> {
+        let started = Instant::now();
+        let mut client = self.client()?;
+        loop {
+            let info = Info(client.call_text(&[b"INFO"])?);
+            if let Some(found) = enough(&info) {
+                return Ok(found);
+            }
+            if started.elapsed() > PATIENCE {
+                let state = info.text("last_error").or(info.text("reason")).unwrap_or_default();
+                return Err(CliError::Failed(format!(
+                    "{}: no {what} within {PATIENCE:?}; it says: {state}",
+                    self.name
+                )));
+            }
+            // A question to another process, not an event of ours: nothing to wait for but time.
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// An answer to `INFO`.
+#[derive(Debug)]
+pub(in crate::cli) struct Info(String);
+
+impl Info {
+    /// The value of a line.
+    pub(in crate::cli) fn text(&self, key: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+    }
+
+    /// The number of a line.
+    pub(in crate::cli) fn number(&self, key: &str) -> Option<i64> {
+        self.text(key)?.parse().ok()
+    }
+}
