@@ -1,7 +1,12 @@
-//! Replication over its public API: real nodes over TCP, streams over channels.
+//! Replication over its public API: real nodes over TCP, streams over channels. One module an
+//! area; `support` has nodes on real disks, `rig` a group behind doors on disks that can crash.
 
+mod door;
 mod durability_policies;
+mod rig;
+mod rollback_and_rejoin;
 mod rollback_in_place;
+mod state_map;
 mod streams_channel;
 mod streams_nodes;
 mod support;

@@ -1,7 +1,7 @@
 //! One stream over a channel: a feeder and a replica, or one of them and a peer that misbehaves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, Ne
 use noxu_rep::clock::Clock;
 use noxu_rep::core::feeder::Feeder;
 use noxu_rep::core::replica::StreamFault;
-use noxu_rep::net::channel::{Channel, LocalChannelPair};
+use noxu_rep::net::channel::{Channel, LocalChannel, LocalChannelPair};
 use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
 use noxu_rep::stream::feeder::{FeederHost, FeederStream};
 use noxu_rep::stream::replica::{ReplicaHost, ReplicaStream};
@@ -542,6 +542,55 @@ fn an_ack_of_what_was_never_sent_ends_the_stream() {
         let _ = sending.join().unwrap();
     });
     assert!(master.acks.lock().is_empty());
+}
+
+/// A channel whose sends of entries return only once the answer was received and handled, or the
+/// channel was closed.
+struct SlowReturn {
+    channel: LocalChannel,
+    answers: AtomicUsize,
+    handled: AtomicUsize,
+}
+
+impl Channel for SlowReturn {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        let before = self.answers.load(Ordering::SeqCst);
+        self.channel.send(frame)?;
+        let answered = matches!(StreamMessage::decode(frame)?, StreamMessage::Entries { .. });
+        let deadline = Instant::now() + PATIENCE;
+        while answered && self.handled.load(Ordering::SeqCst) <= before {
+            assert!(Instant::now() < deadline, "no answer to entries");
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        // Called again, so what was received before has been handled.
+        self.handled.store(self.answers.load(Ordering::SeqCst), Ordering::SeqCst);
+        let frame = self.channel.receive(timeout)?;
+        self.answers.fetch_add(usize::from(frame.is_some()), Ordering::SeqCst);
+        Ok(frame)
+    }
+
+    fn close(&self) {
+        self.handled.store(usize::MAX, Ordering::SeqCst);
+        self.channel.close();
+    }
+}
+
+#[test]
+fn an_acknowledgement_may_come_before_the_send_returns() {
+    let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+    let (answers, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let slow = SlowReturn { channel: channel_a, answers, handled };
+    let (from, to) = (empty_log("a"), empty_log("b"));
+    stream(&from, &to, (Arc::new(slow), Arc::new(channel_b)), |master| {
+        for n in 1..=50 {
+            fill(&from, 1);
+            eventually("it is durable", || master.dtvlsn() == Vlsn::new(n));
+        }
+    });
 }
 
 #[test]

@@ -1,0 +1,133 @@
+//! Door: where a node is reached, whatever port it listens on after its latest start; and the
+//! network's failures: shut, cut, or silent.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+
+/// A forwarding listener with a fixed address.
+pub(crate) struct Door {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    target: Option<SocketAddr>,
+    silent: bool,
+    gone: bool,
+    streams: Vec<TcpStream>,
+}
+
+impl Door {
+    /// A door that leads nowhere yet: who connects is hung up on.
+    pub(crate) fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let shared = Arc::<Shared>::default();
+        let doorman = Arc::clone(&shared);
+        thread::spawn(move || doorman.accept(&listener));
+        Self { address, shared }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Leads new connections to `target`, or nowhere; those that are open are cut.
+    pub(crate) fn lead_to(&self, target: Option<SocketAddr>) {
+        self.shared.state.lock().target = target;
+        self.cut();
+    }
+
+    /// Ends every open connection; new ones may come at once.
+    pub(crate) fn cut(&self) {
+        let streams = std::mem::take(&mut self.shared.state.lock().streams);
+        for stream in streams {
+            let _ = stream.shutdown(Shutdown::Both); // it may be gone already
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// While silent, nothing passes in either direction and nothing is closed.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.shared.state.lock().silent = silent;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.gone = true;
+            state.silent = false;
+        }
+        self.cut();
+        drop(TcpStream::connect(self.address)); // wakes the doorman
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for incoming in listener.incoming() {
+            let target = {
+                let state = self.state.lock();
+                if state.gone {
+                    return;
+                }
+                state.target
+            };
+            let (Ok(outside), Some(target)) = (incoming, target) else { continue };
+            let Ok(inside) = TcpStream::connect(target) else { continue };
+            let pairs = [(clone(&outside), clone(&inside)), (clone(&inside), clone(&outside))];
+            for stream in [&outside, &inside] {
+                let _ = stream.set_nodelay(true); // a test of latency would show it
+            }
+            {
+                let mut state = self.state.lock();
+                if state.target != Some(target) {
+                    continue;
+                }
+                state.streams.extend([outside, inside]);
+            }
+            for (from, to) in pairs {
+                let shared = Arc::clone(self);
+                thread::spawn(move || shared.pass(from, to));
+            }
+        }
+    }
+
+    fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count) = from.read(&mut buffer)
+            && count > 0
+        {
+            {
+                let mut state = self.state.lock();
+                while state.silent {
+                    self.changed.wait(&mut state);
+                }
+            }
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        for stream in [from, to] {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn clone(stream: &TcpStream) -> TcpStream {
+    stream.try_clone().expect("a descriptor")
+}

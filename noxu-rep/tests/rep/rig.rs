@@ -1,0 +1,417 @@
+//! Rig: a group of nodes in one process, on disks in memory, each behind a door.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use noxu_log::env::{Env, FaultEnv, MemoryEnv, RealEnv, Survivors, read_whole};
+use noxu_log::{GroupIdentity, Log, LogConfig, LostEntries, NewEntry};
+use noxu_rep::{
+    Durability, GroupChoice, MasterLimits, Node, NodeConfig, Result, Role, RoleConfig, Status,
+    StreamTiming, Submitted,
+};
+use noxu_util::{GroupId, Incarnation, Name, Term, Vlsn};
+
+use crate::door::Door;
+use crate::state_map::{PUT, StateMap, parse_put, put_body, put_entry};
+
+/// Longest wait for what must happen.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// What the nodes' directories are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disk {
+    Memory,
+    /// In memory; a node can crash and lose what it did not sync.
+    Fault,
+    Real,
+}
+
+/// How a rig's nodes are opened.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) members: usize,
+    pub(crate) disk: Disk,
+    pub(crate) segment_bytes: u32,
+    pub(crate) limits: MasterLimits,
+    pub(crate) log: LogConfig,
+    pub(crate) group: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            members: 3,
+            disk: Disk::Memory,
+            segment_bytes: 64 << 10,
+            limits: MasterLimits {
+                insufficient_replicas_timeout: SOON,
+                ack_timeout: SOON,
+                timing: StreamTiming {
+                    heartbeat: Duration::from_millis(50),
+                    silence: Duration::from_secs(10),
+                },
+                ..MasterLimits::default()
+            },
+            log: LogConfig { tail_bytes: 1 << 20, prefill: false, ..LogConfig::default() },
+            group: "tests",
+        }
+    }
+}
+
+/// A group of nodes.
+pub(crate) struct Rig {
+    pub(crate) options: Options,
+    seats: Vec<Seat>,
+    _temp: Option<tempfile::TempDir>,
+}
+
+/// One node's place, whether it runs or not.
+struct Seat {
+    name: Name,
+    dir: PathBuf,
+    disk: SeatDisk,
+    door: Door,
+    running: Option<Running>,
+}
+
+enum SeatDisk {
+    Plain(Arc<dyn Env>),
+    Fault(FaultEnv),
+}
+
+struct Running {
+    node: Node,
+    map: Arc<StateMap>,
+}
+
+impl Rig {
+    pub(crate) fn new(options: Options) -> Self {
+        let temp = (options.disk == Disk::Real)
+            .then(|| tempfile::tempdir().expect("a directory for temporary files"));
+        let base = temp.as_ref().map_or_else(|| PathBuf::from("/"), |t| t.path().to_owned());
+        let seat = |number: usize| Seat {
+            name: name(&format!("n{number}")),
+            dir: base.join(format!("n{number}")),
+            disk: match options.disk {
+                Disk::Memory => SeatDisk::Plain(Arc::new(MemoryEnv::new())),
+                Disk::Fault => SeatDisk::Fault(FaultEnv::new()),
+                Disk::Real => SeatDisk::Plain(Arc::new(RealEnv::new())),
+            },
+            door: Door::new(),
+            running: None,
+        };
+        let seats = (1..=options.members).map(seat).collect();
+        Self { options, seats, _temp: temp }
+    }
+
+    /// A group with node 0 as master of term 1 and all others as its replicas, everything of the
+    /// start replicated.
+    pub(crate) fn running(options: Options) -> Self {
+        let mut rig = Self::new(options);
+        rig.start_master(0, 1);
+        for number in 1..rig.seats.len() {
+            rig.start_replica(number);
+        }
+        for number in 1..rig.seats.len() {
+            rig.await_fed(number);
+        }
+        rig
+    }
+
+    // ---- starting and stopping
+
+    pub(crate) fn config(&self, number: usize, role: RoleConfig) -> NodeConfig {
+        let seat = &self.seats[number];
+        let group = name(self.options.group);
+        let members = self.seats.iter().map(|seat| seat.name.clone()).collect();
+        let others = self.seats.iter().filter(|other| other.name != seat.name);
+        NodeConfig {
+            role,
+            advertise: Some(seat.door.address()),
+            peers: others.map(|other| other.door.address()).collect(),
+            group: match role {
+                RoleConfig::Master { .. } => GroupChoice::Create {
+                    name: group,
+                    members,
+                    segment_bytes: self.options.segment_bytes,
+                },
+                RoleConfig::Replica => GroupChoice::Join { name: Some(group) },
+            },
+            limits: self.options.limits,
+            early_replica_wait: Duration::from_millis(20),
+            log: self.options.log.clone(),
+            ..NodeConfig::new(seat.name.clone(), &seat.dir)
+        }
+    }
+
+    pub(crate) fn start_master(&mut self, number: usize, term: u32) {
+        let config = self.config(number, RoleConfig::Master { term: Term::new(term) });
+        self.start(number, config).unwrap();
+    }
+
+    pub(crate) fn start_replica(&mut self, number: usize) {
+        let config = self.config(number, RoleConfig::Replica);
+        self.start(number, config).unwrap();
+    }
+
+    pub(crate) fn start(&mut self, number: usize, config: NodeConfig) -> Result<()> {
+        assert!(self.seats[number].running.is_none(), "node {number} runs");
+        let (node, map) = open_node(self.env(number), config)?;
+        let seat = &mut self.seats[number];
+        seat.door.lead_to(Some(node.local_addr()));
+        seat.running = Some(Running { node, map });
+        Ok(())
+    }
+
+    /// Shuts the node down in good order.
+    pub(crate) fn stop(&mut self, number: usize) {
+        let running = self.seats[number].running.take().expect("running");
+        running.node.shutdown().expect("shut down");
+        self.seats[number].door.lead_to(None);
+    }
+
+    /// The node's machine loses power: of what it did not sync, a part survives that follows from
+    /// `seed`.
+    pub(crate) fn crash(&mut self, number: usize, seed: u64) {
+        let seat = &mut self.seats[number];
+        seat.door.lead_to(None);
+        let running = seat.running.take().expect("running");
+        let SeatDisk::Fault(env) = &seat.disk else { panic!("a disk that cannot crash") };
+        let survives = env.crash_keeping(Survivors::Random(seed));
+        seat.disk = SeatDisk::Fault(survives);
+        // Its threads still run, on a disk that is no more; what this reports is of no interest.
+        let _ = running.node.shutdown();
+    }
+
+    // ---- the nodes
+
+    pub(crate) fn env(&self, number: usize) -> Arc<dyn Env> {
+        match &self.seats[number].disk {
+            SeatDisk::Plain(env) => Arc::clone(env),
+            SeatDisk::Fault(env) => Arc::new(env.clone()),
+        }
+    }
+
+    pub(crate) fn dir(&self, number: usize) -> &Path {
+        &self.seats[number].dir
+    }
+
+    pub(crate) fn name(&self, number: usize) -> &Name {
+        &self.seats[number].name
+    }
+
+    pub(crate) fn door(&self, number: usize) -> &Door {
+        &self.seats[number].door
+    }
+
+    pub(crate) fn node(&self, number: usize) -> &Node {
+        &self.seats[number].running.as_ref().expect("running").node
+    }
+
+    pub(crate) fn map(&self, number: usize) -> &StateMap {
+        &self.seats[number].running.as_ref().expect("running").map
+    }
+
+    pub(crate) fn log(&self, number: usize) -> &Log {
+        self.node(number).log()
+    }
+
+    pub(crate) fn status(&self, number: usize) -> Status {
+        self.node(number).status()
+    }
+
+    pub(crate) fn last(&self, number: usize) -> Vlsn {
+        self.log(number).positions().last
+    }
+
+    // ---- writing
+
+    /// Commits one key on node `number`.
+    pub(crate) fn put(
+        &self,
+        number: usize,
+        key: &str,
+        value: &[u8],
+        durability: Durability,
+    ) -> Result<Submitted> {
+        let body = put_body(key, value);
+        self.node(number).commit(&[put_entry(&body, true)], durability)
+    }
+
+    /// Commits `keys` in one transaction, each with itself as the value.
+    pub(crate) fn put_all(&self, number: usize, keys: &[&str], durability: Durability) -> Vlsn {
+        let bodies: Vec<_> = keys.iter().map(|key| put_body(key, key.as_bytes())).collect();
+        let entries = transaction(&bodies);
+        self.node(number).commit(&entries, durability).expect("committed").vlsn()
+    }
+
+    // ---- waiting
+
+    /// Waits until replica `number` has synced up since it was started, holds the log of the master
+    /// and has applied all of it. At once for the master itself.
+    pub(crate) fn await_fed(&self, number: usize) {
+        if self.node(number).role() != Role::Master {
+            eventually("it syncs up", || self.status(number).last_syncup.is_some());
+        }
+        let master = (0..self.seats.len())
+            .find(|n| {
+                let running = self.seats[*n].running.as_ref();
+                running.is_some_and(|running| running.node.role() == Role::Master)
+            })
+            .expect("a master");
+        let last = self.last(master);
+        self.await_applied(number, last);
+    }
+
+    pub(crate) fn await_applied(&self, number: usize, vlsn: Vlsn) {
+        let reached = self.node(number).wait_applied(vlsn, SOON).expect("it applies");
+        assert!(
+            reached,
+            "n{} has applied {} of {vlsn}: {:?}",
+            number + 1,
+            self.node(number).applied(),
+            self.status(number)
+        );
+    }
+
+    /// Waits until so many replicas stream from master `number`.
+    pub(crate) fn await_streams(&self, number: usize, count: usize) {
+        eventually("the replicas stream", || {
+            let status = self.status(number);
+            let streams = status.replicas.iter().filter(|r| !r.acked.received.is_null());
+            streams.count() == count
+        });
+    }
+
+    // ---- comparing
+
+    /// Asserts that the logs of the nodes are the same bytes, from the first segment's header
+    /// through the last entry.
+    pub(crate) fn assert_logs_equal(&self, numbers: &[usize]) {
+        for seat in numbers.iter().map(|number| &self.seats[*number]) {
+            if let Some(running) = &seat.running {
+                running.node.log().sync_now().expect("synced");
+            }
+        }
+        let first = log_bytes(&self.env(numbers[0]), self.dir(numbers[0]));
+        for number in &numbers[1..] {
+            let other = log_bytes(&self.env(*number), self.dir(*number));
+            assert_eq!(first.len(), other.len(), "segments of n{}", number + 1);
+            for ((segment, ours), (_, theirs)) in first.iter().zip(&other) {
+                assert!(ours == theirs, "segment {segment} differs at n{}", number + 1);
+            }
+        }
+    }
+
+    /// The keys in a node's lost-entries files.
+    pub(crate) fn lost_keys(&self, number: usize) -> Vec<String> {
+        let env = self.env(number);
+        let mut keys = Vec::new();
+        for file in LostEntries::list(&*env, self.dir(number)).expect("listed") {
+            let lost = LostEntries::read(&*env, self.dir(number), &file).expect("readable");
+            let puts = lost.entries().filter(|entry| entry.header.kind == PUT);
+            keys.extend(puts.map(|entry| parse_put(entry.body).0));
+        }
+        keys
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for seat in &mut self.seats {
+            // A frozen peer must not hold up the end of a test that has failed.
+            seat.door.set_silent(false);
+            seat.door.lead_to(None);
+        }
+    }
+}
+
+/// Opens a node with a [`StateMap`].
+pub(crate) fn open_node(env: Arc<dyn Env>, config: NodeConfig) -> Result<(Node, Arc<StateMap>)> {
+    let mut opened = None;
+    let node = Node::open(env, config, |context| {
+        let map = Arc::new(StateMap::open(context));
+        opened = Some(Arc::clone(&map));
+        Ok(map)
+    })?;
+    Ok((node, opened.expect("the node opens its state machine")))
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+pub(crate) fn v(sequence: i64) -> Vlsn {
+    Vlsn::new(sequence)
+}
+
+/// The entries of one transaction.
+pub(crate) fn transaction(bodies: &[Vec<u8>]) -> Vec<NewEntry<'_>> {
+    let last = bodies.len() - 1;
+    bodies.iter().enumerate().map(|(n, body)| put_entry(body, n == last)).collect()
+}
+
+/// Polls `reached`, for what nobody signals.
+pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !reached() {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Keys of all puts in a log.
+pub(crate) fn keys_in(log: &Log) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut from = log.positions().anchor.vlsn.next();
+    while let Some(run) = log.read(from, 1 << 20).expect("readable") {
+        let puts = run.entries().filter(|entry| entry.header.kind == PUT);
+        keys.extend(puts.map(|entry| parse_put(entry.body).0));
+        from = run.last.next();
+    }
+    keys
+}
+
+/// The segments of a node, each through its last entry.
+pub(crate) fn log_bytes(env: &Arc<dyn Env>, dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let dir = dir.join("log");
+    let mut names = env.list(&dir).expect("listed");
+    names.retain(|name| noxu_log::segment::name::parse_segment_name(name).is_some());
+    let read = |name: String| {
+        let mut bytes = read_whole(&**env, &dir.join(&name)).expect("readable");
+        // Zeros written ahead of the entries.
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        bytes.truncate(end);
+        (name, bytes)
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// The identity of a group whose nodes are made by hand.
+pub(crate) fn identity(options: &Options) -> GroupIdentity {
+    GroupIdentity {
+        id: GroupId::from_bytes([7; 16]),
+        name: name(options.group),
+        segment_bytes: options.segment_bytes,
+    }
+}
+
+/// A node's directory made by hand, to be opened by a rig's node later: a log of the rig's group
+/// that `fill` appends to.
+pub(crate) fn prepare(rig: &Rig, number: usize, term: u32, fill: impl FnOnce(&Log)) {
+    let (log, _) = Log::open(rig.env(number), rig.dir(number), rig.options.log.clone()).unwrap();
+    log.found(identity(&rig.options)).unwrap();
+    let members = (0..rig.options.members).map(|n| rig.name(n).clone()).collect();
+    let config = noxu_rep::group::GroupConfig { members }.encode();
+    log.control()
+        .update(|control| {
+            control.node = Some(rig.name(number).clone());
+            control.incarnation = Incarnation::from_u64(1 + number as u64);
+            control.term = Term::new(term);
+            control.group_config = config;
+        })
+        .unwrap();
+    fill(&log);
+    log.close().unwrap();
+}
