@@ -240,7 +240,7 @@ fn a_read_at_a_token_waits_for_it_and_names_both_positions_when_it_does_not_come
     );
     let mut forked = token;
     forked.fingerprint = noxu_util::Fingerprint::from_u64(1);
-    let error = store.read(Consistency::At(forked, SECONDS)).unwrap_err();
+    let error = store.read(Consistency::At(forked, Duration::from_millis(10))).unwrap_err();
     assert!(matches!(error, KvError::Forked { .. }), "{error}");
 }
 
