@@ -1,6 +1,9 @@
 //! System tests: whole programs and whole repositories, in one binary so that they link once.
 
+mod bad_input;
 mod borders;
 mod door;
 mod log_tool;
 mod memory_backend;
+mod node;
+mod programs;

@@ -21,6 +21,13 @@ use super::error::CliError;
 
 /// Show and verify a log: of a node that runs or not, of a copy, or of lost entries
 #[derive(Debug, Args)]
+#[command(after_help = "Nothing is locked and nothing is changed.
+
+Examples:
+  noxu log stat data/n1
+  noxu log verify data/n1
+  noxu log dump data/n1
+  noxu log dump data/n1/lost/20899-21398-1795237378998.nlost")]
 pub(super) struct Log {
     #[command(subcommand)]
     command: LogCommand,

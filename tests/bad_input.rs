@@ -1,0 +1,184 @@
+//! Bad input: each gets one clear line that names what was found and expected, an exit code that is
+//! not zero, and harms nothing.
+
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use crate::programs::{NodeProcess, fails, noxu};
+
+const FREE: &str = "127.0.0.1:0";
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Arguments of a node that founds a group of its own.
+fn founder<'a>(dir: &'a Path, listen: &'a str, client_listen: &'a str) -> Vec<&'a str> {
+    let create = ["node", "--name", "n1", "--create-group", "g", "--role", "master", "--term", "1"];
+    let place = ["--dir", path(dir), "--listen", listen, "--client-listen", client_listen];
+    [&create[..], &place[..]].concat()
+}
+
+fn segment(dir: &Path) -> PathBuf {
+    dir.join("log/0000000001.nlog")
+}
+
+#[test]
+fn a_busy_port_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let busy = TcpListener::bind(FREE).unwrap();
+    let addr = busy.local_addr().unwrap().to_string();
+    fails(&founder(dir.path(), &addr, FREE), 1, &[&addr, "in use"]);
+    fails(&founder(dir.path(), FREE, &addr), 1, &["--client-listen", &addr, "in use"]);
+    // The directory is unharmed: the same command works as soon as the port is free.
+    drop(busy);
+    NodeProcess::found("n1", dir.path(), "n1").client().call(&[b"SET", b"k", b"v"]).unwrap();
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    let below = file.join("n1");
+    fails(&founder(&below, FREE, FREE), 1, &[path(&below), "create directory"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
+}
+
+#[test]
+fn a_directory_in_use_by_another_process_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = NodeProcess::found("n1", dir.path(), "n1");
+    fails(&founder(dir.path(), FREE, FREE), 1, &[path(dir.path()), "LOCK"]);
+    first.client().call(&[b"SET", b"k", b"v"]).unwrap();
+}
+
+#[test]
+fn a_directory_of_another_node_or_group_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    NodeProcess::found("n1", dir.path(), "n1").terminate();
+    let place = ["--dir", path(dir.path()), "--listen", FREE, "--client-listen", FREE];
+    let other_node = [&["node", "--name", "n2"], &place[..]].concat();
+    fails(&other_node, 1, &["n1", "n2", path(dir.path())]);
+    let other_group = [&["node", "--name", "n1", "--group", "other"], &place[..]].concat();
+    fails(&other_group, 1, &["group g", "other"]);
+}
+
+#[test]
+fn a_term_that_is_not_new_is_refused_and_the_known_one_named() {
+    let dir = tempfile::tempdir().unwrap();
+    NodeProcess::found("n1", dir.path(), "n1").terminate();
+    let arguments = ["node", "--name", "n1", "--dir", path(dir.path()), "--role", "master"];
+    let place = ["--term", "1", "--listen", FREE, "--client-listen", FREE];
+    fails(&[&arguments[..], &place[..]].concat(), 1, &["term 1", "above 1"]);
+}
+
+#[test]
+fn a_replica_of_a_foreign_group_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    NodeProcess::found("n2", &dir.path().join("n2"), "n2").terminate();
+    // n2 founded a group of the same name on its own: it is another one.
+    let replica = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &master.peer_addr]);
+    let said = replica.wait_for("last_error", |said| said.contains("identity"));
+    assert!(said.contains("group g"), "{said}");
+    assert_eq!(master.info("connected_slaves").unwrap(), "0");
+    master.client().call(&[b"NOXU", b"DURABILITY", b"local"]).unwrap();
+}
+
+#[test]
+fn a_second_node_of_the_same_name_is_refused_and_the_first_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    let first = NodeProcess::start("n2", &dir.path().join("a"), &["--peer", &master.peer_addr]);
+    master.wait_for("connected_slaves", |count| count == "1");
+    let second = NodeProcess::start("n2", &dir.path().join("b"), &["--peer", &master.peer_addr]);
+    let said = second.wait_for("last_error", |said| said.contains("another node named n2"));
+    assert!(said.contains("incarnation"), "{said}");
+    master.client().call(&[b"SET", b"k", b"v"]).unwrap();
+    assert_eq!(first.info("reason").unwrap(), "following n1 in term 1");
+}
+
+#[test]
+fn a_stranger_to_the_group_is_told_its_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    let stranger = NodeProcess::start("n9", &dir.path().join("n9"), &["--peer", &master.peer_addr]);
+    let said = stranger.wait_for("last_error", |said| said.contains("n9"));
+    assert!(said.contains("n1") && said.contains("n2"), "{said}");
+}
+
+#[test]
+fn a_flipped_byte_in_the_log_is_found_and_nothing_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = NodeProcess::found("n1", dir.path(), "n1");
+    let mut client = node.client();
+    for i in 0..100 {
+        client.call(&[b"SET", format!("key{i}").as_bytes(), &[b'v'; 100]]).unwrap();
+    }
+    assert_eq!(node.terminate(), Some(0));
+    let file = segment(dir.path());
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4000] ^= 0x10;
+    fs::write(&file, &bytes).unwrap();
+
+    let arguments = ["node", "--name", "n1", "--dir", path(dir.path()), "--role", "master"];
+    let place = ["--term", "2", "--listen", FREE, "--client-listen", FREE];
+    fails(&[&arguments[..], &place[..]].concat(), 1, &["segment 1", "offset", "expected", "found"]);
+    assert_eq!(fs::read(&file).unwrap(), bytes, "opening a damaged log changed it");
+    let output = noxu(&["log", "verify", path(dir.path())]);
+    assert!(!output.status.success(), "noxu log verify finds nothing wrong");
+}
+
+#[test]
+fn garbage_frames_and_frames_over_the_cap_harm_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    let replica = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &master.peer_addr]);
+    for bytes in [&[0xff; 64][..], &[0, 0, 0, 0], b"GET / HTTP/1.1\r\n\r\n", &[16, 0, 0, 0, 1, 2]] {
+        for node in [&master, &replica] {
+            let mut stream = TcpStream::connect(&node.peer_addr).unwrap();
+            let _ = stream.write_all(bytes);
+        }
+    }
+    master.client().call(&[b"SET", b"k", b"v"]).unwrap();
+    replica.wait_applied(&master.info("last_vlsn").unwrap());
+}
+
+#[test]
+fn missing_paths_and_addresses_are_named() {
+    fails(&["demo", "--input", "/nowhere/at/all"], 1, &["--input", "/nowhere/at/all", "expected"]);
+    fails(&["log", "stat", "/nowhere/at/all"], 1, &["/nowhere/at/all"]);
+    fails(&["node", "--config", "/nowhere.toml"], 1, &["/nowhere.toml"]);
+    let free = TcpListener::bind(FREE).unwrap().local_addr().unwrap().to_string();
+    fails(&["get", "k", "--addr", &free], 1, &["no connection to", &free]);
+    fails(&["get", "k", "--addr", "no.such.host.invalid:1"], 1, &["no.such.host.invalid:1"]);
+}
+
+#[test]
+fn settings_that_make_no_sense_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("n.toml");
+    fs::write(&file, "name = \"n1\"\ndir = \"x\"\nlissten = \"y\"\n").unwrap();
+    fails(&["node", "--config", path(&file)], 2, &["n.toml:3", "lissten", "listen"]);
+    fails(&["node", "--name", "n1"], 2, &["--dir is missing"]);
+    fails(&["node", "--name", "a b", "--dir", "x"], 2, &["\"a b\"", "expected"]);
+    fails(&["node", "--name", "n1", "--dir", "x", "--role", "master"], 2, &["--term"]);
+}
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    let all = String::from_utf8(noxu(&["--help"]).stdout).unwrap();
+    let commands = ["node", "demo", "put", "get", "scan", "status", "log"];
+    for command in commands {
+        assert!(all.contains(command), "{command} is not in noxu --help");
+        let output = noxu(&[command, "--help"]);
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && help.contains("Examples"),
+            "noxu {command} --help: {help}"
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! Node processes: started, killed, brought back, from the outside.
+
+use noxu::client::Answer;
+
+use crate::programs::{NodeProcess, noxu};
+
+#[test]
+fn a_killed_replica_comes_back_and_has_what_it_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
+    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
+    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    let mut client = n1.client();
+    client.call(&[b"SET", b"before", b"1"]).unwrap();
+    n3.kill();
+    for i in 0..500 {
+        client.queue(&[b"SET", format!("key{i:04}").as_bytes(), b"v"]);
+    }
+    client.flush().unwrap();
+    for _ in 0..500 {
+        assert_eq!(client.receive().unwrap(), Answer::Status("OK".to_owned()));
+    }
+    let last = n1.info("last_vlsn").unwrap();
+    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    for node in [&n1, &n2, &n3] {
+        node.wait_applied(&last);
+        assert_eq!(node.client().call_integer(&[b"DBSIZE"]).unwrap(), 501);
+    }
+    assert_eq!(n3.info("last_fingerprint"), n1.info("last_fingerprint"));
+    assert_eq!(n3.info("rollback_entries"), None);
+    for node in [n3, n2, n1] {
+        assert_eq!(node.terminate(), Some(0), "an orderly shutdown ends with 0");
+    }
+}
+
+#[test]
+fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
+    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
+    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    n1.client().call(&[b"SET", b"kept", b"1"]).unwrap();
+    let agreed = n1.info("last_vlsn").unwrap();
+    n2.wait_applied(&agreed);
+    n3.wait_applied(&agreed);
+    n2.kill();
+    let n3_addr = n3.peer_addr.clone();
+    n3.kill();
+    let mut alone = n1.client();
+    alone.call(&[b"NOXU", b"DURABILITY", b"LOCAL"]).unwrap();
+    for i in 0..10 {
+        alone.call(&[b"SET", format!("lonely{i}").as_bytes(), b"x"]).unwrap();
+    }
+    assert_eq!(alone.call_integer(&[b"DBSIZE"]).unwrap(), 11, "its own reads see LOCAL commits");
+    n1.kill();
+
+    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--role", "master", "--term", "2"]);
+    let n3 =
+        NodeProcess::start_at("n3", &dir.path().join("n3"), &n3_addr, &["--peer", &n2.peer_addr]);
+    n2.client().call(&[b"SET", b"after", b"1"]).unwrap();
+    let n1 = NodeProcess::start("n1", &dir.path().join("n1"), &["--peer", &n2.peer_addr]);
+    n1.wait_applied(&n2.info("last_vlsn").unwrap());
+    assert_eq!(n1.info("rollback_matchpoint").unwrap(), agreed);
+    assert_eq!(n1.info("rollback_entries").unwrap(), "10");
+    for node in [&n1, &n2, &n3] {
+        assert_eq!(node.client().call_integer(&[b"DBSIZE"]).unwrap(), 2);
+    }
+    let file = n1.info("rollback_lost_file").unwrap();
+    let dump = noxu(&["log", "dump", &file]);
+    let text = String::from_utf8_lossy(&dump.stdout);
+    assert!(dump.status.success() && text.contains("lonely9"), "{text}");
+}
+
+#[test]
+fn writes_on_a_replica_name_the_master_and_the_command_line_shows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
+    let put = noxu(&["put", "greeting", "hello", "--addr", &n1.client_addr]);
+    assert!(put.status.success());
+    n2.wait_applied(&n1.info("last_vlsn").unwrap());
+    let get = noxu(&["get", "greeting", "--addr", &n2.client_addr]);
+    assert_eq!(get.stdout, b"hello");
+    let refused = noxu(&["put", "greeting", "other", "--addr", &n2.client_addr]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("READONLY") && said.contains(&n1.peer_addr), "{said}");
+    let status = noxu(&["status", "--addr", &n2.client_addr, "--section", "replication"]);
+    let text = String::from_utf8_lossy(&status.stdout);
+    assert!(text.contains("following n1 in term 1"), "{text}");
+    let scan = noxu(&["scan", "--values", "--addr", &n2.client_addr]);
+    assert_eq!(scan.stdout, b"greeting\thello\n");
+}
+
+#[test]
+fn a_majority_that_is_gone_refuses_writes_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
+    let before = n1.info("last_vlsn").unwrap();
+    let said = n1.client().call(&[b"SET", b"k", b"v"]).unwrap_err().to_string();
+    assert!(said.contains("NOREPLICAS") && said.contains("nothing was written"), "{said}");
+    assert_eq!(n1.info("last_vlsn").unwrap(), before);
+}
+
+#[test]
+fn a_short_demo_finds_everything_as_promised() {
+    let input = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+    let output = noxu(&["demo", "--commits", "600", "--size", "256KiB", "--input", input]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{said}");
+    assert!(text.contains("everything checked is as promised"), "{text}");
+}

@@ -1,0 +1,129 @@
+//! Programs: running `noxu` as a user would, and node processes that end with their test.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use noxu::client::Client;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs `noxu` with `arguments` to its end.
+pub(crate) fn noxu(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_noxu"))
+        .args(arguments)
+        .env_remove("NOXU_ADDR")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Runs `noxu`, which must fail with `code` and one line on standard error that holds all `parts`.
+#[track_caller]
+pub(crate) fn fails(arguments: &[&str], code: i32, parts: &[&str]) {
+    let output = noxu(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{arguments:?} said more than one line: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{arguments:?}: {part:?} is not in {said}");
+    }
+}
+
+/// A node process; killed when dropped.
+pub(crate) struct NodeProcess {
+    child: Child,
+    /// The node ends when it closes.
+    _stdin: Option<ChildStdin>,
+    pub(crate) peer_addr: String,
+    pub(crate) client_addr: String,
+}
+
+impl NodeProcess {
+    /// Starts a node on ports of its choice and waits for its readiness line.
+    pub(crate) fn start(name: &str, dir: &Path, arguments: &[&str]) -> Self {
+        Self::start_at(name, dir, "127.0.0.1:0", arguments)
+    }
+
+    /// [`NodeProcess::start`] with a given address for peers.
+    pub(crate) fn start_at(name: &str, dir: &Path, listen: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_noxu"))
+            .args(["node", "--exit-with-stdin", "--name", name, "--dir"])
+            .arg(dir)
+            .args(["--listen", listen, "--client-listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let field = |name: &str| {
+            line.split_whitespace()
+                .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+                .unwrap_or_else(|| panic!("no {name} in the readiness line {line:?}"))
+                .to_owned()
+        };
+        assert!(line.starts_with("noxu ready "), "{line:?}");
+        let (peer_addr, client_addr) = (field("listen"), field("client"));
+        Self { _stdin: child.stdin.take(), child, peer_addr, client_addr }
+    }
+
+    /// Starts the founder of a group named `g` of these members.
+    pub(crate) fn found(name: &str, dir: &Path, members: &str) -> Self {
+        let create = ["--create-group", "g", "--members", members, "--segment-size", "1MiB"];
+        let arguments = [&create[..], &["--role", "master", "--term", "1"]].concat();
+        Self::start(name, dir, &arguments)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.client_addr, PATIENCE).unwrap()
+    }
+
+    /// A line of `INFO`.
+    pub(crate) fn info(&self, key: &str) -> Option<String> {
+        let text = self.client().call_text(&[b"INFO"]).unwrap();
+        let prefix = format!("{key}:");
+        text.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+    }
+
+    /// Asks until a line of `INFO` satisfies `enough`.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, key: &str, enough: impl Fn(&str) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let found = self.info(key);
+            if let Some(found) = found.as_ref().filter(|found| enough(found)) {
+                return found.clone();
+            }
+            assert!(started.elapsed() < PATIENCE, "{key} stays {found:?}");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until everything through `vlsn` can be read here.
+    pub(crate) fn wait_applied(&self, vlsn: &str) {
+        self.client().call(&[b"NOXU", b"WAIT", vlsn.as_bytes(), b"30000"]).unwrap();
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit code.
+    pub(crate) fn terminate(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
