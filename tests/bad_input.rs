@@ -21,6 +21,12 @@ fn founder<'a>(dir: &'a Path, listen: &'a str, client_listen: &'a str) -> Vec<&'
     [&create[..], &place[..]].concat()
 }
 
+/// Arguments of a replica of `master`.
+fn replica<'a>(name: &'a str, dir: &'a Path, master: &'a NodeProcess) -> Vec<&'a str> {
+    let place = ["--dir", path(dir), "--listen", FREE, "--client-listen", FREE];
+    [&["node", "--name", name, "--peer", &master.peer_addr], &place[..]].concat()
+}
+
 fn segment(dir: &Path) -> PathBuf {
     dir.join("log/0000000001.nlog")
 }
@@ -79,13 +85,13 @@ fn a_term_that_is_not_new_is_refused_and_the_known_one_named() {
 fn a_replica_of_a_foreign_group_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    NodeProcess::found("n2", &dir.path().join("n2"), "n2").terminate();
+    let foreign = dir.path().join("n2");
+    NodeProcess::found("n2", &foreign, "n2").terminate();
     // n2 founded a group of the same name on its own: it is another one.
-    let replica = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &master.peer_addr]);
-    let said = replica.wait_for("last_error", |said| said.contains("identity"));
-    assert!(said.contains("group g"), "{said}");
-    assert_eq!(master.info("connected_slaves").unwrap(), "0");
-    master.client().call(&[b"NOXU", b"DURABILITY", b"local"]).unwrap();
+    fails(&replica("n2", &foreign, &master), 1, &["group g", "identity"]);
+    let fresh = dir.path().join("fresh");
+    let named = [&replica("n2", &fresh, &master)[..], &["--group", "other"]].concat();
+    fails(&named, 1, &["group g", "group other"]);
 }
 
 #[test]
@@ -94,9 +100,8 @@ fn a_second_node_of_the_same_name_is_refused_and_the_first_goes_on() {
     let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
     let first = NodeProcess::start("n2", &dir.path().join("a"), &["--peer", &master.peer_addr]);
     master.wait_for("connected_slaves", |count| count == "1");
-    let second = NodeProcess::start("n2", &dir.path().join("b"), &["--peer", &master.peer_addr]);
-    let said = second.wait_for("last_error", |said| said.contains("another node named n2"));
-    assert!(said.contains("incarnation"), "{said}");
+    fails(&replica("n2", &dir.path().join("b"), &master), 1, &["another node named n2"]);
+    fails(&replica("n1", &dir.path().join("c"), &master), 1, &["another node named n1"]);
     master.client().call(&[b"SET", b"k", b"v"]).unwrap();
     assert_eq!(first.info("reason").unwrap(), "following n1 in term 1");
 }
@@ -105,9 +110,8 @@ fn a_second_node_of_the_same_name_is_refused_and_the_first_goes_on() {
 fn a_stranger_to_the_group_is_told_its_members() {
     let dir = tempfile::tempdir().unwrap();
     let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    let stranger = NodeProcess::start("n9", &dir.path().join("n9"), &["--peer", &master.peer_addr]);
-    let said = stranger.wait_for("last_error", |said| said.contains("n9"));
-    assert!(said.contains("n1") && said.contains("n2"), "{said}");
+    let refusal = ["no member named n9", "n1, n2"];
+    fails(&replica("n9", &dir.path().join("n9"), &master), 1, &refusal);
 }
 
 #[test]

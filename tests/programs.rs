@@ -25,10 +25,18 @@ pub(crate) fn fails(arguments: &[&str], code: i32, parts: &[&str]) {
     let output = noxu(arguments);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    // Events that a node logs stand before it.
+    let said = said.lines().filter(|line| !is_event(line)).collect::<Vec<_>>().join("\n");
     assert_eq!(said.lines().count(), 1, "{arguments:?} said more than one line: {said}");
     for part in parts {
         assert!(said.contains(part), "{arguments:?}: {part:?} is not in {said}");
     }
+}
+
+/// A line that begins with a time, as those of the event log do, with or without colours.
+fn is_event(line: &str) -> bool {
+    let digits = line.trim_start_matches("\u{1b}[2m");
+    digits.starts_with("20") && digits.contains('T')
 }
 
 /// A node process; killed when dropped.

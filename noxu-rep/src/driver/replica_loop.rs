@@ -34,6 +34,10 @@ use crate::wire::handshake::{
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
+/// How long a node that nobody has accepted yet bears refusals that time does not mend, before it
+/// gives up: a peer may still be closing the connection of this node's previous life.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+
 /// How a round with one peer ended.
 enum Followed {
     /// The stream was open for some time.
@@ -48,6 +52,8 @@ enum Followed {
 /// What only an operator can settle; everything else is tried again.
 pub(crate) fn run(node: &Arc<Inner>) -> Result<()> {
     let mut wait = FIRST_WAIT;
+    let mut accepted = false;
+    let mut refused_since = None;
     while node.is_replica() {
         let mut streamed = false;
         let mut candidates: VecDeque<String> = node.peers_to_dial().into();
@@ -74,12 +80,20 @@ pub(crate) fn run(node: &Arc<Inner>) -> Result<()> {
                     if is_final(&cause) {
                         return Err(cause);
                     }
+                    if !accepted && is_lasting(&cause) {
+                        let now = node.clock.now();
+                        let since = *refused_since.get_or_insert(now);
+                        if now.saturating_sub(since) >= REFUSAL_PATIENCE {
+                            return Err(cause);
+                        }
+                    }
                     tracing::info!(node = %node.config.name, peer = %address, "{cause}");
                     node.note_error(&cause);
                 }
             }
         }
         if streamed {
+            accepted = true;
             wait = FIRST_WAIT;
         } else {
             // Spread, so that nodes that lost the same master do not dial in step.
@@ -98,6 +112,24 @@ fn is_final(cause: &RepError) -> bool {
             | RepError::StateMachine { .. }
             | RepError::Log(_)
             | RepError::Stopped { .. }
+    )
+}
+
+/// Refusals that say that this node does not belong where it asks. One that was accepted before goes
+/// on asking: an address among its peers' may have passed to a stranger.
+fn is_lasting(cause: &RepError) -> bool {
+    matches!(
+        cause,
+        RepError::Rejected(
+            RejectReason::WrongGroupName { .. }
+                | RejectReason::WrongGroup { .. }
+                | RejectReason::LogFormat { .. }
+                | RejectReason::SegmentBytes { .. }
+                | RejectReason::Version { .. }
+                | RejectReason::DuplicateNode { .. }
+                | RejectReason::UnknownMember { .. }
+                | RejectReason::Removed { .. }
+        )
     )
 }
 
