@@ -3,7 +3,9 @@
 //! - [`cli`]: the commands, one file each.
 //! - [`door`]: how clients of a node talk to it (RESP2, the Redis protocol).
 //! - [`client`]: the other end of that door.
+//! - [`workload`]: what the benches measure.
 
 pub mod cli;
 pub mod client;
 pub mod door;
+pub mod workload;

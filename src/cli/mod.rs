@@ -1,5 +1,6 @@
 //! Command line: the commands of `noxu`, one file each.
 
+mod bench;
 mod client;
 mod config;
 mod demo;
@@ -27,6 +28,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Node(node::NodeCommand),
+    Bench(bench::Bench),
     Demo(demo::Demo),
     Log(log::Log),
     Put(client::Put),
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
     let done = match Arguments::parse().command {
         Command::Node(node) => node.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Demo(demo) => demo.run(),
         Command::Log(log) => log.run(),
         Command::Put(put) => put.run(),

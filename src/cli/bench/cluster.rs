@@ -1,0 +1,236 @@
+//! Cluster: a master in this process and replicas in processes of their own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use noxu_kv::{Config, Store};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
+use noxu_util::{Name, Term, Vlsn};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+
+use super::Setting;
+use crate::cli::error::CliError;
+use crate::workload::WorkloadError;
+use crate::workload::{KEY_BYTES, VALUE_BYTES};
+
+/// Longest time that a replica may need for anything it is asked.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// A group of nodes with a master here. Dropping it ends the replicas and removes the files.
+pub(super) struct Cluster {
+    // Closed in this order: the master says goodbye to replicas that are still there.
+    pub(super) store: Store,
+    replicas: Vec<ReplicaProcess>,
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts `nodes` nodes and waits until all of them take part.
+    pub(super) fn start(setting: &Setting, nodes: usize) -> Result<Self, CliError> {
+        let dir = setting.temporary_dir()?;
+        let members: Vec<Name> = (1..=nodes).map(node_name).collect::<Result<_, _>>()?;
+        let mut config = NodeConfig::new(members[0].clone(), dir.path().join("n1"));
+        config.role = RoleConfig::Master { term: Term::new(1) };
+        config.group = GroupChoice::create(parse_name("bench")?, members.clone());
+        let store = Store::open(Config::new(config))?;
+        let mut cluster = Self { store, replicas: Vec::new(), dir };
+        for name in &members[1..] {
+            let replica = cluster.start_replica(name.as_str())?;
+            cluster.replicas.push(replica);
+        }
+        // With every voter: from here on all of them hold all there is.
+        cluster.put(if nodes == 1 { Durability::LOCAL } else { Durability::ALL })?;
+        Ok(cluster)
+    }
+
+    fn put(&self, durability: Durability) -> Result<(), CliError> {
+        self.store.put(&[0; KEY_BYTES], &[0; VALUE_BYTES], durability)?;
+        Ok(())
+    }
+
+    fn start_replica(&self, name: &str) -> Result<ReplicaProcess, CliError> {
+        let master = self.store.node().local_addr().to_string();
+        let mut replica = ReplicaProcess::spawn(name, &self.dir.path().join(name), &master)?;
+        replica.ask("open", "opened")?;
+        Ok(replica)
+    }
+
+    /// Kills the last replica, as kill -9 does.
+    pub(super) fn kill_last(&mut self) -> Result<(), CliError> {
+        match self.replicas.pop() {
+            Some(mut replica) => replica.kill(),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the last replica again in the directory it left. Returns how long it took from there
+    /// until it held everything through `last` durably, and until its state did.
+    pub(super) fn catch_up(&mut self, last: Vlsn) -> Result<(Duration, Duration), CliError> {
+        let name = node_name(self.replicas.len() + 2)?;
+        let replica = self.start_replica(name.as_str())?;
+        self.replicas.push(replica);
+        let Some(replica) = self.replicas.last_mut() else { unreachable!("just pushed") };
+        let answer = replica.ask(&format!("reach {}", last.sequence()), "reached")?;
+        let mut micros = answer.split(' ').map(|word| word.parse().map(Duration::from_micros));
+        match (micros.next(), micros.next()) {
+            (Some(Ok(durable)), Some(Ok(applied))) => Ok((durable, applied)),
+            _ => Err(CliError::Failed(format!("replica {name} answered {answer:?}"))),
+        }
+    }
+}
+
+fn node_name(number: usize) -> Result<Name, CliError> {
+    parse_name(&format!("n{number}"))
+}
+
+fn parse_name(text: &str) -> Result<Name, CliError> {
+    text.parse().map_err(|cause| CliError::Usage(format!("{cause}")))
+}
+
+/// A replica in a process of its own; it ends with its standard input.
+struct ReplicaProcess {
+    name: String,
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl ReplicaProcess {
+    fn spawn(name: &str, dir: &Path, master: &str) -> Result<Self, CliError> {
+        let program = std::env::current_exe().map_err(CliError::file("this program"))?;
+        let mut child = Command::new(&program)
+            .args(["bench", "--replica", name, "--replica-master", master, "--replica-dir"])
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(CliError::file(program))?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(stdin), Some(stdout)) => {
+                Ok(Self { name: name.to_owned(), child, stdin, stdout: BufReader::new(stdout) })
+            }
+            _ => unreachable!("both are piped"),
+        }
+    }
+
+    /// Sends a line; returns what follows `expected` in the answer.
+    fn ask(&mut self, question: &str, expected: &str) -> Result<String, CliError> {
+        let gone = |name: &str| CliError::Failed(format!("replica {name} went away"));
+        writeln!(self.stdin, "{question}").map_err(|_| gone(&self.name))?;
+        let mut answer = String::new();
+        self.stdout.read_line(&mut answer).map_err(|_| gone(&self.name))?;
+        match answer.trim_end().strip_prefix(expected) {
+            Some(rest) => Ok(rest.trim_start().to_owned()),
+            None if answer.is_empty() => Err(gone(&self.name)),
+            None => Err(CliError::Failed(format!(
+                "replica {} answered {question:?} with {answer:?}, not {expected:?}",
+                self.name
+            ))),
+        }
+    }
+
+    fn kill(&mut self) -> Result<(), CliError> {
+        let failed = |cause| CliError::Failed(format!("killing replica {}: {cause}", self.name));
+        self.child.kill().map_err(failed)?;
+        self.child.wait().map(|_| ()).map_err(failed)
+    }
+}
+
+impl Drop for ReplicaProcess {
+    fn drop(&mut self) {
+        // Its files are about to be removed: an ordered end would be for nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Arguments with which this program is a replica of a bench.
+#[derive(Debug, Args)]
+pub(super) struct ReplicaArguments {
+    #[arg(long, hide = true, value_name = "NAME", requires_all = ["replica_master", "replica_dir"])]
+    replica: Option<Name>,
+    #[arg(long, hide = true, value_name = "ADDRESS")]
+    replica_master: Option<String>,
+    #[arg(long, hide = true, value_name = "DIR")]
+    replica_dir: Option<PathBuf>,
+}
+
+impl ReplicaArguments {
+    pub(super) const fn is_asked_for(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// The replica's process: `open`, `reach VLSN`, and the end of its input.
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let Self { replica: Some(name), replica_master: Some(master), replica_dir: Some(dir) } =
+            self
+        else {
+            unreachable!("each of the arguments requires the others")
+        };
+        let mut config = NodeConfig::new(name, dir);
+        config.peers = vec![master];
+        let mut opened = None;
+        for line in std::io::stdin().lock().lines() {
+            let line = line?;
+            match (line.split_once(' '), &opened) {
+                (None, None) if line == "open" => {
+                    opened = Some(Opened::open(config.clone())?);
+                    println!("opened");
+                }
+                (Some(("reach", vlsn)), Some(opened)) => {
+                    let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
+                    let (durable, applied) = opened.reach(Vlsn::new(vlsn))?;
+                    println!("reached {} {}", durable.as_micros(), applied.as_micros());
+                }
+                _ => return Err(CliError::Usage(format!("a replica was told {line:?}"))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An open replica that notes how far its log is durable.
+struct Opened {
+    began: Instant,
+    store: Store,
+    durable: Arc<(Mutex<Vlsn>, Condvar)>,
+}
+
+impl Opened {
+    fn open(config: NodeConfig) -> Result<Self, WorkloadError> {
+        let began = Instant::now();
+        let store = Store::open(Config::new(config))?;
+        let durable: Arc<(Mutex<Vlsn>, Condvar)> = Arc::default();
+        let noted = Arc::clone(&durable);
+        let log = store.node().log();
+        log.on_durable(move |vlsn| {
+            let mut durable = noted.0.lock();
+            *durable = vlsn.max(*durable);
+            noted.1.notify_all();
+        });
+        let already = log.positions().durable;
+        let mut known = durable.0.lock();
+        *known = already.max(*known);
+        drop(known);
+        Ok(Self { began, store, durable })
+    }
+
+    /// Waits until everything through `vlsn` is durable, then until it is applied; returns when
+    /// that was, since the node began to open.
+    fn reach(&self, vlsn: Vlsn) -> Result<(Duration, Duration), WorkloadError> {
+        let mut durable = self.durable.0.lock();
+        while *durable < vlsn {
+            if self.durable.1.wait_until(&mut durable, self.began + PATIENCE).timed_out() {
+                return Err(WorkloadError::Failed(format!("{vlsn} not durable: {durable}")));
+            }
+        }
+        drop(durable);
+        let durable_after = self.began.elapsed();
+        self.store.wait_applied(vlsn, PATIENCE)?;
+        Ok((durable_after, self.began.elapsed()))
+    }
+}
