@@ -9,3 +9,8 @@ pub mod cli;
 pub mod client;
 pub mod door;
 pub mod workload;
+
+/// The examples of README.md, so that they keep compiling and doing what they say.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeExamples;

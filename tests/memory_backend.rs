@@ -82,7 +82,7 @@ impl Transaction for MapTransaction {
         }
         if state.conflicts > 0 {
             state.conflicts -= 1;
-            return Err(BackendError::Conflict);
+            return Err(BackendError::Conflict { newer: state.vlsn });
         }
         for (key, value) in self.writes {
             match value {

@@ -93,6 +93,16 @@ fn writes_on_a_replica_name_the_master_and_the_command_line_shows_it() {
 }
 
 #[test]
+fn the_first_transaction_of_a_fresh_master_that_reads_meets_no_conflict() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        let n1 = NodeProcess::found("n1", &dir.path().join(round.to_string()), "n1");
+        let first = n1.client().call(&[b"SET", b"k", b"v", b"NX"]).unwrap();
+        assert_eq!(first, Answer::Status("OK".to_owned()));
+    }
+}
+
+#[test]
 fn a_majority_that_is_gone_refuses_writes_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");

@@ -70,8 +70,9 @@ impl Put {
         client.call(&[b"SET", self.key.as_bytes(), &value])?;
         let token = client.call_text(&[b"NOXU", b"TOKEN"])?;
         let vlsn = token.split(':').next().unwrap_or_default();
-        println!("written at VLSN {vlsn} ({})", self.durability.as_str());
-        Ok(())
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "written at VLSN {vlsn} ({})", self.durability.as_str())?;
+        Ok(out.flush()?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Status: what nodes say about themselves.
 
+use std::io::Write;
+
 use clap::Args;
 
 use super::client::Target;
@@ -29,13 +31,16 @@ impl Status {
             let section = self.section.unwrap_or_default();
             return Err(CliError::Usage(format!("the node has no section {section:?}")));
         }
+        let mut out = std::io::stdout().lock();
         for line in text.lines() {
             match (line.strip_prefix("# "), line.split_once(':')) {
-                (Some(title), _) => println!("{title}"),
-                (None, Some((key, value))) => println!("  {:<28} {value}", key.replace('_', " ")),
-                (None, None) => println!(),
+                (Some(title), _) => writeln!(out, "{title}")?,
+                (None, Some((key, value))) => {
+                    writeln!(out, "  {:<28} {value}", key.replace('_', " "))?;
+                }
+                (None, None) => writeln!(out)?,
             }
         }
-        Ok(())
+        Ok(out.flush()?)
     }
 }

@@ -72,7 +72,10 @@ pub enum BackendError {
     },
     /// A concurrent transaction won; try again.
     #[error("CONFLICT another transaction changed what this one read, try again")]
-    Conflict,
+    Conflict {
+        /// Once everything through this VLSN is applied, a new try sees what this one did not.
+        newer: i64,
+    },
     /// Too few replicas are connected; nothing was written.
     #[error(
         "NOREPLICAS {connected} of {needed} replicas needed are connected, nothing was written"

@@ -371,7 +371,13 @@ impl Connection<'_> {
             tries += 1;
             match self.submit(commands) {
                 Ok((commit, frames)) => break Reply::After(commit, wrap(frames)),
-                Err(BackendError::Conflict) if tries < CONFLICT_TRIES => self.settle(),
+                Err(BackendError::Conflict { newer }) if tries < CONFLICT_TRIES => {
+                    self.settle();
+                    let wait = self.shared.config.transfer_timeout;
+                    if let Err(error) = self.shared.backend.wait_applied(newer, wait) {
+                        break Reply::Ready(error_frame(&error.to_string()));
+                    }
+                }
                 Err(error) => break Reply::Ready(error_frame(&error.to_string())),
             }
         };

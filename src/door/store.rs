@@ -46,7 +46,7 @@ impl From<KvError> for BackendError {
     fn from(error: KvError) -> Self {
         match error {
             KvError::NotMaster { master } => Self::NotMaster { master },
-            KvError::Conflict { .. } => Self::Conflict,
+            KvError::Conflict { newer, .. } => Self::Conflict { newer: newer.sequence() },
             KvError::InsufficientReplicas { connected, needed } => {
                 Self::InsufficientReplicas { connected, needed }
             }
