@@ -172,7 +172,8 @@ pub(crate) struct Shared {
     pub(crate) files: FileCache,
     pub(crate) sides: SideCache,
     /// Held for its lifetime only.
-    pub(crate) _lock: Box<dyn LockGuard>,
+    /// The directory's lock; given back when the log is closed.
+    pub(crate) lock: Mutex<Option<Box<dyn LockGuard>>>,
 }
 
 /// A segment as the log knows it.
@@ -516,16 +517,19 @@ impl Log {
         self.shared.hooks.write().poisoned.push(Arc::new(hook));
     }
 
-    /// Syncs what is appended, marks the shutdown as clean and stops the threads. Every later call
-    /// that writes or waits fails with `Closed`.
+    /// Syncs what is appended, marks the shutdown as clean, stops the threads and gives the
+    /// directory's lock back. Every later call that writes or waits fails with `Closed`; what this
+    /// handle reads after somebody else has opened the directory means nothing.
     pub fn close(&self) -> Result<()> {
         if self.shared.closed.load(Ordering::Acquire) {
             return Ok(());
         }
         let synced = self.sync_now();
         self.owner.stop();
-        synced?;
-        self.shared.control.update(|control| control.clean_shutdown = true)
+        let marked = synced
+            .and_then(|_| self.shared.control.update(|control| control.clean_shutdown = true));
+        drop(self.shared.lock.lock().take());
+        marked
     }
 }
 

@@ -150,7 +150,7 @@ impl Log {
             unwritten_bytes: AtomicUsize::new(0),
             files: FileCache::default(),
             sides: SideCache::default(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         });
         shared.state.lock().check_invariants();
         let threads = vec![

@@ -185,6 +185,19 @@ pub enum RepError {
         expected: String,
     },
 
+    /// The state machine has lost what the log no longer holds: only a network restore helps, which
+    /// a replica asks for by itself.
+    #[error(
+        "the state machine is at VLSN {applied}, and the log begins after VLSN {anchor}: open the \
+         node as a replica, so that it restores itself"
+    )]
+    StateBehindLog {
+        /// Everything through it is applied.
+        applied: Vlsn,
+        /// Everything through it is gone from the log.
+        anchor: Vlsn,
+    },
+
     /// A configuration that cannot work.
     #[error("{field}: {found} found, expected {expected}")]
     BadConfig {

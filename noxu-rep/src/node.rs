@@ -14,13 +14,13 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use noxu_log::env::Env;
-use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogError, NewEntry, OpenReport};
-use noxu_util::{GroupId, Name, Term, Vlsn};
+use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogError, NewEntry};
+use noxu_util::{GroupId, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, wall_clock_ms};
@@ -30,11 +30,17 @@ use crate::core::quorum::Quorum;
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::master::{Master, Submitted};
+use crate::driver::seat::{HousekeeperSlot, Seat};
 use crate::driver::{replica_loop, services};
 use crate::error::{RepError, Result};
 use crate::group::{GroupConfig, MAX_MEMBERS, term_body};
 use crate::net::channel::Channel;
-use crate::net::dispatcher::{Dispatcher, DispatcherConfig, STATUS_SERVICE_NAME, dial};
+use crate::net::dispatcher::{
+    Dispatcher, DispatcherConfig, RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME, dial,
+};
+use crate::restore::provider::RestoreProvider;
+use crate::restore::session::{Restoring, fetch, is_committed};
+use crate::restore::{Progress, Restored, install};
 use crate::status::{Role, RollbackReport, Status, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
@@ -44,60 +50,71 @@ use crate::wire::probe::{ProbeAnswer, encode_question};
 /// A member of a group. Cheap to clone; the last handle dropped shuts the node down.
 #[derive(Clone)]
 pub struct Node {
-    inner: Arc<Inner>,
-    _owner: Arc<Owner>,
+    owner: Arc<Owner>,
 }
 
-/// What a state machine may need when it is opened.
+/// What a state machine may need as long as it lives.
 #[derive(Clone)]
 pub struct NodeContext {
-    log: Log,
-    housekeeper: Arc<Housekeeper>,
+    env: Arc<dyn Env>,
+    state_dir: PathBuf,
+    housekeeper: HousekeeperSlot,
 }
 
 impl NodeContext {
-    /// The node's log. A state machine reads it and never writes to it.
-    pub fn log(&self) -> &Log {
-        &self.log
+    /// The file system that the node lives on.
+    pub fn env(&self) -> &Arc<dyn Env> {
+        &self.env
     }
 
     /// Directory for the state machine's files. It may not exist yet.
     pub fn state_dir(&self) -> PathBuf {
-        self.log.dir().join("state")
+        self.state_dir.clone()
     }
 
-    /// Highest VLSN known durable on a majority: never rolled back.
+    /// Highest VLSN known durable on a majority: never rolled back. NULL while the log is being
+    /// replaced by a restore.
     pub fn dtvlsn(&self) -> Vlsn {
-        self.housekeeper.dtvlsn()
+        self.housekeeper.read().as_ref().map_or(NULL_VLSN, |housekeeper| housekeeper.dtvlsn())
     }
 
     /// Makes durable, before a checkpoint at `vlsn`, that nothing at or below it may be rolled back.
     /// `vlsn` must be at or below [`NodeContext::dtvlsn`].
+    ///
+    /// # Errors
+    /// The control file's; `Stopped` while the log is being replaced by a restore.
     pub fn raise_commit_floor(&self, vlsn: Vlsn) -> Result<()> {
-        self.housekeeper.raise_floor(vlsn)
+        // Held meanwhile, so that the log is not replaced under it.
+        match &*self.housekeeper.read() {
+            Some(housekeeper) => housekeeper.raise_floor(vlsn),
+            None => Err(RepError::Stopped { cause: "the log is being restored".to_owned() }),
+        }
     }
 }
 
 /// Shuts the node down when the last handle goes. The node's own threads hold `Inner`, not this.
 struct Owner {
-    inner: Arc<Inner>,
+    seat: Arc<Seat>,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if let Err(cause) = self.inner.shutdown() {
-            tracing::error!(node = %self.inner.config.name, "shutting down: {cause}");
+        if let Err(cause) = self.seat.shutdown() {
+            tracing::error!(node = %self.seat.current().config.name, "shutting down: {cause}");
         }
     }
 }
 
+/// One life of a node: from the opening of its log to its closing.
 pub(crate) struct Inner {
     pub(crate) config: NodeConfig,
     pub(crate) log: Log,
     pub(crate) clock: Clock,
     pub(crate) applier: Arc<Applier>,
     pub(crate) housekeeper: Arc<Housekeeper>,
-    dispatcher: OnceLock<Dispatcher>,
+    dispatcher: Arc<Dispatcher>,
+    provider: OnceLock<Arc<RestoreProvider>>,
+    seat: OnceLock<Weak<Seat>>,
     role: Mutex<RoleState>,
     /// The role changed, the node stops, or the replica loop is to look again.
     role_changed: Condvar,
@@ -111,8 +128,10 @@ struct RoleState {
     /// Why, in words.
     reason: String,
     master: Option<Arc<Master>>,
-    /// A shutdown was begun.
+    /// This life is ending.
     stopping: bool,
+    /// Another life has taken this one's seat.
+    replaced: bool,
     /// What stopped the node, if it was not asked to.
     failure: Option<String>,
 }
@@ -131,6 +150,8 @@ struct Notes {
     members: Vec<Name>,
     last_syncup: Option<SyncupReport>,
     last_rollback: Option<RollbackReport>,
+    restore: Option<Progress>,
+    last_restore: Option<Restored>,
     last_error: Option<String>,
 }
 
@@ -147,8 +168,24 @@ impl Node {
         open: impl FnOnce(&NodeContext) -> Result<Arc<dyn StateMachine>>,
     ) -> Result<Self> {
         check_config(&config)?;
-        let (log, report) = Log::open(env, &config.dir, config.log.clone())?;
-        let opened = Self::open_over(log.clone(), config, &report, open);
+        let housekeeper: HousekeeperSlot = Arc::default();
+        let context = NodeContext {
+            env: Arc::clone(&env),
+            state_dir: config.dir.join("state"),
+            housekeeper: Arc::clone(&housekeeper),
+        };
+        // A restore that a crash cut short after its commit is finished before anything else.
+        let (machine, open) = if is_committed(&*env, &config.dir)? {
+            let machine = open(&context)?;
+            let restored = install::install(&env, &config.dir, &config.log, &*machine)?;
+            tracing::info!(node = %config.name, ?restored, "finished a restore");
+            (Some(machine), None)
+        } else {
+            (None, Some(open))
+        };
+        let (log, report) = Log::open(Arc::clone(&env), &config.dir, config.log.clone())?;
+        tracing::info!(node = %config.name, dir = %config.dir.display(), ?report, "log opened");
+        let opened = Self::open_over(env, &log, config, machine, &context, open);
         if opened.is_err() {
             let _ = log.close(); // what opening failed for says more
         }
@@ -156,41 +193,33 @@ impl Node {
     }
 
     fn open_over(
-        log: Log,
+        env: Arc<dyn Env>,
+        log: &Log,
         config: NodeConfig,
-        report: &OpenReport,
-        open: impl FnOnce(&NodeContext) -> Result<Arc<dyn StateMachine>>,
+        machine: Option<Arc<dyn StateMachine>>,
+        context: &NodeContext,
+        open: Option<impl FnOnce(&NodeContext) -> Result<Arc<dyn StateMachine>>>,
     ) -> Result<Self> {
-        tracing::info!(node = %config.name, dir = %config.dir.display(), ?report, "log opened");
+        claim_directory(log, &config)?;
         let clock = Clock::start();
-        claim_directory(&log, &config)?;
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock));
-        let context = NodeContext { log: log.clone(), housekeeper: Arc::clone(&housekeeper) };
-        let machine = open(&context)?;
-        let limit = housekeeper.dtvlsn().min(log.positions().last);
-        let applier = Arc::new(Applier::new(log.clone(), machine, limit));
-        let inner = Arc::new(Inner {
-            log,
-            clock,
-            applier,
-            housekeeper,
-            dispatcher: OnceLock::new(),
-            role: Mutex::new(RoleState {
-                role: Role::Replica,
-                reason: "opening".to_owned(),
-                master: None,
-                stopping: false,
-                failure: None,
-            }),
-            role_changed: Condvar::new(),
-            link: Mutex::default(),
-            notes: Mutex::default(),
-            threads: Mutex::default(),
-            config,
-        });
-        let node = Self { _owner: Arc::new(Owner { inner: Arc::clone(&inner) }), inner };
-        node.inner.start()?;
+        *context.housekeeper.write() = Some(Arc::clone(&housekeeper));
+        let machine = match (machine, open) {
+            (Some(machine), _) => machine,
+            (None, Some(open)) => open(context)?,
+            (None, None) => unreachable!("a machine is open or is to be opened"),
+        };
+        let dispatcher = Dispatcher::bind(&config.listen, DispatcherConfig::default())?;
+        let inner =
+            Inner::new(log.clone(), clock, housekeeper, config, machine, Arc::new(dispatcher));
+        let seat = Seat::new(env, Arc::clone(&context.housekeeper), &inner);
+        let node = Self { owner: Arc::new(Owner { seat }) };
+        node.inner().start()?;
         Ok(node)
+    }
+
+    fn inner(&self) -> Arc<Inner> {
+        self.owner.seat.current()
     }
 
     /// Writes `batch`, the entries of one transaction whose last is a commit, and returns a handle
@@ -202,7 +231,7 @@ impl Node {
     /// # Panics
     /// If the batch does not end in a commit.
     pub fn submit(&self, batch: &[NewEntry<'_>], durability: Durability) -> Result<Submitted> {
-        self.inner.sitting_master()?.submit(batch, durability)
+        self.inner().sitting_master()?.submit(batch, durability)
     }
 
     /// [`Node::submit`] and [`Submitted::wait`] in one, which saves a wake-up.
@@ -210,51 +239,48 @@ impl Node {
     /// # Errors
     /// Those of both.
     pub fn commit(&self, batch: &[NewEntry<'_>], durability: Durability) -> Result<Submitted> {
-        self.inner.sitting_master()?.commit(batch, durability)
+        self.inner().sitting_master()?.commit(batch, durability)
     }
 
     /// The address the node listens on, with the port that was chosen.
-    ///
-    /// # Panics
-    /// Never once the node is open.
     pub fn local_addr(&self) -> SocketAddr {
-        self.inner.dispatcher.get().expect("an open node listens").local_addr()
+        self.inner().dispatcher().local_addr()
     }
 
     /// The node's name.
-    pub fn name(&self) -> &Name {
-        &self.inner.config.name
+    pub fn name(&self) -> Name {
+        self.inner().config.name.clone()
     }
 
     /// What the node does.
     pub fn role(&self) -> Role {
-        self.inner.role.lock().role
+        self.inner().role.lock().role
     }
 
-    /// The log.
-    pub fn log(&self) -> &Log {
-        &self.inner.log
+    /// The log. A network restore replaces it: ask again rather than keep it.
+    pub fn log(&self) -> Log {
+        self.inner().log.clone()
     }
 
     /// The state machine.
-    pub fn machine(&self) -> &Arc<dyn StateMachine> {
-        self.inner.applier.machine()
+    pub fn machine(&self) -> Arc<dyn StateMachine> {
+        Arc::clone(self.inner().applier.machine())
     }
 
     /// Highest VLSN known durable on a majority.
     pub fn dtvlsn(&self) -> Vlsn {
-        self.inner.dtvlsn()
+        self.inner().dtvlsn()
     }
 
     /// Everything through it is applied.
     pub fn applied(&self) -> Vlsn {
-        self.inner.applier.applied()
+        self.inner().applier.applied()
     }
 
     /// Blocks until a majority is known to hold everything through `vlsn` durably; false if the
     /// time is up or the node stops before.
     pub fn wait_durable(&self, vlsn: Vlsn, timeout: Duration) -> bool {
-        self.inner.housekeeper.wait_dtvlsn(vlsn, timeout)
+        self.inner().housekeeper.wait_dtvlsn(vlsn, timeout)
     }
 
     /// Blocks until everything through `vlsn` is applied here; false if the time is up before.
@@ -262,7 +288,7 @@ impl Node {
     /// # Errors
     /// The state machine's failure.
     pub fn wait_applied(&self, vlsn: Vlsn, timeout: Duration) -> Result<bool> {
-        self.inner.applier.wait_applied(vlsn, timeout)
+        self.inner().applier.wait_applied(vlsn, timeout)
     }
 
     /// Makes the state durable and lets the log go below it as far as `keep_from` allows: whole
@@ -271,36 +297,45 @@ impl Node {
     /// # Errors
     /// The state machine's and the log's.
     pub fn drop_front(&self, keep_from: Vlsn) -> Result<Vlsn> {
-        let inner = &self.inner;
+        let inner = self.inner();
         inner.housekeeper.raise_floor(Vlsn::default())?;
         let checkpoint = inner.applier.machine().checkpoint()?;
         inner.log.seal_through(inner.housekeeper.dtvlsn().min(inner.log.positions().durable))?;
         let limit = if keep_from.is_null() { checkpoint } else { checkpoint.min(keep_from.prev()) };
         let config = inner.log.control().state().group_config;
         // There is one configuration until members can change; it is in force everywhere.
-        Ok(inner.log.drop_front(limit, |_| config)?)
+        let provider = inner.provider.get().ok_or_else(Seat::gone)?;
+        provider.with_pin(|pin| {
+            let limit = pin.map_or(limit, |pin| pin.min(limit));
+            Ok(inner.log.drop_front(limit, |_| config)?)
+        })
     }
 
     /// A snapshot of everything the node can say about itself.
     pub fn status(&self) -> Status {
-        self.inner.status()
+        self.inner().status()
     }
 
     /// What stopped the node, if it was not asked to stop.
     pub fn failure(&self) -> Option<String> {
-        self.inner.role.lock().failure.clone()
+        self.inner().role.lock().failure.clone()
     }
 
     /// Blocks until the node stops, whether asked to or by a failure; false if the time is up.
     pub fn wait_stopped(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut role = self.inner.role.lock();
-        while role.role != Role::Stopped {
-            if self.inner.role_changed.wait_until(&mut role, deadline).timed_out() {
-                return role.role == Role::Stopped;
+        loop {
+            let inner = self.inner();
+            let mut role = inner.role.lock();
+            while role.role != Role::Stopped && !role.replaced {
+                if inner.role_changed.wait_until(&mut role, deadline).timed_out() {
+                    return role.role == Role::Stopped;
+                }
+            }
+            if role.role == Role::Stopped {
+                return true;
             }
         }
-        true
     }
 
     /// Shuts down in order: no more writes; a moment for the replicas to have everything; the
@@ -310,14 +345,14 @@ impl Node {
     /// # Errors
     /// The log's, or what stopped the node before.
     pub fn shutdown(&self) -> Result<()> {
-        self.inner.shutdown()
+        self.owner.seat.shutdown()
     }
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node")
-            .field("name", &self.inner.config.name)
+            .field("name", &self.name())
             .field("role", &self.role())
             .finish_non_exhaustive()
     }
@@ -387,7 +422,55 @@ fn claim_directory(log: &Log, config: &NodeConfig) -> Result<()> {
 }
 
 impl Inner {
-    fn start(self: &Arc<Self>) -> Result<()> {
+    /// A life over `log` that has not started. `housekeeper` goes by the same clock.
+    pub(crate) fn new(
+        log: Log,
+        clock: Clock,
+        housekeeper: Arc<Housekeeper>,
+        config: NodeConfig,
+        machine: Arc<dyn StateMachine>,
+        dispatcher: Arc<Dispatcher>,
+    ) -> Arc<Self> {
+        let positions = log.positions();
+        let limit = if machine.applied() < positions.anchor.vlsn {
+            NULL_VLSN // nothing can be applied before a restore
+        } else {
+            housekeeper.dtvlsn().min(positions.last)
+        };
+        let applier = Arc::new(Applier::new(log.clone(), machine, limit));
+        Arc::new(Self {
+            log,
+            clock,
+            applier,
+            housekeeper,
+            dispatcher,
+            provider: OnceLock::new(),
+            seat: OnceLock::new(),
+            role: Mutex::new(RoleState {
+                role: Role::Replica,
+                reason: "opening".to_owned(),
+                master: None,
+                stopping: false,
+                replaced: false,
+                failure: None,
+            }),
+            role_changed: Condvar::new(),
+            link: Mutex::default(),
+            notes: Mutex::default(),
+            threads: Mutex::default(),
+            config,
+        })
+    }
+
+    pub(crate) fn take_seat(&self, seat: &Arc<Seat>) {
+        let _ = self.seat.set(Arc::downgrade(seat)); // once per life
+    }
+
+    pub(crate) fn dispatcher(&self) -> Arc<Dispatcher> {
+        Arc::clone(&self.dispatcher)
+    }
+
+    pub(crate) fn start(self: &Arc<Self>) -> Result<()> {
         let weak = Arc::downgrade(self);
         self.log.on_durable(move |durable| {
             if let Some(node) = weak.upgrade() {
@@ -401,9 +484,14 @@ impl Inner {
             }
         });
         self.load_members()?;
-        let dispatcher = Dispatcher::bind(&self.config.listen, DispatcherConfig::default())?;
-        services::register(&dispatcher, &Arc::downgrade(self));
-        let _ = self.dispatcher.set(dispatcher); // set here only
+        services::register(&self.dispatcher, &Arc::downgrade(self));
+        let provider = Arc::new(RestoreProvider::new(
+            self.config.name.clone(),
+            self.log.clone(),
+            Arc::clone(self.applier.machine()),
+        ));
+        let _ = self.provider.set(Arc::clone(&provider)); // once per life
+        self.dispatcher.register(RESTORE_SERVICE_NAME, provider);
         self.spawn("applier", |node| node.applier.run_thread());
         self.spawn("housekeeper", |node| {
             node.housekeeper.run_thread(|now| node.master().and_then(|m| m.handle_timeout(now)))
@@ -448,6 +536,7 @@ impl Inner {
                 expected: "a group to create, or a directory that has joined one".to_owned(),
             });
         }
+        self.check_state()?;
         let known = control.term.max(self.log.positions().last_term);
         if term <= known {
             let holder = format!("this node's directory {}", self.log.dir().display());
@@ -508,6 +597,12 @@ impl Inner {
         master.handle_local_durable(self.log.positions().durable);
         tracing::info!(node = %self.config.name, %term, "master");
         Ok(())
+    }
+
+    /// Whether the state machine can be brought up from this log.
+    pub(crate) fn check_state(&self) -> Result<()> {
+        let (applied, anchor) = (self.applier.applied(), self.log.positions().anchor.vlsn);
+        if applied < anchor { Err(RepError::StateBehindLog { applied, anchor }) } else { Ok(()) }
     }
 
     fn become_replica(self: &Arc<Self>, reason: &str) {
@@ -602,8 +697,8 @@ impl Inner {
 
     /// The address that others reach this node at.
     pub(crate) fn address(&self) -> String {
-        let listening = self.dispatcher.get().map(|d| d.local_addr().to_string());
-        self.config.advertise.clone().or(listening).unwrap_or_default()
+        let listening = || self.dispatcher.local_addr().to_string();
+        self.config.advertise.clone().unwrap_or_else(listening)
     }
 
     /// The address of the master, if known.
@@ -684,11 +779,50 @@ impl Inner {
         role.reason = format!("following {} in term {}", welcome.node, welcome.term);
     }
 
-    /// Replaces log and state by a peer's.
-    pub(crate) fn restore(&self, _from: &str, welcome: &Welcome, failed_vlsn: Vlsn) -> Result<()> {
-        let mut role = self.role.lock();
-        role.reason = format!("needs a network restore from {}", welcome.node);
-        Err(RepError::NeedsRestore { failed_vlsn })
+    /// Fetches log and state of the node at `address` and, once all of it is here and committed,
+    /// begins another life with them.
+    pub(crate) fn restore(self: &Arc<Self>, address: &str, welcome: &Welcome) -> Result<()> {
+        let seat = self.seat.get().and_then(Weak::upgrade).ok_or_else(Seat::gone)?;
+        {
+            let mut role = self.role.lock();
+            role.role = Role::Restoring;
+            role.reason = format!("restoring from {}", welcome.node);
+        }
+        tracing::info!(node = %self.config.name, from = %welcome.node, "network restore");
+        let fetched = self.fetch(seat.env(), address);
+        match fetched {
+            Ok(progress) => {
+                self.notes.lock().restore = Some(progress);
+                seat.begin_next_life();
+                Ok(())
+            }
+            Err(cause) => {
+                let mut role = self.role.lock();
+                if role.role == Role::Restoring {
+                    role.role = Role::Replica;
+                    role.reason = format!("restoring failed and will be resumed: {cause}");
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    fn fetch(&self, env: &Arc<dyn Env>, address: &str) -> Result<Progress> {
+        let channel: Arc<dyn Channel> =
+            dial(address, RESTORE_SERVICE_NAME, self.config.dial_timeout)?;
+        if !self.adopt_channel(&channel) {
+            return Err(Seat::gone());
+        }
+        let control = self.log.control().state();
+        let group = control.group.as_ref().map(|group| group.id);
+        let mut restoring = Restoring::new(self.config.name.clone(), group, control.term);
+        restoring.max_body_bytes = self.log.config().max_body_bytes;
+        let mut report = |progress: &Progress| self.notes.lock().restore = Some(*progress);
+        fetch(env, &self.config.dir, &restoring, &*channel, &mut report)
+    }
+
+    pub(crate) fn note_restored(&self, restored: Restored) {
+        self.notes.lock().last_restore = Some(restored);
     }
 
     // ---- events
@@ -804,6 +938,8 @@ impl Inner {
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
             last_syncup: notes.last_syncup,
             last_rollback: notes.last_rollback.clone(),
+            restore: notes.restore,
+            last_restore: notes.last_restore.clone(),
             last_error: notes.last_error.clone(),
         }
     }
@@ -840,11 +976,64 @@ impl Inner {
         self.log.wake_readers();
     }
 
-    fn shutdown(&self) -> Result<()> {
+    fn join_threads(&self) {
+        // A thread that is being started while this runs is in the list by the next look.
+        loop {
+            let threads = std::mem::take(&mut *self.threads.lock());
+            if threads.is_empty() {
+                break;
+            }
+            for thread in threads {
+                if thread.thread().id() != std::thread::current().id() {
+                    let _ = thread.join(); // its panic has been reported
+                }
+            }
+        }
+    }
+
+    /// Ends this life before the next one: its threads are joined, its log is closed, its port and
+    /// state machine stay.
+    pub(crate) fn retire(&self) -> Result<()> {
+        {
+            let mut role = self.role.lock();
+            if role.stopping || role.role == Role::Stopped {
+                return Err(Seat::gone());
+            }
+            role.stopping = true;
+            role.role = Role::Restoring;
+            "installing what a restore has fetched".clone_into(&mut role.reason);
+        }
+        self.stop_threads();
+        self.join_threads();
+        self.housekeeper.raise_floor(Vlsn::default())?;
+        Ok(self.log.close()?)
+    }
+
+    /// Another life has taken the seat.
+    pub(crate) fn handle_replaced(&self) {
+        self.role.lock().replaced = true;
+        self.role_changed.notify_all();
+    }
+
+    /// This life has ended and the next could not begin.
+    pub(crate) fn die(&self, cause: &str) {
+        tracing::error!(node = %self.config.name, "ALARM: the node stops: {cause}");
+        {
+            let mut role = self.role.lock();
+            role.role = Role::Stopped;
+            role.failure.get_or_insert_with(|| cause.to_owned());
+        }
+        self.role_changed.notify_all();
+    }
+
+    pub(crate) fn shutdown(&self) -> Result<()> {
         let (master, failure) = {
             let mut role = self.role.lock();
             if role.stopping {
-                return Ok(());
+                return role
+                    .failure
+                    .clone()
+                    .map_or(Ok(()), |cause| Err(RepError::Stopped { cause }));
             }
             role.stopping = true;
             (role.master.clone(), role.failure.clone())
@@ -858,9 +1047,7 @@ impl Inner {
             master.wait_feeders_gone(self.config.shutdown_grace);
         }
         self.stop_threads();
-        if let Some(dispatcher) = self.dispatcher.get() {
-            dispatcher.stop();
-        }
+        self.dispatcher.stop();
         {
             let mut role = self.role.lock();
             role.role = Role::Stopped;
@@ -870,18 +1057,7 @@ impl Inner {
             }
         }
         self.role_changed.notify_all();
-        // A thread that is being started while this runs is in the list by the next look.
-        loop {
-            let threads = std::mem::take(&mut *self.threads.lock());
-            if threads.is_empty() {
-                break;
-            }
-            for thread in threads {
-                if thread.thread().id() != std::thread::current().id() {
-                    let _ = thread.join(); // its panic has been reported
-                }
-            }
-        }
+        self.join_threads();
         let floor =
             if failure.is_none() { self.housekeeper.raise_floor(Vlsn::default()) } else { Ok(()) };
         let closed = self.log.close();

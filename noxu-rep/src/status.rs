@@ -6,6 +6,7 @@ use noxu_log::{GroupIdentity, Positions};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 pub use crate::driver::master::ReplicaStatus;
+use crate::restore::{Progress, Restored};
 
 /// What a node does for its group at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,10 @@ pub struct Status {
     pub last_syncup: Option<SyncupReport>,
     /// The last rollback since the node was opened.
     pub last_rollback: Option<RollbackReport>,
+    /// How far a network restore is, or was when it was fetched.
+    pub restore: Option<Progress>,
+    /// The last network restore since the process opened the node.
+    pub last_restore: Option<Restored>,
     /// The last failure of a connection.
     pub last_error: Option<String>,
 }

@@ -5,4 +5,5 @@ pub mod applier;
 pub mod housekeeper;
 pub mod master;
 pub(crate) mod replica_loop;
+pub(crate) mod seat;
 pub(crate) mod services;

@@ -42,6 +42,8 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
 enum Followed {
     /// The stream was open for some time.
     Streamed,
+    /// Its log and state were fetched: this life of the node ends.
+    Restored,
     /// This peer is not the one to follow; it may have named another.
     NotThis,
 }
@@ -67,6 +69,7 @@ pub(crate) fn run(node: &Arc<Inner>) -> Result<()> {
                     streamed = true;
                     break;
                 }
+                Ok(Followed::Restored) => return Ok(()),
                 Ok(Followed::NotThis) => {}
                 Err(cause) => {
                     if let RepError::Rejected(RejectReason::NotMaster { master: Some(at) }) = &cause
@@ -152,6 +155,11 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
         tracing::warn!(master = %welcome.node, "clock differs by {skew} ms");
     }
     adopt(node, &welcome)?;
+    if let Err(cause) = node.check_state() {
+        tracing::warn!(node = %node.config.name, "{cause}");
+        channel.close();
+        return node.restore(address, &welcome).map(|()| Followed::Restored);
+    }
     let options = SyncupOptions {
         probes: welcome.capabilities.has(Capabilities::SYNCUP_PROBES),
         ..SyncupOptions::default()
@@ -194,12 +202,8 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
         }
         Decision::Wait => return Ok(Followed::NotThis),
         Decision::Restore => {
-            let failed_vlsn = match outcome {
-                SyncupOutcome::NeedsRestore { failed_vlsn } => failed_vlsn,
-                SyncupOutcome::Matchpoint { matchpoint_vlsn, .. } => matchpoint_vlsn,
-            };
             channel.close();
-            return node.restore(address, &welcome, failed_vlsn).map(|()| Followed::Streamed);
+            return node.restore(address, &welcome).map(|()| Followed::Restored);
         }
     }
     node.handle_following(address, &welcome);

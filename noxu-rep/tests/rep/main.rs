@@ -3,6 +3,7 @@
 
 mod door;
 mod durability_policies;
+mod restore_nodes;
 mod rig;
 mod rollback_and_rejoin;
 mod rollback_in_place;

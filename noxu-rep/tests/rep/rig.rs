@@ -213,7 +213,7 @@ impl Rig {
         &self.seats[number].running.as_ref().expect("running").map
     }
 
-    pub(crate) fn log(&self, number: usize) -> &Log {
+    pub(crate) fn log(&self, number: usize) -> Log {
         self.node(number).log()
     }
 

@@ -158,7 +158,7 @@ fn a_rolled_back_entry_is_served_to_nobody_also_after_a_restart() {
     rig.start_replica(0);
     rig.put(1, "y", b"2", Durability::MAJORITY).unwrap();
     rig.await_fed(0);
-    assert_eq!(keys_in(rig.log(0)), ["before", "y"]);
+    assert_eq!(keys_in(&rig.log(0)), ["before", "y"]);
     rig.stop(1);
     rig.crash(0, 9);
     // The one that rolled back feeds the others now, one of which was away all the time.
@@ -168,7 +168,7 @@ fn a_rolled_back_entry_is_served_to_nobody_also_after_a_restart() {
     rig.put(0, "z", b"3", Durability::ALL).unwrap();
     for number in [1, 2] {
         rig.await_fed(number);
-        assert_eq!(keys_in(rig.log(number)), ["before", "y", "z"]);
+        assert_eq!(keys_in(&rig.log(number)), ["before", "y", "z"]);
         assert_eq!(rig.map(number).content().len(), 3);
     }
     rig.assert_logs_equal(&[0, 1, 2]);
@@ -194,7 +194,7 @@ fn what_lies_below_the_commit_floor_is_never_rolled_back() {
     eventually("the replica refuses", || {
         rig.status(1).last_error.is_some_and(|error| error.contains("refusing to roll back"))
     });
-    assert_eq!(keys_in(rig.log(1)), ["a", "theirs"]);
+    assert_eq!(keys_in(&rig.log(1)), ["a", "theirs"]);
     assert_eq!(rig.node(1).failure(), None, "an operator decides, the node waits");
     assert!(rig.lost_keys(1).is_empty());
 }

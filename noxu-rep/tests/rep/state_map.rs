@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use noxu_log::env::{read_whole, write_whole};
-use noxu_log::{EntryFlags, EntryKind, EntryRun, Log, NewEntry};
+use noxu_log::env::{Env, read_whole, write_whole};
+use noxu_log::{EntryFlags, EntryKind, EntryRun, NewEntry};
 use noxu_rep::{Checkpoint, LogReader, NodeContext, RepError, Result, StateMachine};
 use noxu_util::codec::{Put, Reader};
 use noxu_util::{NULL_VLSN, Vlsn};
@@ -42,7 +43,7 @@ pub(crate) type Content = BTreeMap<String, Vec<u8>>;
 
 /// A map that follows a log.
 pub(crate) struct StateMap {
-    log: Log,
+    env: Arc<dyn Env>,
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -59,12 +60,12 @@ struct State {
 impl StateMap {
     /// The map of a node, as its last checkpoint has it.
     pub(crate) fn open(context: &NodeContext) -> Self {
-        let (log, dir) = (context.log().clone(), context.state_dir());
-        let state = match read_whole(&**log.env(), &dir.join("map")) {
+        let (env, dir) = (Arc::clone(context.env()), context.state_dir());
+        let state = match read_whole(&*env, &dir.join("map")) {
             Ok(bytes) => decode(&bytes),
             Err(_) => State::default(), // never checkpointed
         };
-        Self { log, dir, state: Mutex::new(state) }
+        Self { env, dir, state: Mutex::new(state) }
     }
 
     pub(crate) fn content(&self) -> Content {
@@ -112,7 +113,7 @@ impl StateMachine for StateMap {
     fn roll_back_to(&self, matchpoint: Vlsn, replay: &dyn LogReader) -> Result<()> {
         let mut state = self.state.lock();
         let mut fresh = State { rollbacks: state.rollbacks.clone(), ..State::default() };
-        if let Ok(bytes) = read_whole(&**self.log.env(), &self.dir.join("map")) {
+        if let Ok(bytes) = read_whole(&*self.env, &self.dir.join("map")) {
             fresh = State { rollbacks: fresh.rollbacks, ..decode(&bytes) };
             assert!(fresh.applied <= matchpoint, "a checkpoint is never rolled back");
         }
@@ -130,7 +131,7 @@ impl StateMachine for StateMap {
         if !state.open.is_empty() {
             return Ok(NULL_VLSN);
         }
-        let env = self.log.env();
+        let env = &self.env;
         env.create_dir_all(&self.dir).map_err(RepError::state_machine)?;
         write_whole(&**env, &self.dir.join("map"), &encode(&state))?;
         Ok(state.applied)

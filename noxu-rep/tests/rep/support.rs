@@ -1,6 +1,6 @@
 //! Support: nodes in temporary directories, a state machine that remembers what it was given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,11 +110,48 @@ impl StateMachine for Ledger {
     }
 
     fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
-        Err(RepError::state_machine("a ledger has no checkpoints"))
+        let state = self.state.lock();
+        let mut bytes = Vec::new();
+        for (vlsn, body) in &state.bodies {
+            bytes.extend_from_slice(&vlsn.sequence().to_le_bytes());
+            bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(body);
+        }
+        Ok(Box::new(LedgerCheckpoint { vlsn: state.applied, bytes: bytes.into() }))
     }
 
-    fn install_checkpoint(&self, _: Vlsn, _: &mut dyn std::io::Read) -> Result<()> {
-        Err(RepError::state_machine("a ledger has no checkpoints"))
+    fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()> {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).map_err(RepError::state_machine)?;
+        let mut state = self.state.lock();
+        state.bodies.clear();
+        let mut rest = &bytes[..];
+        while let Some((head, tail)) = rest.split_at_checked(16) {
+            let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
+            let (body, next) = tail.split_at(number(8) as usize);
+            state.bodies.insert(Vlsn::new(number(0) as i64), body.to_vec());
+            rest = next;
+        }
+        assert!(rest.is_empty(), "{} bytes left over", rest.len());
+        state.applied = vlsn;
+        Ok(())
+    }
+}
+
+struct LedgerCheckpoint {
+    vlsn: Vlsn,
+    bytes: VecDeque<u8>,
+}
+
+impl Checkpoint for LedgerCheckpoint {
+    fn vlsn(&self) -> Vlsn {
+        self.vlsn
+    }
+
+    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
+        let count = max.min(self.bytes.len());
+        buf.extend(self.bytes.drain(..count));
+        Ok(!self.bytes.is_empty())
     }
 }
 
@@ -139,7 +176,7 @@ impl Member {
 
     /// Whether both logs are the same, byte for byte, where both hold them.
     pub(crate) fn assert_same_log(&self, other: &Self) {
-        assert_same_logs(self.node.log(), other.node.log());
+        assert_same_logs(&self.node.log(), &other.node.log());
     }
 }
 
@@ -234,7 +271,15 @@ pub(crate) fn open(config: NodeConfig) -> Result<Member> {
 }
 
 pub(crate) fn open_with(env: Arc<dyn Env>, config: NodeConfig) -> Result<Member> {
-    let ledger = Arc::new(Ledger::default());
+    reopen_with(env, config, Arc::default())
+}
+
+/// Opens a node over a state machine that has outlived its process.
+pub(crate) fn reopen(config: NodeConfig, ledger: Arc<Ledger>) -> Result<Member> {
+    reopen_with(Arc::new(RealEnv::new()), config, ledger)
+}
+
+fn reopen_with(env: Arc<dyn Env>, config: NodeConfig, ledger: Arc<Ledger>) -> Result<Member> {
     let machine = Arc::clone(&ledger);
     let node = Node::open(env, config, |_| Ok(machine))?;
     Ok(Member { node, ledger })

@@ -1,0 +1,120 @@
+//! Nodes that only a network restore brings back; they ask for it by themselves.
+
+use std::sync::Arc;
+
+use noxu_rep::{Durability, RepError, Role, RoleConfig};
+use noxu_util::{NULL_VLSN, Term};
+
+use crate::support::{Group, Member, PATIENCE, entry, eventually, open, reopen, streaming};
+
+/// Writes about `mib` MiB in segments of 1 MiB.
+fn load(master: &Member, mib: usize) {
+    let body = vec![0x42; 16 << 10];
+    let handles: Vec<_> = (0..mib * 64)
+        .map(|_| master.node.submit(&[entry(&body)], Durability::MAJORITY).unwrap())
+        .collect();
+    handles.last().unwrap().wait().unwrap();
+}
+
+fn drop_front(node: &Member) {
+    let gone = node.node.drop_front(NULL_VLSN).unwrap();
+    assert!(gone > NULL_VLSN, "nothing was dropped");
+}
+
+fn assert_restored(master: &Member, restored: &Member) {
+    let last = master.commit("after the restore", Durability::MAJORITY).unwrap();
+    eventually("it is restored", || restored.node.status().last_restore.is_some());
+    assert!(restored.node.wait_applied(last, PATIENCE).unwrap(), "{:?}", restored.node.status());
+    assert_eq!(restored.node.role(), Role::Replica);
+    assert_eq!(master.ledger.bodies(), restored.ledger.bodies());
+    let (a, b) = (master.node.log().positions(), restored.node.log().positions());
+    assert_eq!((a.last, a.last_lsn, a.last_fingerprint), (b.last, b.last_lsn, b.last_fingerprint));
+}
+
+#[test]
+fn a_wiped_replica_restores_itself_and_streams_on() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    load(&nodes[0], 6);
+    let wiped = nodes.pop().unwrap();
+    assert!(wiped.node.wait_applied(nodes[0].last(), PATIENCE).unwrap());
+    drop(wiped);
+    drop_front(&nodes[0]);
+    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    let back = group.replica("n3", &nodes[0]);
+    assert_restored(&nodes[0], &back);
+    eventually("both stream", || streaming(&nodes[0]) == 2);
+    nodes[0].commit("all three", Durability::ALL).unwrap();
+    assert!(back.node.status().positions.anchor.vlsn > NULL_VLSN, "it has its front again");
+
+    // It starts again from its own directory, without another restore.
+    let (last, ledger) = (back.last(), Arc::clone(&back.ledger));
+    drop(back);
+    let config = group.config("n3", &[nodes[0].address()]);
+    let again = reopen(config.clone(), ledger).unwrap();
+    eventually("it synced up", || again.node.status().last_syncup.is_some());
+    assert_eq!(again.node.status().last_syncup.unwrap().matchpoint, last);
+    assert!(again.node.status().last_restore.is_none());
+    assert!(again.node.wait_applied(nodes[0].last(), PATIENCE).unwrap());
+    assert_eq!(nodes[0].ledger.bodies(), again.ledger.bodies());
+
+    // With a state machine that has lost what the log no longer holds, it restores once more.
+    drop(again);
+    let mut master = config.clone();
+    master.role = RoleConfig::Master { term: Term::new(9) };
+    let refused = open(master).err().unwrap();
+    assert!(matches!(refused, RepError::StateBehindLog { .. }), "{refused}");
+    let empty = open(config).unwrap();
+    assert_restored(&nodes[0], &empty);
+}
+
+#[test]
+fn a_replica_that_was_away_for_too_long_restores_itself() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    nodes[0].commit("together", Durability::ALL).unwrap();
+    drop(nodes.pop());
+    load(&nodes[0], 5);
+    drop_front(&nodes[0]);
+    let back = group.replica("n3", &nodes[0]);
+    assert_restored(&nodes[0], &back);
+    nodes[0].commit("all three", Durability::ALL).unwrap();
+}
+
+#[test]
+fn commits_go_on_while_a_replica_restores() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    load(&nodes[0], 8);
+    drop(nodes.pop());
+    drop_front(&nodes[0]);
+    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    let back = group.replica("n3", &nodes[0]);
+    for n in 0..300 {
+        nodes[0].commit(&n.to_string(), Durability::MAJORITY).unwrap();
+    }
+    assert_restored(&nodes[0], &back);
+}
+
+#[test]
+fn a_node_can_be_shut_down_while_it_restores() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    load(&nodes[0], 8);
+    drop(nodes.pop());
+    drop_front(&nodes[0]);
+    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    for _ in 0..5 {
+        let back = group.replica("n3", &nodes[0]);
+        eventually("it has begun", || {
+            let status = back.node.status();
+            status.restore.is_some() || status.last_restore.is_some()
+        });
+        back.node.shutdown().unwrap();
+    }
+    let back = group.replica("n3", &nodes[0]);
+    let last = nodes[0].commit("after", Durability::MAJORITY).unwrap();
+    eventually("it is there", || back.last() == last && back.node.applied() == last);
+    assert_eq!(back.ledger.bodies(), nodes[0].ledger.bodies());
+    assert_eq!(back.node.failure(), None);
+}
