@@ -34,6 +34,17 @@ impl std::fmt::Display for Clients {
     }
 }
 
+impl std::str::FromStr for Clients {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let count = |digits: &str| digits.parse().ok().filter(|count| (1..=65_536).contains(count));
+        let threads = text.strip_prefix('c').and_then(count).map(Self::Threads);
+        let handles = text.strip_prefix('h').and_then(count).map(Self::Handles);
+        threads.or(handles).ok_or_else(|| "expected for instance c8 or h1024".to_owned())
+    }
+}
+
 /// What came of a run.
 #[derive(Debug, Clone)]
 pub struct Latencies {
@@ -181,6 +192,25 @@ pub fn load(store: &Store, count: u64, handles: usize, durability: Durability) -
         pending.wait()?;
     }
     Ok(())
+}
+
+/// Puts at least `count` values from `threads` threads, each blocked until its commit is done.
+pub fn put_each(store: &Store, count: u64, threads: usize, durability: Durability) -> Result<()> {
+    let each = count.div_ceil(threads as u64);
+    let client = || {
+        let mut puts = Puts::default();
+        for _ in 0..each {
+            store.put(&puts.next_key(), &puts.value, durability)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..threads).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| {
+            let panicked = |_| Err(WorkloadError::Failed("a client panicked".to_owned()));
+            client.join().unwrap_or_else(panicked)
+        })
+    })
 }
 
 /// Waits for the oldest and takes those that are done with it. Commits of one durability are

@@ -19,6 +19,7 @@ use self::work::Work;
 use super::error::CliError;
 use super::progress::count_bar;
 use crate::workload::WorkloadError;
+use crate::workload::clients::Clients;
 
 /// Measure commits, appends, streams, catch-up and syncup on this machine
 #[derive(Debug, Args)]
@@ -51,6 +52,9 @@ pub(super) struct Bench {
     /// Measure each figure so many seconds
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=3600))]
     secs: u32,
+    /// Measure commits only with these clients: cN for N blocked threads, hN for N commits in flight
+    #[arg(long, value_name = "CLIENTS", value_delimiter = ',', conflicts_with = "write_docs")]
+    clients: Vec<Clients>,
     /// Print one line per figure: noxu <work>_<clients>_<ops|p50|p99|rate> <value> <unit>
     #[arg(long, conflicts_with = "write_docs")]
     plain: bool,
@@ -72,14 +76,22 @@ pub(super) struct Setting {
     warm_up: Duration,
     /// Where the files lie.
     dir: PathBuf,
+    /// Who commits.
+    clients: Vec<Clients>,
 }
 
+/// A fresh log fills its first segment and a spare one with zeros while it is written: long enough
+/// for that.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 impl Setting {
-    fn new(secs: u32, dir: Option<PathBuf>) -> Result<Self, CliError> {
-        let dir = dir.unwrap_or_else(std::env::temp_dir);
+    fn new(bench: &Bench) -> Result<Self, CliError> {
+        let dir = bench.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = dir.canonicalize().map_err(CliError::file(dir))?;
-        let time = Duration::from_secs(u64::from(secs));
-        Ok(Self { time, warm_up: (time / 4).min(Duration::from_secs(1)), dir })
+        let time = Duration::from_secs(u64::from(bench.secs));
+        let clients =
+            if bench.clients.is_empty() { Clients::ALL.to_vec() } else { bench.clients.clone() };
+        Ok(Self { time, warm_up: WARM_UP, dir, clients })
     }
 
     fn temporary_dir(&self) -> Result<tempfile::TempDir, CliError> {
@@ -101,7 +113,7 @@ impl Bench {
         if self.replica.is_asked_for() {
             return self.replica.run();
         }
-        let setting = Setting::new(self.secs, self.dir.clone())?;
+        let setting = Setting::new(&self)?;
         if self.plain {
             return self.run_works(&setting, |measured| {
                 let mut out = std::io::stdout().lock();

@@ -38,7 +38,7 @@ fn measure_commits(
     setting: &Setting,
     report: Report<'_>,
 ) -> Result<(), CliError> {
-    for clients in Clients::ALL {
+    for &clients in &setting.clients {
         let cluster = Cluster::start(setting, commits.nodes())?;
         let durability = commits.durability();
         let store = &cluster.store;
