@@ -539,6 +539,11 @@ impl State {
     fn append_part(&mut self, part: &bytes::Bytes) {
         const SHARE_FROM: usize = 64 << 10;
         let share = part.len() >= SHARE_FROM;
+        if share {
+            // What is in the open buffer ends here: a new segment within `part` freezes too, and
+            // by then the log's end is that of entries that are not in the buffer.
+            self.tail.freeze(&self.end);
+        }
         // Stretch of `part` not yet in the tail when sharing: its start, position, chain before.
         let mut stretch: Option<(usize, Lsn, ChainState)> = None;
         let mut at = 0;

@@ -212,3 +212,34 @@ fn entries_nobody_waits_for_are_synced_within_the_interval() {
         assert_eq!(durable.recv_timeout(Duration::from_secs(10)).unwrap(), Vlsn::new(n));
     }
 }
+
+/// Small runs are copied into the open buffer, large ones are shared; here a large one that begins
+/// a new segment follows small ones that nobody has taken out of the buffer yet.
+#[test]
+fn a_large_run_across_segments_after_small_ones_is_found_and_read_entry_by_entry() {
+    let (_, a) = fresh(128 << 10);
+    let (_, b) = fresh(128 << 10);
+    for n in 0..300 {
+        put(&a, 1, &body(n, 1000));
+    }
+    // The replica's flusher must not come in between.
+    for _ in 0..4 {
+        let next = b.positions().last.next();
+        b.append_run(&a.read(next, 1).unwrap().unwrap()).unwrap();
+    }
+    let large = a.read(Vlsn::new(5), 1 << 20).unwrap().unwrap();
+    let bytes: Vec<u8> = large.parts.concat();
+    let run = EntryRun::verify(bytes.into(), b.positions().chain(), 1 << 20).unwrap();
+    b.append_run(&run).unwrap();
+    assert!(b.positions().last_lsn.segment() > 1, "it crosses a border");
+    for n in 1..=run.last.sequence() {
+        let vlsn = Vlsn::new(n);
+        assert_eq!(b.header(vlsn).unwrap(), a.header(vlsn).unwrap(), "entry {vlsn}");
+        let read = b.read(vlsn, 1).unwrap().unwrap();
+        assert_eq!(read.entries().next().unwrap().body, body(n as u64 - 1, 1000));
+    }
+    b.sync_now().unwrap();
+    let through = run.last.sequence() as usize;
+    let first = Vlsn::new(1);
+    assert_eq!(bodies(&b, first, 1 << 20), bodies(&a, first, 1 << 20)[..through]);
+}
