@@ -106,10 +106,12 @@ impl ReplicaStream {
     }
 
     fn receive_all(&self) -> Result<()> {
-        let mut chain = self.log.positions().chain();
-        self.handle_durable(self.log.positions().durable)?;
+        let positions = self.log.positions();
+        let mut chain = positions.chain();
+        self.handle_durable(positions.durable)?;
         self.raise_limit();
-        let mut unsynced = 0;
+        // An earlier stream may have ended between an append and its sync.
+        let mut unsynced = usize::from(positions.durable < positions.last);
         loop {
             let now = self.clock.now();
             let (silent, due) = {

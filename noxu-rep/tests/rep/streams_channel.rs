@@ -580,6 +580,20 @@ impl Channel for SlowReturn {
 }
 
 #[test]
+fn entries_left_unsynced_by_an_earlier_stream_are_synced_by_the_next_without_a_timer() {
+    let lazy = LogConfig {
+        sync_interval: Duration::from_mins(10),
+        prefill: false,
+        ..LogConfig::default()
+    };
+    let (from, to) = (empty_log("a"), log_with("b", lazy));
+    fill(&from, 10);
+    fill(&to, 10);
+    assert!(to.positions().durable < to.positions().last);
+    stream(&from, &to, local_pair(), |_| {});
+}
+
+#[test]
 fn an_acknowledgement_may_come_before_the_send_returns() {
     let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
     let (answers, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
