@@ -84,11 +84,16 @@ impl<'a> FeederStream<'a> {
             // Taken before anything is looked at, so that a wake between the look and the wait
             // ends the wait.
             let token = self.log.wake_token();
-            if self.host.is_closing() {
-                return self.channel.send(&StreamMessage::Goodbye.encode());
-            }
+            let closing = self.host.is_closing();
             let Some(next) = self.core.lock().next() else { return Ok(()) };
             let dtvlsn = self.dtvlsn(announced)?;
+            if closing {
+                // Nobody else could tell the replica before there is a new master.
+                if dtvlsn.vlsn > announced.vlsn {
+                    self.send_position(next.prev(), dtvlsn, false)?;
+                }
+                return self.channel.send(&StreamMessage::Goodbye.encode());
+            }
             if let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? {
                 // Before the bytes leave: their acknowledgement may be here before `send` returns.
                 self.core.lock().handle_sent(self.clock.now(), run.last);

@@ -10,4 +10,6 @@ mod rollback_in_place;
 mod state_map;
 mod streams_channel;
 mod streams_nodes;
+mod stuck_disk;
 mod support;
+mod waiting_for_what;

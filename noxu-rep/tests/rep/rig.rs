@@ -14,6 +14,7 @@ use noxu_util::{GroupId, Incarnation, Name, Term, Vlsn};
 
 use crate::door::Door;
 use crate::state_map::{PUT, StateMap, parse_put, put_body, put_entry};
+use crate::stuck_disk::StuckDisk;
 
 /// Longest wait for what must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -24,6 +25,8 @@ pub(crate) enum Disk {
     Memory,
     /// In memory; a node can crash and lose what it did not sync.
     Fault,
+    /// In memory; its syncs can be held up.
+    Stuck,
     Real,
 }
 
@@ -78,6 +81,7 @@ struct Seat {
 enum SeatDisk {
     Plain(Arc<dyn Env>),
     Fault(FaultEnv),
+    Stuck(StuckDisk),
 }
 
 struct Running {
@@ -96,6 +100,7 @@ impl Rig {
             disk: match options.disk {
                 Disk::Memory => SeatDisk::Plain(Arc::new(MemoryEnv::new())),
                 Disk::Fault => SeatDisk::Fault(FaultEnv::new()),
+                Disk::Stuck => SeatDisk::Stuck(StuckDisk::default()),
                 Disk::Real => SeatDisk::Plain(Arc::new(RealEnv::new())),
             },
             door: Door::new(),
@@ -190,6 +195,21 @@ impl Rig {
         match &self.seats[number].disk {
             SeatDisk::Plain(env) => Arc::clone(env),
             SeatDisk::Fault(env) => Arc::new(env.clone()),
+            SeatDisk::Stuck(env) => Arc::new(env.clone()),
+        }
+    }
+
+    pub(crate) fn fault_disk(&self, number: usize) -> &FaultEnv {
+        match &self.seats[number].disk {
+            SeatDisk::Fault(env) => env,
+            SeatDisk::Plain(_) | SeatDisk::Stuck(_) => panic!("a disk without faults"),
+        }
+    }
+
+    pub(crate) fn stuck_disk(&self, number: usize) -> &StuckDisk {
+        match &self.seats[number].disk {
+            SeatDisk::Stuck(env) => env,
+            SeatDisk::Plain(_) | SeatDisk::Fault(_) => panic!("a disk that cannot be stuck"),
         }
     }
 
@@ -236,7 +256,13 @@ impl Rig {
         durability: Durability,
     ) -> Result<Submitted> {
         let body = put_body(key, value);
-        self.node(number).commit(&[put_entry(&body, true)], durability)
+        let outcome = self.node(number).commit(&[put_entry(&body, true)], durability);
+        if outcome.is_err() {
+            for running in self.seats.iter().filter_map(|seat| seat.running.as_ref()) {
+                eprintln!("{:?} {:?}", running.node.failure(), running.node.status());
+            }
+        }
+        outcome
     }
 
     /// Commits `keys` in one transaction, each with itself as the value.
@@ -323,6 +349,9 @@ impl Drop for Rig {
             // A frozen peer must not hold up the end of a test that has failed.
             seat.door.set_silent(false);
             seat.door.lead_to(None);
+            if let SeatDisk::Stuck(disk) = &seat.disk {
+                disk.set_stuck(false);
+            }
         }
     }
 }
