@@ -721,21 +721,23 @@ impl Inner {
         }
     }
 
+    /// Asks the node at `address` what it is.
+    pub(crate) fn probe(&self, address: &str) -> Result<ProbeAnswer> {
+        let timeout = self.config.dial_timeout;
+        let channel = dial(address, STATUS_SERVICE_NAME, timeout)?;
+        channel.send(&encode_question())?;
+        let frame = channel.receive(timeout)?;
+        let frame = frame.ok_or_else(|| RepError::silent(address, "a status", timeout))?;
+        Ok(ProbeAnswer::decode(&frame)?)
+    }
+
     /// Asks every peer for its term, all at once; those that do not answer are left out.
     fn probe_peers(&self) -> Vec<(String, ProbeAnswer)> {
         let own = self.address();
-        let timeout = self.config.dial_timeout;
-        let ask = |address: &str| -> Result<ProbeAnswer> {
-            let channel = dial(address, STATUS_SERVICE_NAME, timeout)?;
-            channel.send(&encode_question())?;
-            let frame = channel.receive(timeout)?;
-            let frame = frame.ok_or_else(|| RepError::silent(address, "a status", timeout))?;
-            Ok(ProbeAnswer::decode(&frame)?)
-        };
         let peers: Vec<_> = self.config.peers.iter().filter(|peer| **peer != own).collect();
         std::thread::scope(|scope| {
             let asking: Vec<_> =
-                peers.iter().map(|peer| (peer, scope.spawn(|| ask(peer)))).collect();
+                peers.iter().map(|peer| (peer, scope.spawn(|| self.probe(peer)))).collect();
             asking
                 .into_iter()
                 .filter_map(|(peer, thread)| match thread.join() {

@@ -4,7 +4,8 @@
 //!
 //! | matchpoint and own tail | decision |
 //! |---|---|
-//! | none found, nothing of this log known durable on a majority, or the master pruned it | restore |
+//! | none found, and the master no longer holds what this log knows durable on a majority | restore |
+//! | none found, although the master's log reaches down to it | refuse: foreign or corrupt |
 //! | stream starts right after the own last entry | stream |
 //! | tail beyond it, matchpoint at or above commit floor and known DTVLSN | roll back, stream |
 //! | tail beyond it, matchpoint below either | refuse |
@@ -29,6 +30,8 @@ pub struct Situation {
     pub peer_term: Term,
     /// Whether the peer is the master of that term.
     pub peer_is_master: bool,
+    /// First VLSN of the peer's log, or the one that would be. Only looked at without a matchpoint.
+    pub peer_first: Vlsn,
 }
 
 /// What the syncup found.
@@ -72,6 +75,10 @@ pub enum Decision {
 pub fn decide(situation: &Situation, found: Found) -> Decision {
     let durable = situation.commit_floor.max(situation.known_dtvlsn);
     match found {
+        // Both hold (or should hold) the entry at `durable`: that they share nothing is no lag.
+        Found::Nothing if !durable.is_null() && situation.peer_first <= durable => {
+            Decision::Refuse { matchpoint: NULL_VLSN, durable }
+        }
         Found::Nothing => Decision::Restore,
         Found::Matchpoint { matchpoint, start } => {
             assert!(start > matchpoint, "stream from {start} at matchpoint {matchpoint}");
@@ -106,6 +113,7 @@ mod tests {
         term: Term::new(3),
         peer_term: Term::new(4),
         peer_is_master: true,
+        peer_first: Vlsn::new(1),
     };
 
     fn at(matchpoint: i64, start: i64) -> Found {
@@ -149,6 +157,16 @@ mod tests {
 
     #[test]
     fn without_a_matchpoint_the_log_is_replaced() {
-        assert_eq!(decide(&LOG, Found::Nothing), Decision::Restore);
+        let pruned = Situation { peer_first: v(11), ..LOG };
+        assert_eq!(decide(&pruned, Found::Nothing), Decision::Restore);
+        let nothing_durable = Situation { commit_floor: NULL_VLSN, known_dtvlsn: NULL_VLSN, ..LOG };
+        assert_eq!(decide(&nothing_durable, Found::Nothing), Decision::Restore);
+    }
+
+    #[test]
+    fn a_log_that_shares_nothing_durable_with_the_master_is_foreign() {
+        let overlapping = Situation { peer_first: v(10), ..LOG };
+        let refuse = Decision::Refuse { matchpoint: NULL_VLSN, durable: v(10) };
+        assert_eq!(decide(&overlapping, Found::Nothing), refuse);
     }
 }

@@ -187,6 +187,10 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
         peer_term: welcome.term,
         // Only masters accept replicas, until replicas feed secondaries.
         peer_is_master: true,
+        peer_first: match found {
+            Found::Nothing => node.probe(address)?.first,
+            Found::Matchpoint { .. } => Vlsn::default(),
+        },
     };
     match decide(&situation, found) {
         Decision::Stream => {}

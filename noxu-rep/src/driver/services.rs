@@ -60,10 +60,12 @@ fn serve_status(node: &Arc<Inner>, channel: &Arc<dyn Channel>) -> Result<()> {
     while let Some(frame) = channel.receive(QUESTION_TIMEOUT)? {
         decode_question(&frame)?;
         let control = node.log.control().state();
+        let positions = node.log.positions();
         let answer = ProbeAnswer {
             is_master: node.master().is_some(),
             term: control.term,
-            last: node.log.positions().last,
+            first: positions.anchor.vlsn.next(),
+            last: positions.last,
             dtvlsn: node.dtvlsn(),
             node: node.config.name.clone(),
             master: node.master_address().unwrap_or_default(),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! question  version u8
-//! answer    version u8, role u8 (0 replica, 1 master), term u32, last i64, DTVLSN i64,
+//! answer    version u8, role u8 (0 replica, 1 master), term u32, first i64, last i64, DTVLSN i64,
 //!           name of the node, address of the master (u16 lengths; empty if unknown)
 //! ```
 
@@ -21,6 +21,8 @@ pub struct ProbeAnswer {
     pub is_master: bool,
     /// The highest term it knows.
     pub term: Term,
+    /// First entry of its log, or the one that would be.
+    pub first: Vlsn,
     /// Last entry of its log.
     pub last: Vlsn,
     /// Highest VLSN it knows durable on a majority.
@@ -49,6 +51,7 @@ impl ProbeAnswer {
         let mut out = vec![PROBE_VERSION];
         out.put_bool(self.is_master);
         out.put_u32(self.term.number());
+        out.put_vlsn(self.first);
         out.put_vlsn(self.last);
         out.put_vlsn(self.dtvlsn);
         out.put_text(self.node.as_str());
@@ -63,6 +66,7 @@ impl ProbeAnswer {
         let answer = Self {
             is_master: r.bool("role")?,
             term: Term::new(r.u32("term")?),
+            first: r.vlsn("first VLSN")?,
             last: r.vlsn("last VLSN")?,
             dtvlsn: r.vlsn("DTVLSN")?,
             node: r.name("node")?,
@@ -93,6 +97,7 @@ mod tests {
         let answer = ProbeAnswer {
             is_master: true,
             term: Term::new(4),
+            first: Vlsn::new(7),
             last: Vlsn::new(100),
             dtvlsn: Vlsn::new(90),
             node: "n1".parse().unwrap(),
