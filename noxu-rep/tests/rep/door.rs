@@ -8,6 +8,13 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
+/// What happens to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    FlippedBit,
+    Cut,
+}
+
 /// A forwarding listener with a fixed address.
 pub(crate) struct Door {
     address: SocketAddr,
@@ -26,6 +33,8 @@ struct State {
     silent: bool,
     gone: bool,
     streams: Vec<TcpStream>,
+    /// Bytes that still pass towards the one who dialled before it happens, once.
+    trouble: Option<(usize, Trouble)>,
 }
 
 impl Door {
@@ -62,6 +71,11 @@ impl Door {
     pub(crate) fn set_silent(&self, silent: bool) {
         self.shared.state.lock().silent = silent;
         self.shared.changed.notify_all();
+    }
+
+    /// Once `bytes` more have passed from the node towards those who dialled it.
+    pub(crate) fn trouble_after(&self, bytes: usize, trouble: Trouble) {
+        self.shared.state.lock().trouble = Some((bytes, trouble));
     }
 }
 
@@ -100,23 +114,39 @@ impl Shared {
                 }
                 state.streams.extend([outside, inside]);
             }
-            for (from, to) in pairs {
+            for (n, (from, to)) in pairs.into_iter().enumerate() {
                 let shared = Arc::clone(self);
-                thread::spawn(move || shared.pass(from, to));
+                thread::spawn(move || shared.pass(from, to, n == 1));
             }
         }
     }
 
-    fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn pass(&self, mut from: TcpStream, mut to: TcpStream, outwards: bool) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count) = from.read(&mut buffer)
             && count > 0
         {
+            let mut cut = None;
             {
                 let mut state = self.state.lock();
                 while state.silent {
                     self.changed.wait(&mut state);
                 }
+                match &mut state.trouble {
+                    Some((left, _)) if outwards && *left >= count => *left -= count,
+                    Some((left, trouble)) if outwards => {
+                        match trouble {
+                            Trouble::FlippedBit => buffer[*left] ^= 0x10,
+                            Trouble::Cut => cut = Some(*left),
+                        }
+                        state.trouble = None;
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(left) = cut {
+                let _ = to.write_all(&buffer[..left]); // it is broken either way
+                break;
             }
             if to.write_all(&buffer[..count]).is_err() {
                 break;

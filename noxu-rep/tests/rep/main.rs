@@ -1,6 +1,7 @@
 //! Replication over its public API: real nodes over TCP, streams over channels. One module an
 //! area; `support` has nodes on real disks, `rig` a group behind doors on disks that can crash.
 
+mod broken_wires;
 mod door;
 mod durability_policies;
 mod restore_nodes;
