@@ -210,12 +210,12 @@ impl Master {
         if !pending {
             self.publish_bound(&state, class);
         }
-        let visible = state.commits.visible();
+        let raised = self.applier.raise(state.commits.visible());
         drop(state);
         if pending {
             self.housekeeper.arm(deadline);
         }
-        if self.applier.raise(visible) {
+        if raised {
             self.applier.signal();
         }
         Ok(Submitted { master: Arc::clone(self), vlsn: appended.last, class, deadline })
@@ -365,9 +365,11 @@ impl Master {
         let released =
             if state.commits.has_released() { state.commits.poll_released() } else { Vec::new() };
         let waiting = state.waiting > 0 && changed != Changed::default();
+        // Under the lock, and not once the mastership is over: a rollback may have taken back what
+        // was visible, and a late event must not bring it forward again.
+        let raised = !state.commits.is_closed() && self.applier.raise(visible);
         drop(state);
 
-        let raised = self.applier.raise(visible);
         let mut helped = false;
         for (waker, outcome) in released {
             match waker {

@@ -230,3 +230,39 @@ fn a_directory_of_another_node_or_group_is_refused_by_name() {
     let refused = open(config).err().unwrap().to_string();
     assert!(refused.contains("belongs to group orders, not to billing"), "{refused}");
 }
+
+#[test]
+fn a_master_that_steps_down_rolls_back_in_place_and_its_handles_stay_valid() {
+    let group = Group::of(3);
+    let address = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let one = open(group.master_config("n1", 1, std::slice::from_ref(&address))).unwrap();
+    let followers = ["n2", "n3"].map(|node| group.replica(node, &one));
+    let shared = one.commit("shared", Durability::ALL).unwrap();
+    for node in &followers {
+        assert!(node.node.wait_applied(shared, PATIENCE).unwrap());
+    }
+    drop(followers);
+    eventually("n1 is alone", || one.node.status().replicas.is_empty());
+    for n in 0..10 {
+        one.commit(&format!("lost {n}"), Durability::LOCAL).unwrap();
+    }
+    assert_eq!(one.ledger.bodies().len(), 11, "weak commits are visible on their master");
+    let mut config = group.master_config("n2", 2, &[]);
+    config.listen = address;
+    let two = open(config).unwrap();
+    let three = group.replica("n3", &two);
+    two.commit("kept", Durability::MAJORITY).unwrap();
+    drop(three);
+    // n3 brings the news of term 2 to n1.
+    let _three = open(group.config("n3", &[one.address(), two.address()])).unwrap();
+    eventually("n1 steps down", || one.node.role() == Role::Replica);
+    let last = two.commit("after", Durability::ALL).unwrap();
+    assert!(one.node.wait_applied(last, PATIENCE).unwrap(), "{:?}", one.node.status());
+    assert_caught_up(&two, &one);
+    assert!(!one.ledger.bodies().iter().any(|body| body.starts_with(b"lost")));
+    assert_eq!(one.node.status().last_rollback.unwrap().matchpoint, shared);
+    assert_eq!(one.ledger.rollbacks(), [shared]);
+}
