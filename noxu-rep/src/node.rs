@@ -823,8 +823,12 @@ impl Inner {
         fetch(env, &self.config.dir, &restoring, &*channel, &mut report)
     }
 
-    pub(crate) fn note_restored(&self, restored: Restored) {
-        self.notes.lock().last_restore = Some(restored);
+    /// This life began with what a restore brought to `old`.
+    pub(crate) fn note_restored(&self, old: &Self, restored: Restored) {
+        let fetched = old.notes.lock().restore;
+        let mut notes = self.notes.lock();
+        notes.restore = fetched;
+        notes.last_restore = Some(restored);
     }
 
     // ---- events

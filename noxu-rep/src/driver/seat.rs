@@ -103,7 +103,7 @@ impl Seat {
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock));
         *self.housekeeper.write() = Some(Arc::clone(&housekeeper));
         let next = Inner::new(log, clock, housekeeper, config, machine, old.dispatcher());
-        next.note_restored(restored);
+        next.note_restored(old, restored);
         next.take_seat(self);
         *self.current.write() = Arc::clone(&next);
         old.handle_replaced();
