@@ -194,6 +194,29 @@ pub fn load(store: &Store, count: u64, handles: usize, durability: Durability) -
     Ok(())
 }
 
+/// Puts `count` random values of `bytes` each, some in flight, without waiting for a sync.
+pub fn load_values(store: &Store, count: u64, bytes: usize) -> Result<()> {
+    let mut value = vec![0; bytes];
+    let mut puts = Puts::default();
+    let mut in_flight = VecDeque::with_capacity(VALUES_IN_FLIGHT);
+    for _ in 0..count {
+        puts.random.fill(&mut value);
+        let mut batch = Batch::default();
+        batch.put(&puts.next_key(), &value)?;
+        let pending = store.submit(&batch, Durability::NO_SYNC_MAJORITY)?;
+        in_flight.push_back((pending, Instant::now()));
+        if in_flight.len() == VALUES_IN_FLIGHT {
+            settle_oldest(&mut in_flight, |_| ())?;
+        }
+    }
+    for (pending, _) in in_flight {
+        pending.wait()?;
+    }
+    Ok(())
+}
+
+const VALUES_IN_FLIGHT: usize = 64;
+
 /// Puts at least `count` values from `threads` threads, each blocked until its commit is done.
 pub fn put_each(store: &Store, count: u64, threads: usize, durability: Durability) -> Result<()> {
     let each = count.div_ceil(threads as u64);

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use noxu_kv::{Config, Store};
+use noxu_kv::{Config, KvError, Store};
 use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
 use noxu_util::{Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
@@ -79,6 +79,32 @@ impl Cluster {
         match (micros.next(), micros.next()) {
             (Some(Ok(durable)), Some(Ok(applied))) => Ok((durable, applied)),
             _ => Err(CliError::Failed(format!("replica {name} answered {answer:?}"))),
+        }
+    }
+
+    /// Starts the last replica anew with nothing. Returns how long it took from there until it
+    /// acknowledged a new commit, and how many bytes came to it by a network restore.
+    pub(super) fn restore(&mut self) -> Result<(Duration, u64), CliError> {
+        let name = node_name(self.replicas.len() + 2)?;
+        let dir = self.dir.path().join(name.as_str());
+        std::fs::remove_dir_all(&dir).map_err(CliError::file(dir))?;
+        let begin = Instant::now();
+        let replica = self.start_replica(name.as_str())?;
+        self.replicas.push(replica);
+        // A commit of all waits some time for all to be there; a restore may take longer.
+        loop {
+            match self.store.put(&[0; KEY_BYTES], &[0; VALUE_BYTES], Durability::ALL) {
+                Ok(_) => break,
+                Err(KvError::InsufficientReplicas { .. }) if begin.elapsed() < PATIENCE => {}
+                Err(cause) => return Err(WorkloadError::from(cause).into()),
+            }
+        }
+        let time = begin.elapsed();
+        let Some(replica) = self.replicas.last_mut() else { unreachable!("just pushed") };
+        let answer = replica.ask("restored", "restored")?;
+        match answer.parse() {
+            Ok(bytes) => Ok((time, bytes)),
+            Err(_) => Err(CliError::Failed(format!("replica {name} answered {answer:?}"))),
         }
     }
 }
@@ -164,7 +190,7 @@ impl ReplicaArguments {
         self.replica.is_some()
     }
 
-    /// The replica's process: `open`, `reach VLSN`, and the end of its input.
+    /// The replica's process: `open`, `reach VLSN`, `restored`, and the end of its input.
     pub(super) fn run(self) -> Result<(), CliError> {
         let Self { replica: Some(name), replica_master: Some(master), replica_dir: Some(dir) } =
             self
@@ -185,6 +211,9 @@ impl ReplicaArguments {
                     let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
                     let (durable, applied) = opened.reach(Vlsn::new(vlsn))?;
                     println!("reached {} {}", durable.as_micros(), applied.as_micros());
+                }
+                (None, Some(opened)) if line == "restored" => {
+                    println!("restored {}", opened.restored()?);
                 }
                 _ => return Err(CliError::Usage(format!("a replica was told {line:?}"))),
             }
@@ -232,5 +261,14 @@ impl Opened {
         let durable_after = self.began.elapsed();
         self.store.wait_applied(vlsn, PATIENCE)?;
         Ok((durable_after, self.began.elapsed()))
+    }
+
+    /// Bytes that came by a restore.
+    fn restored(&self) -> Result<u64, WorkloadError> {
+        let status = self.store.node().status();
+        match (status.restore, status.last_restore) {
+            (Some(progress), Some(_)) => Ok(progress.bytes_fetched),
+            _ => Err(WorkloadError::Failed("the replica came to all without a restore".to_owned())),
+        }
     }
 }

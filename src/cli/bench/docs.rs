@@ -56,7 +56,7 @@ figures move with the machine: compare them with the bare fdatasync and round tr
 
 type Section = (&'static str, &'static str, fn(Work) -> bool);
 
-const SECTIONS: [Section; 4] = [
+const SECTIONS: [Section; 5] = [
     (
         "Commits",
         "Each node is a process on this machine with real files and loopback TCP; the load runs in the
@@ -84,5 +84,11 @@ opening its node until all it missed is on its disk, and until all of it is appl
         "The search for the newest entry that two logs share, over loopback TCP, after each has gone
 on with so many entries of its own; the replica's log is reopened before every search.",
         |work| matches!(work, Work::Syncup { .. }),
+    ),
+    (
+        "Network restore",
+        "A replica without files, from its start until it acknowledges commits: sealed segments and a
+checkpoint from the master, whose log has lost its front, verified and synced.",
+        |work| matches!(work, Work::Restore),
     ),
 ];

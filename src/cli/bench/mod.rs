@@ -35,11 +35,11 @@ use crate::workload::clients::Clients;
   catchup                  a replica that was away, from opening it: entries/s to its disk, and
                            single-put transactions/s applied to its state
   syncup_<N>               the search for the matchpoint of logs that differ in N entries
+  restore                  a replica without files, from its start until it acknowledges commits
 
 Every node is a process with real files and loopback TCP; the load runs in the master's process, in
 a closed loop with random 16-byte keys and 100-byte values. c1, c8 and c64 are that many blocked
 threads, h1024 is one thread with 1,024 commits in flight.
-The network restore is not measured yet.
 
 Examples:
   noxu bench

@@ -17,6 +17,8 @@ pub(super) enum Work {
     Catchup,
     /// The search for the matchpoint of two logs that differ in so many entries.
     Syncup { depth: u64 },
+    /// A replica without files, from a master without the log's front.
+    Restore,
 }
 
 /// Where a commit has to be.
@@ -104,6 +106,7 @@ impl Work {
             .chain(StreamSize::ALL.map(Self::Stream))
             .chain([Self::Catchup])
             .chain([1_000, 50_000, 100_000].map(|depth| Self::Syncup { depth }))
+            .chain([Self::Restore])
             .collect()
     }
 }
@@ -117,6 +120,7 @@ impl std::fmt::Display for Work {
             Self::Stream(size) => write!(f, "stream_tcp_{}", size.name()),
             Self::Catchup => f.write_str("catchup"),
             Self::Syncup { depth } => write!(f, "syncup_{depth}"),
+            Self::Restore => f.write_str("restore"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use noxu_log::{EntryFlags, Log, NewEntry};
 use noxu_rep::Durability;
+use noxu_util::Vlsn;
 
 use super::Setting;
 use super::cluster::Cluster;
@@ -28,6 +29,7 @@ impl Work {
             Self::Stream(size) => report(measure_stream(self, size, setting)?),
             Self::Catchup => report(measure_catchup(setting)?),
             Self::Syncup { depth } => report(measure_syncup(self, depth, setting)?),
+            Self::Restore => report(measure_restore(setting)?),
         }
     }
 }
@@ -174,6 +176,30 @@ fn measure_catchup(setting: &Setting) -> Result<Measured, CliError> {
             Figure::new("applied_rate", entries / applied.as_secs_f64(), "txn/s"),
         ],
     ))
+}
+
+/// Values of a restore: so many, each so long.
+const RESTORED_VALUES: u64 = 4096;
+const RESTORED_VALUE_BYTES: usize = 64 << 10;
+
+fn measure_restore(setting: &Setting) -> Result<Measured, CliError> {
+    let mut cluster = Cluster::start(setting, 3)?;
+    cluster.kill_last()?;
+    let node = cluster.store.node().clone();
+    let before = node.log().positions().last;
+    clients::load_values(&cluster.store, RESTORED_VALUES, RESTORED_VALUE_BYTES)?;
+    let last = node.log().positions().last;
+    if !node.wait_durable(last, Duration::from_mins(1)) {
+        return Err(CliError::Failed(format!("{last} is not durable on a majority")));
+    }
+    // Half of the log goes: the restore brings segments as well as the state.
+    let middle = Vlsn::new(i64::midpoint(before.sequence(), last.sequence()));
+    if node.drop_front(middle)?.is_null() {
+        return Err(CliError::Failed("the master's log lost no segment".to_owned()));
+    }
+    let (time, bytes) = cluster.restore()?;
+    let rate = bytes as f64 / 1e6 / time.as_secs_f64();
+    Ok(Measured::alone(Work::Restore, vec![Figure::new("rate", rate, "MB/s")]))
 }
 
 /// Most searches of one depth: enough for a p99.
