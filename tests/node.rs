@@ -115,7 +115,8 @@ fn a_majority_that_is_gone_refuses_writes_and_changes_nothing() {
 #[test]
 fn a_short_demo_finds_everything_as_promised() {
     let input = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
-    let output = noxu(&["demo", "--commits", "600", "--size", "256KiB", "--input", input]);
+    let sizes = ["--commits", "600", "--size", "256KiB", "--restore-size", "8MiB"];
+    let output = noxu(&[&["demo", "--input", input], &sizes[..]].concat());
     let text = String::from_utf8_lossy(&output.stdout);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{said}");

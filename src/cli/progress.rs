@@ -3,6 +3,11 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// A bar over bytes.
+pub(super) fn byte_bar(label: &str, bytes: u64) -> ProgressBar {
+    bar(label, bytes, "{bytes}/{total_bytes} {bytes_per_sec}")
+}
+
 /// A bar over things.
 pub(super) fn count_bar(label: &str, count: u64) -> ProgressBar {
     bar(label, count, "{human_pos}/{human_len} {per_sec}")

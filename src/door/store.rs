@@ -165,6 +165,21 @@ impl Backend for StoreBackend {
             replication.push(line("rollback_round_trips", rollback.round_trips.to_string()));
             replication.push(line("rollback_lost_file", rollback.lost_file.display().to_string()));
         }
+        if let Some(restore) = status.restore {
+            replication.push(line("restore_phase", format!("{:?}", restore.phase)));
+            replication.push(line(
+                "restore_blocks",
+                format!("{} of {}", restore.blocks_done, restore.blocks_total),
+            ));
+            replication.push(line("restore_blocks_reused", restore.blocks_reused.to_string()));
+            replication.push(line("restore_bytes_fetched", restore.bytes_fetched.to_string()));
+        }
+        if let Some(restored) = status.last_restore {
+            replication.push(line("restored_anchor", vlsn(restored.anchor)));
+            replication.push(line("restored_checkpoint", vlsn(restored.checkpoint)));
+            replication.push(line("restored_segments", restored.segments.to_string()));
+            replication.push(line("restored_last_vlsn", vlsn(restored.last)));
+        }
         if let Some(error) = status.last_error {
             replication.push(line("last_error", error));
         }

@@ -11,11 +11,13 @@ use super::process::NodeProcess;
 use super::table::Table;
 use super::{Demo, say, scene_title, verify};
 use crate::cli::error::CliError;
-use crate::cli::progress::count_bar;
+use crate::cli::progress::{byte_bar, count_bar};
 use crate::cli::sizes::{show_bytes, show_count};
 
 /// Segments so small that a short demo rolls, seals and restores many.
 const SEGMENT_SIZE: &str = "4MiB";
+/// Size of the values that fill the log before a restore.
+const BULK_BYTES: usize = 64 << 10;
 /// LOCAL commits that reach nobody.
 const LONELY_COMMITS: u64 = 500;
 
@@ -56,7 +58,12 @@ impl<'a> Group<'a> {
         self.load_and_kill(table)?;
         scene_title(4, "Divergence: n1 writes what reaches nobody, dies, and comes back");
         self.diverge(table)?;
-        scene_title(5, "Verification");
+        scene_title(
+            5,
+            "Network restore: the front of the log is dropped, n3 is wiped and comes back",
+        );
+        self.restore(table)?;
+        scene_title(6, "Verification");
         self.verify(table)
     }
 
@@ -234,6 +241,90 @@ impl<'a> Group<'a> {
                 "{rolled_back} entries were rolled back, {saved} are in lost-entries files"
             )));
         }
+        Ok(())
+    }
+
+    fn restore(&mut self, table: &mut Table) -> Result<(), CliError> {
+        // What is loaded so far ends up in the checkpoint, what follows in segments above it.
+        for which in [N1, N2] {
+            let mut client = self.nodes[which].client()?;
+            let checkpoint = client.call_integer(&[b"NOXU", b"CHECKPOINT"])?;
+            let first = client.call_integer(&[b"NOXU", b"DROP-FRONT"])?;
+            say!(
+                "{}: state checkpointed at entry {checkpoint}, log dropped below {first}",
+                self.nodes[which].name
+            );
+        }
+        let last = self.nodes[N3].info()?.number("last_vlsn").unwrap_or(0);
+        self.nodes[N3].kill();
+        std::fs::remove_dir_all(&self.nodes[N3].dir)
+            .map_err(CliError::file(&self.nodes[N3].dir))?;
+        say!("n3: killed after entry {last}, its directory removed");
+
+        let Self { demo, pieces, nodes, expected } = self;
+        let wanted = demo.restore_size.saturating_sub(demo.size);
+        let bar = byte_bar("loading more", wanted);
+        let (mut number, mut given) = (0_u64, 0_u64);
+        let mut source = || {
+            if given >= wanted {
+                return Ok(None);
+            }
+            let mut value = Vec::with_capacity(BULK_BYTES);
+            while value.len() < BULK_BYTES {
+                value.extend_from_slice(&pieces.next_piece()?.value);
+            }
+            number += 1;
+            given += value.len() as u64;
+            Ok(Some(Piece { key: format!("bulk/{number:06}"), value }))
+        };
+        let loaded = load(&nodes[N2], "majority", &mut source, &mut expected.majority, |loaded| {
+            bar.set_position(loaded.bytes);
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        table.throughput("load of 64 KiB values, two nodes of three", loaded.bytes, loaded.time);
+
+        let last = self.nodes[N2].info()?.number("last_vlsn").unwrap_or(0);
+        let started = Instant::now();
+        self.start_replica(N3)?;
+        let bar = byte_bar("restoring n3", self.demo.restore_size);
+        let (bytes, segments, checkpoint) = self.nodes[N3].wait_for("restore", |info| {
+            let bytes = info.number("restore_bytes_fetched")?.max(0) as u64;
+            bar.set_length(bytes.max(self.demo.restore_size));
+            bar.set_position(bytes);
+            Some((bytes, info.number("restored_segments")?, info.number("restored_checkpoint")?))
+        })?;
+        let restoring = started.elapsed();
+        bar.finish_and_clear();
+        self.nodes[N3].wait_applied(last)?;
+        let readable = started.elapsed();
+        say!(
+            "n3: {} fetched and verified, checkpoint of entry {checkpoint} and {segments} segments, in {restoring:.2?}",
+            show_bytes(bytes)
+        );
+        say!("n3: everything through entry {last} readable {readable:.2?} after its start");
+        if bytes < self.demo.restore_size {
+            return Err(CliError::Differs(format!(
+                "{} were to be restored, {} were",
+                show_bytes(self.demo.restore_size),
+                show_bytes(bytes)
+            )));
+        }
+        table.throughput("network restore, start of the process to installed", bytes, restoring);
+        table.time("network restore, start of the process to readable", readable);
+
+        let mut number = 0;
+        let mut source = || {
+            number += 1;
+            let piece = Piece {
+                key: format!("restored/{number:06}"),
+                value: format!("acknowledged by all three, {number}").into_bytes(),
+            };
+            Ok((number <= LONELY_COMMITS).then_some(piece))
+        };
+        let live =
+            load(&self.nodes[N2], "all", &mut source, &mut self.expected.majority, |_| Ok(()))?;
+        say!("{} commits acknowledged by all three: n3 streams again", live.commits);
         Ok(())
     }
 

@@ -40,6 +40,9 @@ pub(super) struct Demo {
     /// ... and at least so many bytes
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     size: u64,
+    /// Restore at least so many bytes over the network
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
+    restore_size: u64,
     /// Keep the directory in any case
     #[arg(long)]
     keep: bool,
