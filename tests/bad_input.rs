@@ -49,7 +49,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     let file = dir.path().join("file");
     fs::write(&file, "in the way").unwrap();
     let below = file.join("n1");
-    fails(&founder(&below, FREE, FREE), 1, &[path(&below), "create directory"]);
+    fails(&founder(&below, FREE, FREE), 1, &[path(&below), "Not a directory"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
 }
 

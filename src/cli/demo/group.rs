@@ -14,8 +14,8 @@ use crate::cli::error::CliError;
 use crate::cli::progress::{byte_bar, count_bar};
 use crate::cli::sizes::{show_bytes, show_count};
 
-/// Segments so small that a short demo rolls, seals and restores many.
-const SEGMENT_SIZE: &str = "4MiB";
+/// Segments so small that even a short demo rolls, seals, drops and restores some.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 20;
 /// Size of the values that fill the log before a restore.
 const BULK_BYTES: usize = 64 << 10;
 /// LOCAL commits that reach nobody.
@@ -81,13 +81,14 @@ impl<'a> Group<'a> {
 
     fn found(&mut self, table: &mut Table) -> Result<(), CliError> {
         let started = Instant::now();
+        let segment = (self.demo.size / 16).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
         self.nodes[N1].start(&[
             "--create-group",
             "demo",
             "--members",
             "n1,n2,n3",
             "--segment-size",
-            SEGMENT_SIZE,
+            &segment.to_string(),
             "--role",
             "master",
             "--term",
@@ -250,6 +251,12 @@ impl<'a> Group<'a> {
             let mut client = self.nodes[which].client()?;
             let checkpoint = client.call_integer(&[b"NOXU", b"CHECKPOINT"])?;
             let first = client.call_integer(&[b"NOXU", b"DROP-FRONT"])?;
+            if first <= 1 {
+                return Err(CliError::Differs(format!(
+                    "{} keeps its whole log though its state is checkpointed at {checkpoint}",
+                    self.nodes[which].name
+                )));
+            }
             say!(
                 "{}: state checkpointed at entry {checkpoint}, log dropped below {first}",
                 self.nodes[which].name
