@@ -4,7 +4,7 @@
 //! - `durable <= received <= sent`: a replica cannot acknowledge what was never sent, nor sync
 //!   what it did not receive. `applied <= received`.
 //! - Positions acknowledged on one session never move back.
-//! - Nothing is sent but in [`State::Streaming`], and what is sent continues what was sent.
+//! - Nothing is sent but in `State::Streaming`, and what is sent continues what was sent.
 //!
 //! # States
 //! Handshake -> Syncup -> Streaming -> Closed          any -> Closed on error, silence or goodbye

@@ -2,7 +2,7 @@
 //! time ran out, and moving the commit floor after DTVLSN.
 //!
 //! # Invariants
-//! - The commit floor never passes a DTVLSN known, and follows it within [`FLOOR_LAG`].
+//! - The commit floor never passes a DTVLSN known, and follows it within `FLOOR_LAG`.
 //! - It sleeps unless something is due; nobody pays for it by the commit.
 
 use std::sync::atomic::{AtomicBool, Ordering};
