@@ -1,4 +1,4 @@
-//! Benchmarks of replication: streams, syncup, majority commits. All nodes share this process, so
+//! Benchmarks of replication: streams, syncup, majority commits, restore. All nodes share this process, so
 //! that `perf` sees all of them; `noxu bench` measures the same with a process for each.
 //!
 //! `cargo bench --bench replication`. Files lie in the system's temporary directory (`TMPDIR`).
@@ -14,7 +14,7 @@ use noxu::workload::stream::{ChannelPair, local_pair, stream_log, tcp_pair};
 use noxu::workload::{TERM, fill, found_log, new_group, reopen_log};
 use noxu_kv::{Config, Store};
 use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
-use noxu_util::{Name, Term};
+use noxu_util::{NULL_VLSN, Name, Term};
 
 /// Bytes that a stream ships: more than the log's tail in memory.
 const STREAM_BYTES: u64 = 128 << 20;
@@ -81,7 +81,7 @@ fn syncup(c: &mut Criterion) {
 /// Three stores in this process that replicate over TCP; the first is the master.
 struct Group {
     master: Store,
-    _replicas: Vec<Store>,
+    replicas: Vec<Store>,
     _dir: tempfile::TempDir,
 }
 
@@ -105,7 +105,7 @@ impl Group {
             .map(|name| open(name, &|config| config.peers = vec![address.clone()]))
             .collect();
         master.put(b"first", b"", Durability::ALL).expect("a commit of all");
-        Self { master, _replicas: replicas, _dir: dir }
+        Self { master, replicas, _dir: dir }
     }
 }
 
@@ -137,11 +137,52 @@ fn majority_commits(c: &mut Criterion) {
     }
 }
 
+/// Values of the state that is restored, and how many.
+const RESTORED_VALUE_BYTES: usize = 64 << 10;
+const RESTORED_VALUES: u32 = 4096;
+
+/// A wiped replica of a master whose log has lost its front, from opening it until it has applied
+/// everything.
+fn restore(c: &mut Criterion) {
+    let mut nodes = Group::open();
+    let mut value = vec![0; RESTORED_VALUE_BYTES];
+    fastrand::Rng::with_seed(1).fill(&mut value);
+    for number in 0..RESTORED_VALUES {
+        value[..4].copy_from_slice(&number.to_le_bytes());
+        nodes.master.put(&number.to_be_bytes(), &value, Durability::MAJORITY).expect("committed");
+    }
+    nodes.master.checkpoint().expect("a checkpoint");
+    nodes.master.node().drop_front(NULL_VLSN).expect("dropped");
+    nodes.replicas.pop().expect("n3").close().expect("closed");
+    let address = nodes.master.node().local_addr().to_string();
+    let last = nodes.master.node().log().positions().last;
+    let restored = || {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut config = NodeConfig::new("n3".parse().expect("a name"), dir.path());
+        config.peers = vec![address.clone()];
+        let begin = Instant::now();
+        let store = Store::open(Config::new(config)).expect("a store");
+        store.wait_applied(last, Duration::from_mins(1)).expect("restored");
+        let time = begin.elapsed();
+        let status = store.node().status();
+        assert!(status.last_restore.is_some(), "n3 came back without a restore");
+        store.close().expect("closed");
+        (time, status.restore.map_or(0, |progress| progress.bytes_fetched))
+    };
+    let mut group = c.benchmark_group("restore");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.throughput(Throughput::Bytes(restored().1));
+    group.bench_function("wiped_replica", |b| {
+        b.iter_custom(|iterations| (0..iterations).map(|_| restored().0).sum());
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3));
-    targets = streams, syncup, majority_commits
+    targets = streams, syncup, majority_commits, restore
 }
 criterion_main!(benches);
