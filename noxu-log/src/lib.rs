@@ -13,11 +13,14 @@ mod group_commit;
 mod index;
 pub mod inspect;
 pub mod install;
+mod keeper;
 mod log;
 mod lost_entries;
+mod prefill;
 mod read;
 mod recovery;
 mod retention;
+mod sealing;
 pub mod segment;
 mod tail;
 mod tail_mark;
@@ -39,6 +42,6 @@ pub use lost_entries::{
     LOST_SUFFIX, LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
 };
 pub use recovery::OpenReport;
-pub use retention::SealedSegment;
+pub use sealing::SealedSegment;
 pub use tail_mark::{Mark, MarkRead, TailMark};
 pub use truncate::{Cut, Truncated};

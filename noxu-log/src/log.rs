@@ -12,7 +12,7 @@
 //!
 //! # Not here
 //! Writing and syncing (group_commit.rs), reading (read.rs), opening (recovery.rs), cutting the end
-//! (truncate.rs), sealing and dropping the front (retention.rs).
+//! (truncate.rs), sealing (sealing.rs) and dropping the front (retention.rs).
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ use crate::entry::{ChainState, EntryHeader, EntryRun, NewEntry, entries_of};
 use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
 use crate::group_commit::{Flusher, Waiters, Writer};
+use crate::keeper::Keeper;
 use crate::read::{FileCache, SideCache};
-use crate::retention::Keeper;
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
 use crate::tail::Tail;

@@ -1,0 +1,170 @@
+//! Sealing: a finished segment is cut to its last entry, digested and given a side file.
+//!
+//! It is sealed only once the first entry of its successor can no longer be rolled back: until then
+//! what closed it might go away, and a smaller entry might still fit in.
+//!
+//! # Crash argument
+//! The file is first cut to its end and synced, which changes no entry; then the side file appears
+//! whole or not at all. Until then the segment is scanned at the next open, as an unsealed one is.
+
+use noxu_util::Vlsn;
+
+use crate::entry::EntryFault;
+use crate::env::OpenMode;
+use crate::error::{LogError, Result};
+use crate::log::{Log, Segment, Shared, State};
+use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::segment::scan::{SummaryBuilder, scan_entries};
+use crate::segment::side_file::{Digests, SideFile};
+
+/// A sealed segment: a file that will never change, the same on every node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSegment {
+    /// Its number.
+    pub number: u32,
+    /// Its first entry.
+    pub first: Vlsn,
+    /// Its last entry.
+    pub last: Vlsn,
+    /// Length of the file.
+    pub bytes: u32,
+    /// BLAKE3 digest of the file.
+    pub digest: blake3::Hash,
+}
+
+impl Log {
+    /// Notes that everything through `vlsn` will never be rolled back, and lets the keeper thread
+    /// seal what that finishes. Returns at once.
+    pub fn settle(&self, vlsn: Vlsn) {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        if vlsn > state.settled {
+            state.settled = vlsn;
+            if first_to_seal(&state).is_some() {
+                shared.keeper.request(|request| request.seal = true);
+            }
+        }
+    }
+
+    /// Notes that everything through `vlsn` will never be rolled back, and seals in this thread
+    /// what that finishes.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`, `Poisoned`, `Closed`.
+    pub fn seal_through(&self, vlsn: Vlsn) -> Result<()> {
+        {
+            let mut state = self.shared.state.lock();
+            state.settled = state.settled.max(vlsn);
+        }
+        self.shared.seal_finished()
+    }
+
+    /// The sealed segments, oldest first.
+    pub fn sealed_segments(&self) -> Vec<SealedSegment> {
+        let state = self.shared.state.lock();
+        let sealed = state.segments.iter().map_while(|segment| match segment {
+            Segment::Sealed(sealed) => Some(sealed),
+            Segment::Open(_) => None,
+        });
+        sealed
+            .map(|sealed| SealedSegment {
+                number: sealed.header.number,
+                first: sealed.header.first,
+                last: sealed.last.vlsn,
+                bytes: sealed.end,
+                digest: sealed.digest,
+            })
+            .collect()
+    }
+
+    /// The digests of a sealed segment's blocks.
+    ///
+    /// # Errors
+    /// `Gap` if there is no such sealed segment; `Io`, `Corrupt`.
+    pub fn block_digests(&self, number: u32) -> Result<Digests> {
+        let sealed = self.sealed_segments();
+        if !sealed.iter().any(|segment| segment.number == number) {
+            let first = sealed.first().map_or(self.positions().first, |segment| segment.first);
+            return Err(LogError::Gap { requested: Vlsn::default(), first });
+        }
+        Ok(self.shared.sides.open(&self.shared, number)?.digests.clone())
+    }
+}
+
+/// Position of the first unsealed segment, if it may be sealed.
+fn first_to_seal(state: &State) -> Option<usize> {
+    let at = state.segments.partition_point(Segment::is_sealed);
+    let successor = state.segments.get(at + 1)?;
+    let first = successor.header().first;
+    (first <= state.settled && first <= state.durable).then_some(at)
+}
+
+impl Shared {
+    /// Seals every segment that may be.
+    pub(crate) fn seal_finished(&self) -> Result<()> {
+        let _alone = self.maintenance.lock();
+        loop {
+            self.check_running()?;
+            let summary = {
+                let state = self.state.lock();
+                let Some(at) = first_to_seal(&state) else { return Ok(()) };
+                match &state.segments[at] {
+                    Segment::Open(builder) => builder.summary(),
+                    Segment::Sealed(_) => unreachable!("the first unsealed segment is open"),
+                }
+            };
+            let side = SideFile::make(&*self.env, &self.dir, summary)?;
+            let mut state = self.state.lock();
+            let at = state.segments.partition_point(Segment::is_sealed);
+            state.segments[at] = Segment::Sealed(side.sealed());
+        }
+    }
+
+    /// Makes the side file of a sealed segment again, from the segment.
+    pub(crate) fn rebuild_side_file(&self, number: u32) -> Result<SideFile> {
+        let path = self.segment_path(number);
+        let wrap = |e| LogError::io("read", &path, e);
+        let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
+        let mut raw = vec![0; SEGMENT_HEADER_BYTES as usize];
+        let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+        let header = SegmentHeader::decode(&raw[..read]).map_err(|fault| LogError::Corrupt {
+            segment: number,
+            offset: 0,
+            expected: "a segment header".into(),
+            found: fault.to_string(),
+        })?;
+        // The newest sync entry before the segment: from the one before, if there is one.
+        let before = header.first.prev();
+        let (mut last_sync, mut last_txn_end) = {
+            let anchor = self.state.lock().anchor.vlsn;
+            (anchor, anchor)
+        };
+        if before > last_sync {
+            let side = self.sides.open(self, number - 1)?;
+            last_sync = side.summary.last_sync;
+            last_txn_end = side.summary.last_txn_end;
+        }
+        let mut builder = SummaryBuilder::new(header, last_sync, last_txn_end);
+        let len = file.len().map_err(wrap)?;
+        let chain = header.chain_before();
+        let end = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |offset, entry| {
+            builder.push(offset, &entry.header);
+        })
+        .map_err(wrap)?;
+        let known = self.sealed_end(number);
+        if end.fault.is_some() || known.is_some_and(|last| last != *builder.last()) {
+            return Err(LogError::Corrupt {
+                segment: number,
+                offset: end.offset.into(),
+                expected: "the entries of a sealed segment".into(),
+                found: end.fault.unwrap_or(EntryFault::Header).to_string(),
+            });
+        }
+        SideFile::make(&*self.env, &self.dir, builder.summary())
+    }
+
+    fn sealed_end(&self, number: u32) -> Option<crate::entry::ChainState> {
+        let state = self.state.lock();
+        state.segments.iter().find(|segment| segment.number() == number).map(|s| *s.last())
+    }
+}
