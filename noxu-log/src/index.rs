@@ -5,7 +5,9 @@
 //! headers from the sample, which takes one read of at most [`SAMPLE_BYTES`] and a header. Unsealed
 //! segments keep their samples in memory, sealed ones in their side file.
 
-use noxu_util::{Fingerprint, Vlsn};
+use noxu_util::{Fingerprint, Term, Vlsn};
+
+use crate::log::{Log, Segment};
 
 /// Most entries between two samples.
 pub(crate) const SAMPLE_ENTRIES: u32 = 64;
@@ -23,6 +25,43 @@ pub(crate) struct Sample {
     pub(crate) before: Fingerprint,
     /// Newest sync entry before it; NULL if there is none.
     pub(crate) sync_before: Vlsn,
+}
+
+/// Memory that the index of an open log takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IndexMemory {
+    /// Samples of unsealed segments: 32 for each 64 entries or 16 KiB, and room to grow.
+    pub sample_bytes: usize,
+    /// Fixed facts of each segment, sealed or not.
+    pub segment_bytes: usize,
+    /// The term table.
+    pub term_bytes: usize,
+    /// Side files of sealed segments that were looked into last: at most 16 MiB.
+    pub side_bytes: usize,
+}
+
+impl IndexMemory {
+    /// All of it.
+    pub const fn total_bytes(&self) -> usize {
+        self.sample_bytes + self.segment_bytes + self.term_bytes + self.side_bytes
+    }
+}
+
+impl Log {
+    /// Memory that the index takes at this moment.
+    pub fn index_memory(&self) -> IndexMemory {
+        let state = self.shared.state.lock();
+        let samples = state.segments.iter().map(|segment| match segment {
+            Segment::Open(builder) => builder.sample_memory_bytes(),
+            Segment::Sealed(_) => 0,
+        });
+        IndexMemory {
+            sample_bytes: samples.sum(),
+            segment_bytes: state.segments.capacity() * size_of::<Segment>(),
+            term_bytes: state.terms.capacity() * size_of::<(Term, Vlsn)>(),
+            side_bytes: self.shared.sides.memory_bytes(),
+        }
+    }
 }
 
 /// Decides which entries become samples.
@@ -45,6 +84,10 @@ impl Sampler {
 
     pub(crate) fn samples(&self) -> &[Sample] {
         &self.samples
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.samples.capacity() * size_of::<Sample>()
     }
 }
 

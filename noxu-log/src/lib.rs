@@ -35,6 +35,7 @@ pub use entry::{
     EntryKind, EntryRun, NewEntry,
 };
 pub use error::{LogError, Result};
+pub use index::IndexMemory;
 pub use log::{
     Appended, DEFAULT_SEGMENT_BYTES, Log, LogConfig, Positions, SEGMENT_BYTES_RANGE, WakeToken,
 };

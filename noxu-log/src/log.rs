@@ -29,7 +29,7 @@ use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
 use crate::group_commit::{Flusher, Waiters, Writer};
 use crate::keeper::Keeper;
-use crate::read::{FileCache, SideCache};
+use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
 use crate::tail::Tail;
@@ -191,6 +191,9 @@ pub(crate) struct Sealed {
     pub(crate) header: SegmentHeader,
     pub(crate) end: u32,
     pub(crate) last: ChainState,
+    /// Newest sync entry and transaction end at or before its end, here or in an earlier segment.
+    pub(crate) last_sync: Vlsn,
+    pub(crate) last_txn_end: Vlsn,
     pub(crate) digest: blake3::Hash,
 }
 
@@ -418,7 +421,8 @@ impl Log {
         for entry in entries {
             let lsn = state.place(entry.entry_bytes());
             let (header, _) = entry.place(state.end.vlsn.next(), term, state.end.fingerprint);
-            state.tail.push(lsn, &state.end, [&header, entry.body()]);
+            let parts = [&header, entry.body()];
+            state.tail.push(lsn, &state.end, state.last_sync, parts);
             let header = EntryHeader::decode(&header).expect("an entry placed here is valid");
             state.advance(lsn, &header);
         }
@@ -544,28 +548,31 @@ impl State {
             // by then the log's end is that of entries that are not in the buffer.
             self.tail.freeze(&self.end);
         }
-        // Stretch of `part` not yet in the tail when sharing: its start, position, chain before.
-        let mut stretch: Option<(usize, Lsn, ChainState)> = None;
+        // Stretch of `part` not yet in the tail when sharing: its start, position, and the chain and
+        // the newest sync entry before it.
+        let mut stretch: Option<(usize, Lsn, ChainState, Vlsn)> = None;
         let mut at = 0;
         for entry in entries_of(part) {
             let bytes = entry.header.entry_bytes();
             let lsn = self.place(bytes);
             if share {
-                if let Some((from, first_lsn, before)) = stretch
+                if let Some((from, first_lsn, before, last_sync)) = stretch
                     && first_lsn.segment() != lsn.segment()
                 {
-                    self.tail.push_shared(first_lsn, &before, self.end, part.slice(from..at));
+                    let bytes = part.slice(from..at);
+                    self.tail.push_shared(first_lsn, &before, last_sync, self.end, bytes);
                     stretch = None;
                 }
-                stretch.get_or_insert((at, lsn, self.end));
+                stretch.get_or_insert((at, lsn, self.end, self.last_sync));
             } else {
-                self.tail.push(lsn, &self.end, [&part[at..at + bytes], &[]]);
+                let parts = [&part[at..at + bytes], &[]];
+                self.tail.push(lsn, &self.end, self.last_sync, parts);
             }
             self.advance(lsn, &entry.header);
             at += bytes;
         }
-        if let Some((from, lsn, before)) = stretch {
-            self.tail.push_shared(lsn, &before, self.end, part.slice(from..at));
+        if let Some((from, lsn, before, last_sync)) = stretch {
+            self.tail.push_shared(lsn, &before, last_sync, self.end, part.slice(from..at));
         }
     }
 }

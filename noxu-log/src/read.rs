@@ -2,23 +2,17 @@
 //!
 //! The tail is read without a copy and without verification: its bytes were verified when they came
 //! in. What comes from a file is verified before it is handed out, so that a feeder can never ship
-//! a damaged entry. A file read that overlaps a truncation is thrown away and done again.
-
-use std::collections::VecDeque;
-use std::sync::Arc;
+//! a damaged entry. A file read that overlaps a truncation, or a drop of the front that reaches it,
+//! is thrown away and done again.
 
 use bytes::Bytes;
-use noxu_util::{Fingerprint, Lsn, NULL_VLSN, Term, Vlsn};
-use parking_lot::Mutex;
+use noxu_util::{Fingerprint, Lsn, Term, Vlsn};
 
-use crate::entry::{
-    ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader, EntryRun, front_entry,
-};
-use crate::env::{EnvFile, OpenMode};
+use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader, EntryRun};
+use crate::env::EnvFile;
 use crate::error::{LogError, Result};
-use crate::index::{SAMPLE_BYTES, Sample, sample_at_or_before};
+use crate::index::{SAMPLE_BYTES, SAMPLE_ENTRIES, Sample, sample_at_or_before};
 use crate::log::{Log, Segment, Shared, State};
-use crate::segment::side_file::SideFile;
 use crate::tail::{Piece, header_at, offset_of};
 
 /// Where an entry is to be looked for.
@@ -82,12 +76,21 @@ impl Log {
     /// # Errors
     /// As [`Log::header`].
     pub fn sync_at_or_before(&self, vlsn: Vlsn) -> Result<Option<(EntryHeader, Lsn)>> {
-        let last = self.shared.state.lock().end.vlsn;
-        let Some(found) = self.shared.find(vlsn.min(last))? else { return Ok(None) };
-        if found.header.is_sync() {
-            return Ok(Some((found.header, found.lsn)));
+        loop {
+            let (last, truncations) = {
+                let state = self.shared.state.lock();
+                (state.end.vlsn, state.truncations)
+            };
+            let sync = match self.shared.find(vlsn.min(last))? {
+                Some(found) if found.header.is_sync() => Some((found.header, found.lsn)),
+                Some(found) => self.header(found.sync_before)?,
+                None => None,
+            };
+            // The two lookups speak of one log only if nothing was cut off in between.
+            if self.shared.state.lock().truncations == truncations {
+                return Ok(sync);
+            }
         }
-        self.header(found.sync_before)
     }
 }
 
@@ -159,6 +162,22 @@ impl State {
         &self.segments[at]
     }
 
+    /// Whether a file read of `vlsn` that began after so many truncations read the log as it is:
+    /// nothing was cut off and the entry was not dropped from the front.
+    fn still_holds(&self, vlsn: Vlsn, truncations: u64) -> bool {
+        self.truncations == truncations && vlsn > self.anchor.vlsn
+    }
+
+    /// Newest sync entry and transaction end before segment `number`.
+    pub(crate) fn syncs_before(&self, number: u32) -> (Vlsn, Vlsn) {
+        let at = self.segments.partition_point(|segment| segment.number() < number);
+        match at.checked_sub(1).map(|before| &self.segments[before]) {
+            Some(Segment::Open(open)) => (open.last_sync(), open.last_txn_end()),
+            Some(Segment::Sealed(sealed)) => (sealed.last_sync, sealed.last_txn_end),
+            None => (self.anchor.vlsn, self.anchor.vlsn),
+        }
+    }
+
     fn place_of(&mut self, vlsn: Vlsn) -> Option<Place> {
         if vlsn <= self.anchor.vlsn || vlsn > self.end.vlsn {
             return None;
@@ -193,21 +212,21 @@ impl Shared {
                 };
                 (place, sample)
             };
-            let segment = match &place {
-                Place::Tail(piece) => piece.lsn.segment(),
-                Place::File { segment, .. } => *segment,
-            };
-            let sample = match sample {
-                Some(sample) => sample,
-                None => self.sealed_sample(segment, vlsn)?,
-            };
             match place {
                 Place::Tail(piece) => {
-                    return Ok(Some(find_in_piece(&piece, &sample, vlsn, self)?));
+                    // A walk from the piece's start gives the same, only later.
+                    let far = || vlsn.since(piece.first) >= u64::from(SAMPLE_ENTRIES);
+                    let sample = sample.or_else(|| {
+                        let segment = piece.lsn.segment();
+                        if far() { self.sealed_sample(segment, vlsn).ok() } else { None }
+                    });
+                    return Ok(Some(find_in_piece(&piece, sample, vlsn)));
                 }
                 Place::File { segment, limit, truncations } => {
-                    let found = self.find_in_file(segment, limit, &sample, vlsn);
-                    if self.state.lock().truncations == truncations {
+                    let found = sample
+                        .map_or_else(|| self.sealed_sample(segment, vlsn), Ok)
+                        .and_then(|sample| self.find_in_file(segment, limit, &sample, vlsn));
+                    if self.state.lock().still_holds(vlsn, truncations) {
                         return found.map(Some);
                     }
                 }
@@ -259,7 +278,7 @@ impl Shared {
         }
     }
 
-    /// One file's part of [`Log::read`]; `None` if a truncation came in between.
+    /// One file's part of [`Log::read`]; `None` if a truncation or a front drop came in between.
     fn read_file(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
         let place = {
             let state = self.state.lock();
@@ -273,7 +292,7 @@ impl Shared {
             Some(found) => self.read_run(segment, limit, &found, max_bytes).map(Some),
             None => Ok(None),
         });
-        if self.state.lock().truncations == truncations { run } else { Ok(None) }
+        if self.state.lock().still_holds(from, truncations) { run } else { Ok(None) }
     }
 
     fn read_run(
@@ -351,46 +370,25 @@ impl Shared {
 }
 
 /// Finds `vlsn` in a tail piece, walking from the piece's start or the sample, whichever is nearer.
-fn find_in_piece(piece: &Piece, sample: &Sample, vlsn: Vlsn, shared: &Shared) -> Result<Found> {
-    let (mut at, mut expected, mut before, mut sync_before);
-    if sample.vlsn >= piece.first {
+fn find_in_piece(piece: &Piece, sample: Option<Sample>, vlsn: Vlsn) -> Found {
+    let (mut at, mut expected) = (0, piece.first);
+    let (mut before, mut sync_before) = (piece.before, piece.sync_before);
+    if let Some(sample) = sample.filter(|sample| sample.vlsn > piece.first) {
         at = (sample.offset - piece.lsn.offset()) as usize;
         (expected, before, sync_before) = (sample.vlsn, sample.before, sample.sync_before);
-    } else {
-        (at, expected, before, sync_before) = (0, piece.first, piece.before, NULL_VLSN);
     }
-    let walked_from = expected;
     loop {
-        let entry = front_entry(&piece.bytes[at..]).expect("the tail holds verified entries only");
+        let header = header_at(&piece.bytes, at);
         if expected == vlsn {
-            // Begun at the piece: what lies between the sample and the piece was not seen.
-            if sync_before.is_null() && walked_from != sample.vlsn && !entry.header.is_sync() {
-                sync_before = shared.sync_before_piece(sample, piece)?;
-            }
             let lsn = Lsn::new(piece.lsn.segment(), piece.lsn.offset() + at as u32);
-            return Ok(Found { header: entry.header, lsn, before, sync_before });
+            return Found { header, lsn, before, sync_before };
         }
-        if entry.header.is_sync() {
+        if header.is_sync() {
             sync_before = expected;
         }
-        before = entry.header.fingerprint;
-        at += entry.header.entry_bytes();
+        before = header.fingerprint;
+        at += header.entry_bytes();
         expected = expected.next();
-    }
-}
-
-impl Shared {
-    /// The newest sync entry before a piece, which begins after the sample.
-    fn sync_before_piece(&self, sample: &Sample, piece: &Piece) -> Result<Vlsn> {
-        let mut vlsn = piece.first.prev();
-        while vlsn >= sample.vlsn {
-            match self.find(vlsn)? {
-                Some(found) if found.header.is_sync() => return Ok(vlsn),
-                Some(found) if !found.sync_before.is_null() => return Ok(found.sync_before),
-                _ => vlsn = vlsn.prev(),
-            }
-        }
-        Ok(sample.sync_before)
     }
 }
 
@@ -400,75 +398,5 @@ fn corrupt(segment: u32, offset: u64, vlsn: Vlsn, fault: &EntryFault) -> LogErro
         offset,
         expected: format!("entry {vlsn}"),
         found: fault.to_string(),
-    }
-}
-
-/// Open files of segments, most recently used last, so that descriptors stay bounded.
-#[derive(Debug, Default)]
-pub(crate) struct FileCache {
-    files: Mutex<VecDeque<(u32, Arc<dyn EnvFile>)>>,
-}
-
-/// Side files in memory, most recently used last.
-#[derive(Debug, Default)]
-pub(crate) struct SideCache {
-    sides: Mutex<VecDeque<(u32, Arc<SideFile>)>>,
-}
-
-const CACHED_FILES: usize = 16;
-const CACHED_SIDES: usize = 4;
-
-/// Looks `number` up in a small cache and moves it to the most recent place.
-fn cached<T: Clone>(cache: &mut VecDeque<(u32, T)>, number: u32) -> Option<T> {
-    let at = cache.iter().position(|(cached, _)| *cached == number)?;
-    let hit = cache.remove(at)?;
-    let value = hit.1.clone();
-    cache.push_back(hit);
-    Some(value)
-}
-
-fn remember<T>(cache: &mut VecDeque<(u32, T)>, number: u32, value: T, most: usize) {
-    if cache.len() >= most {
-        cache.pop_front();
-    }
-    cache.push_back((number, value));
-}
-
-impl FileCache {
-    fn open(&self, shared: &Shared, number: u32) -> Result<Arc<dyn EnvFile>> {
-        if let Some(file) = cached(&mut self.files.lock(), number) {
-            return Ok(file);
-        }
-        let path = shared.segment_path(number);
-        let file =
-            shared.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
-        remember(&mut self.files.lock(), number, Arc::clone(&file), CACHED_FILES);
-        Ok(file)
-    }
-
-    /// Forgets every file: after segments were removed or renamed.
-    pub(crate) fn clear(&self) {
-        self.files.lock().clear();
-    }
-}
-
-impl SideCache {
-    /// The side file of a sealed segment, rebuilt if it is missing or damaged.
-    pub(crate) fn open(&self, shared: &Shared, number: u32) -> Result<Arc<SideFile>> {
-        if let Some(side) = cached(&mut self.sides.lock(), number) {
-            return Ok(side);
-        }
-        let side = match SideFile::read(&*shared.env, &shared.dir, number)? {
-            Some(side) => side,
-            None => shared.rebuild_side_file(number)?,
-        };
-        let side = Arc::new(side);
-        remember(&mut self.sides.lock(), number, Arc::clone(&side), CACHED_SIDES);
-        Ok(side)
-    }
-
-    /// Forgets every side file.
-    pub(crate) fn clear(&self) {
-        self.sides.lock().clear();
     }
 }

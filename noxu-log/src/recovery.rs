@@ -30,7 +30,7 @@ use crate::error::{LogError, Result};
 use crate::group_commit::{Flusher, Waiters, Writer};
 use crate::keeper::Keeper;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
-use crate::read::{FileCache, SideCache};
+use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
 use crate::segment::scan::{SummaryBuilder, scan_entries};

@@ -133,17 +133,7 @@ impl Shared {
             expected: "a segment header".into(),
             found: fault.to_string(),
         })?;
-        // The newest sync entry before the segment: from the one before, if there is one.
-        let before = header.first.prev();
-        let (mut last_sync, mut last_txn_end) = {
-            let anchor = self.state.lock().anchor.vlsn;
-            (anchor, anchor)
-        };
-        if before > last_sync {
-            let side = self.sides.open(self, number - 1)?;
-            last_sync = side.summary.last_sync;
-            last_txn_end = side.summary.last_txn_end;
-        }
+        let (last_sync, last_txn_end) = self.state.lock().syncs_before(number);
         let mut builder = SummaryBuilder::new(header, last_sync, last_txn_end);
         let len = file.len().map_err(wrap)?;
         let chain = header.chain_before();

@@ -34,6 +34,8 @@ pub(crate) struct Piece {
     pub(crate) lsn: Lsn,
     /// Fingerprint before its first entry.
     pub(crate) before: Fingerprint,
+    /// Newest sync entry before its first entry; NULL if there is none.
+    pub(crate) sync_before: Vlsn,
     pub(crate) bytes: Bytes,
 }
 
@@ -49,6 +51,7 @@ pub(crate) struct Tail {
     open_first: Vlsn,
     open_lsn: Lsn,
     open_before: Fingerprint,
+    open_sync_before: Vlsn,
     /// Pieces the flusher has not taken yet, oldest first.
     unwritten: Vec<Piece>,
 }
@@ -63,13 +66,14 @@ impl Tail {
             open_first: NULL_VLSN,
             open_lsn: NULL_LSN,
             open_before: Fingerprint::ZERO,
+            open_sync_before: NULL_VLSN,
             unwritten: Vec::new(),
         }
     }
 
-    /// Appends one entry to the open buffer. `end` is the log's end before it. The caller freezes
-    /// before the first entry of a new segment.
-    pub(crate) fn push(&mut self, lsn: Lsn, end: &ChainState, parts: [&[u8]; 2]) {
+    /// Appends one entry to the open buffer. `end` is the log's end before it, `last_sync` the
+    /// newest sync entry there. The caller freezes before the first entry of a new segment.
+    pub(crate) fn push(&mut self, lsn: Lsn, end: &ChainState, last_sync: Vlsn, parts: [&[u8]; 2]) {
         let bytes = parts[0].len() + parts[1].len();
         if self.open.capacity() - self.open.len() < bytes {
             self.freeze(end);
@@ -79,6 +83,7 @@ impl Tail {
             self.open_first = end.vlsn.next();
             self.open_lsn = lsn;
             self.open_before = end.fingerprint;
+            self.open_sync_before = last_sync;
         }
         self.open.extend_from_slice(parts[0]);
         self.open.extend_from_slice(parts[1]);
@@ -89,12 +94,13 @@ impl Tail {
         &mut self,
         lsn: Lsn,
         end: &ChainState,
+        last_sync: Vlsn,
         last: ChainState,
         bytes: Bytes,
     ) {
         self.freeze(end);
-        let first = end.vlsn.next();
-        self.push_piece(Piece { first, last, lsn, before: end.fingerprint, bytes });
+        let (first, before) = (end.vlsn.next(), end.fingerprint);
+        self.push_piece(Piece { first, last, lsn, before, sync_before: last_sync, bytes });
     }
 
     /// Turns what is in the open buffer into a piece. `end` is the log's end.
@@ -107,6 +113,7 @@ impl Tail {
             last: *end,
             lsn: self.open_lsn,
             before: self.open_before,
+            sync_before: self.open_sync_before,
             bytes: self.open.split().freeze(),
         };
         self.push_piece(piece);

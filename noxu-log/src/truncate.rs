@@ -102,26 +102,13 @@ impl Shared {
     /// Makes the positions, the index and the tail those of a log that ends with `vlsn`. Called with
     /// the maintenance and writer locks held.
     fn forget_after(&self, vlsn: Vlsn) -> Result<()> {
-        let (anchor, cut, before) = {
+        let (anchor, cut, last_sync, last_txn_end) = {
             let state = self.state.lock();
             let kept = state.segments.partition_point(|segment| segment.header().first <= vlsn);
             let cut = kept.checked_sub(1).map(|at| *state.segments[at].header());
-            let before = match kept.checked_sub(2).map(|at| &state.segments[at]) {
-                Some(Segment::Open(open)) => Before::Open(open.last_sync(), open.last_txn_end()),
-                Some(Segment::Sealed(sealed)) => Before::Sealed(sealed.header.number),
-                None => Before::Open(state.anchor.vlsn, state.anchor.vlsn),
-            };
-            (state.anchor.clone(), cut, before)
-        };
-        let (last_sync, last_txn_end) = match before {
-            Before::Open(last_sync, last_txn_end) => (last_sync, last_txn_end),
-            Before::Sealed(number) => {
-                let side = self.sides.open(self, number)?;
-                (
-                    side.summary.last_sync.max(anchor.vlsn),
-                    side.summary.last_txn_end.max(anchor.vlsn),
-                )
-            }
+            let (sync, txn_end) =
+                cut.map_or_else(Default::default, |cut| state.syncs_before(cut.number));
+            (state.anchor.clone(), cut, sync, txn_end)
         };
         let rebuilt = match cut {
             Some(header) => Some(self.rescan(header, last_sync, last_txn_end)?),
@@ -180,14 +167,6 @@ impl Shared {
         .map_err(wrap)?;
         Ok(builder)
     }
-}
-
-/// Where the newest sync entry and transaction end before a segment are known from.
-enum Before {
-    /// An unsealed segment, or the anchor.
-    Open(Vlsn, Vlsn),
-    /// The side file of this segment.
-    Sealed(u32),
 }
 
 /// Finishes a truncation that a crash had cut short: steps 2 to 7.

@@ -1,5 +1,6 @@
 //! Segments: the files of the log, one part of the format a file.
 
+pub(crate) mod cache;
 pub mod header;
 pub mod name;
 pub(crate) mod scan;

@@ -175,6 +175,10 @@ impl SummaryBuilder {
         self.sampler.samples()
     }
 
+    pub(crate) fn sample_memory_bytes(&self) -> usize {
+        self.sampler.memory_bytes()
+    }
+
     pub(crate) fn summary(&self) -> SegmentSummary {
         SegmentSummary {
             header: self.header,

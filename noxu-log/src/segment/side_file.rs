@@ -192,12 +192,21 @@ impl SideFile {
         Ok(side)
     }
 
+    /// Memory that its content takes, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.summary.samples.capacity() * size_of::<Sample>()
+            + self.summary.terms.capacity() * size_of::<(Term, noxu_util::Vlsn)>()
+            + self.digests.blocks.capacity() * size_of::<blake3::Hash>()
+    }
+
     /// What the log keeps in memory of the segment.
     pub(crate) const fn sealed(&self) -> Sealed {
         Sealed {
             header: self.summary.header,
             end: self.summary.end,
             last: self.summary.last,
+            last_sync: self.summary.last_sync,
+            last_txn_end: self.summary.last_txn_end,
             digest: self.digests.segment,
         }
     }

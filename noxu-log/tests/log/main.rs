@@ -7,6 +7,8 @@ mod crash;
 mod damage;
 mod front_drop;
 mod golden;
+mod hook_env;
+mod index;
 mod inspect;
 mod poison;
 mod reads;

@@ -1,10 +1,11 @@
 //! Reads: from the tail, from files, across both, across segments, at every buffer size.
 
 use noxu_log::env::MemoryEnv;
-use noxu_log::{Log, LogConfig, LogError};
+use noxu_log::{Cut, Log, LogConfig, LogError};
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
-use crate::rig::{append, bodies, body, fill, open, quiet, read_all, try_open, vlsn_of};
+use crate::hook_env::{HookEnv, When};
+use crate::rig::{append, bodies, body, dir, fill, open, quiet, read_all, try_open, vlsn_of};
 
 /// A log of 40 entries of many sizes over several segments; its newest ones are in the tail, the
 /// others only in files.
@@ -153,6 +154,88 @@ fn reads_go_on_while_the_log_grows_rolls_and_leaves_the_tail() {
                     }
                 }
             });
+        }
+    });
+}
+
+fn segment_path(number: u32) -> std::path::PathBuf {
+    dir().join(format!("log/{number:010}.nlog"))
+}
+
+#[test]
+fn a_file_that_a_truncation_takes_away_while_it_is_opened_is_never_read_as_the_log() {
+    let env = HookEnv::default();
+    let log = try_open(&env, LogConfig { tail_bytes: 0, ..quiet() }).unwrap();
+    fill(&log, 1, 30, 500);
+    log.sync_now().unwrap();
+    let first_of_third = (1..=30)
+        .map(vlsn_of)
+        .find(|vlsn| log.header(*vlsn).unwrap().unwrap().1.segment() == 3)
+        .unwrap();
+    log.close().unwrap();
+    drop(log);
+    let log = try_open(&env, LogConfig { tail_bytes: 0, ..quiet() }).unwrap();
+    let cutter = log.clone();
+    env.once(segment_path(3), When::AfterOpen, move || {
+        cutter.truncate_after(first_of_third.prev(), Cut::Discard).unwrap();
+        for tag in 100..105 {
+            append(&cutter, 2, &body(tag, 500)).unwrap();
+        }
+        cutter.sync_now().unwrap();
+    });
+    for _ in 0..2 {
+        let run = log.read(first_of_third, 1000).unwrap().unwrap();
+        assert_eq!(run.entries().next().unwrap().body, body(100, 500), "a rolled-back entry");
+        let (header, _) = log.header(first_of_third).unwrap().unwrap();
+        assert_eq!(header.term, Term::new(2));
+    }
+    assert!(env.has_run());
+}
+
+#[test]
+fn a_front_that_is_dropped_while_it_is_read_is_a_gap() {
+    for lookup in [false, true] {
+        let env = HookEnv::default();
+        let log = try_open(&env, LogConfig { tail_bytes: 0, ..quiet() }).unwrap();
+        fill(&log, 1, 30, 500);
+        log.sync_now().unwrap();
+        log.seal_through(vlsn_of(30)).unwrap();
+        let dropper = log.clone();
+        env.once(segment_path(1), When::BeforeOpen, move || {
+            assert!(dropper.drop_front(vlsn_of(20), |_| Vec::new()).unwrap() > NULL_VLSN);
+        });
+        if lookup {
+            assert_eq!(log.header(vlsn_of(2)).unwrap(), None);
+        } else {
+            let error = log.read(vlsn_of(2), 100).unwrap_err();
+            let LogError::Gap { requested, first } = error else { panic!("{error}") };
+            assert_eq!((requested, first), (vlsn_of(2), log.positions().first));
+        }
+        assert!(env.has_run());
+    }
+}
+
+#[test]
+fn the_newest_sync_entry_is_found_at_every_moment_of_truncations_and_appends() {
+    use noxu_log::{EntryFlags, EntryKind, NewEntry};
+    let log = try_open(&MemoryEnv::new(), LogConfig { tail_bytes: 2000, ..quiet() }).unwrap();
+    append(&log, 1, b"the sync entry that stays").unwrap();
+    std::thread::scope(|scope| {
+        let writer = log.clone();
+        let writing = scope.spawn(move || {
+            for round in 0..300u64 {
+                for n in 0..20 {
+                    let flags = if n == 10 { EntryFlags::SYNC } else { EntryFlags::NONE };
+                    let body = body(round * 100 + n, 100);
+                    let entry = NewEntry::new(EntryKind(16), flags, &body);
+                    writer.append(Term::new(1 + round as u32), &[entry]).unwrap();
+                }
+                writer.truncate_after(vlsn_of(1 + round as i64 % 7), Cut::Discard).unwrap();
+            }
+        });
+        while !writing.is_finished() {
+            let (header, _) = log.sync_at_or_before(vlsn_of(1000)).unwrap().expect("entry 1");
+            assert!(header.is_sync(), "{header:?}");
         }
     });
 }

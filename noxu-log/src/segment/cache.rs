@@ -1,0 +1,219 @@
+//! Cache: the segments' open files and side files that were used last, so that descriptors and
+//! memory stay bounded however many segments there are and however they are read.
+//!
+//! # Invariants
+//! - What is cached costs at most the cache's limit, or is one item.
+//! - What was loaded before [`Cache::clear`] is never cached after it: the name may belong to another
+//!   file by then, and entries that were rolled back must not be read again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::side_file::SideFile;
+use crate::env::{EnvFile, OpenMode};
+use crate::error::{LogError, Result};
+use crate::log::Shared;
+
+/// Most files kept open.
+const CACHED_FILES: usize = 16;
+/// Most memory that side files take, in bytes: those of 4 GiB of log at 100-byte entries.
+pub(crate) const CACHED_SIDE_BYTES: usize = 16 << 20;
+/// What a cached side file costs beside its content, in bytes.
+const SIDE_OVERHEAD_BYTES: usize = size_of::<SideFile>() + 192;
+
+/// Values by segment number, the least recently used ones dropped first.
+#[derive(Debug)]
+struct Cache<T> {
+    limit: usize,
+    inner: Mutex<Inner<T>>,
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    values: BTreeMap<u32, Cached<T>>,
+    /// Number by time of last use.
+    by_use: BTreeMap<u64, u32>,
+    clock: u64,
+    cost: usize,
+    /// Counts [`Cache::clear`].
+    clears: u64,
+}
+
+#[derive(Debug)]
+struct Cached<T> {
+    value: T,
+    cost: usize,
+    used: u64,
+}
+
+impl<T: Clone> Cache<T> {
+    const fn new(limit: usize) -> Self {
+        let inner = Inner {
+            values: BTreeMap::new(),
+            by_use: BTreeMap::new(),
+            clock: 0,
+            cost: 0,
+            clears: 0,
+        };
+        Self { limit, inner: Mutex::new(inner) }
+    }
+
+    /// The value of `number`, from `load` with its cost if it is not here. No lock is held while
+    /// loading.
+    fn get_or_load(&self, number: u32, load: impl FnOnce() -> Result<(T, usize)>) -> Result<T> {
+        let clears = {
+            let mut inner = self.inner.lock();
+            if let Some(value) = inner.touch(number) {
+                return Ok(value);
+            }
+            inner.clears
+        };
+        let (value, cost) = load()?;
+        let mut inner = self.inner.lock();
+        if inner.clears == clears && inner.touch(number).is_none() {
+            inner.insert(number, value.clone(), cost, self.limit);
+        }
+        Ok(value)
+    }
+
+    fn clear(&self) {
+        let mut inner = self.inner.lock();
+        inner.values.clear();
+        inner.by_use.clear();
+        inner.cost = 0;
+        inner.clears += 1;
+    }
+}
+
+impl<T: Clone> Inner<T> {
+    /// The value of `number`, which is now the most recently used.
+    fn touch(&mut self, number: u32) -> Option<T> {
+        let cached = self.values.get_mut(&number)?;
+        self.by_use.remove(&cached.used);
+        self.clock += 1;
+        cached.used = self.clock;
+        self.by_use.insert(self.clock, number);
+        Some(cached.value.clone())
+    }
+
+    fn insert(&mut self, number: u32, value: T, cost: usize, limit: usize) {
+        while self.cost + cost > limit
+            && let Some((_, oldest)) = self.by_use.pop_first()
+        {
+            self.cost -= self.values.remove(&oldest).map_or(0, |cached| cached.cost);
+        }
+        self.clock += 1;
+        self.cost += cost;
+        self.values.insert(number, Cached { value, cost, used: self.clock });
+        self.by_use.insert(self.clock, number);
+    }
+}
+
+/// Open files of segments.
+#[derive(Debug)]
+pub(crate) struct FileCache(Cache<Arc<dyn EnvFile>>);
+
+impl Default for FileCache {
+    fn default() -> Self {
+        Self(Cache::new(CACHED_FILES))
+    }
+}
+
+impl FileCache {
+    pub(crate) fn open(&self, shared: &Shared, number: u32) -> Result<Arc<dyn EnvFile>> {
+        self.0.get_or_load(number, || {
+            let path = shared.segment_path(number);
+            let file = shared.env.open(&path, OpenMode::Read);
+            Ok((file.map_err(|e| LogError::io("open", &path, e))?, 1))
+        })
+    }
+
+    /// Forgets every file: after segments were removed or renamed.
+    pub(crate) fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+/// Side files in memory.
+#[derive(Debug)]
+pub(crate) struct SideCache {
+    sides: Cache<Arc<SideFile>>,
+    /// Held while a side file is made again: two at once would write the same temporary file.
+    rebuilding: Mutex<()>,
+}
+
+impl Default for SideCache {
+    fn default() -> Self {
+        Self { sides: Cache::new(CACHED_SIDE_BYTES), rebuilding: Mutex::new(()) }
+    }
+}
+
+impl SideCache {
+    /// The side file of a sealed segment, rebuilt if it is missing or damaged.
+    pub(crate) fn open(&self, shared: &Shared, number: u32) -> Result<Arc<SideFile>> {
+        self.sides.get_or_load(number, || {
+            let side = read_or_rebuild(shared, number, &self.rebuilding)?;
+            let cost = side.memory_bytes() + SIDE_OVERHEAD_BYTES;
+            Ok((Arc::new(side), cost))
+        })
+    }
+
+    /// Forgets every side file.
+    pub(crate) fn clear(&self) {
+        self.sides.clear();
+    }
+
+    /// Memory that the cached side files take, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.sides.inner.lock().cost
+    }
+}
+
+fn read_or_rebuild(shared: &Shared, number: u32, rebuilding: &Mutex<()>) -> Result<SideFile> {
+    let read = || SideFile::read(&*shared.env, &shared.dir, number);
+    if let Some(side) = read()? {
+        return Ok(side);
+    }
+    let _alone = rebuilding.lock();
+    // Somebody else may have done it meanwhile.
+    if let Some(side) = read()? {
+        return Ok(side);
+    }
+    shared.rebuild_side_file(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_last_stays_and_the_limit_holds() {
+        let cache = Cache::new(100);
+        let load = |number: u32, cost: usize| cache.get_or_load(number, || Ok((number, cost)));
+        for number in 0..1000 {
+            load(number, 10).unwrap();
+            load(0, 10).unwrap();
+            assert!(cache.inner.lock().cost <= 100);
+        }
+        let kept: Vec<_> = cache.inner.lock().values.keys().copied().collect();
+        assert_eq!(kept, [0, 991, 992, 993, 994, 995, 996, 997, 998, 999]);
+        load(7, 1_000).unwrap();
+        assert_eq!(cache.inner.lock().values.len(), 1, "one item may be larger than the limit");
+        load(8, 1).unwrap();
+        assert_eq!(cache.inner.lock().cost, 1);
+        assert_eq!(cache.inner.lock().by_use.len(), 1);
+    }
+
+    #[test]
+    fn what_was_loaded_across_a_clear_is_not_kept() {
+        let cache = Cache::new(100);
+        let loaded = cache.get_or_load(1, || {
+            cache.clear();
+            Ok(("old", 1))
+        });
+        assert_eq!(loaded.unwrap(), "old");
+        assert_eq!(cache.get_or_load(1, || Ok(("new", 1))).unwrap(), "new");
+    }
+}
