@@ -20,7 +20,7 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use fault::{Call, Fault, FaultEnv, Survivors};
+pub use fault::{Call, Fault, FaultEnv, FaultRates, Hold, Survivors};
 pub use memory::MemoryEnv;
 pub use real::RealEnv;
 pub use whole_file::{read_whole, sync_parent, write_whole};

@@ -2,19 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use fastrand::Rng;
-
-use super::Survivors;
+use super::image::{FileImage, SECTOR_BYTES};
+use super::lot::Lot;
 use crate::env::OpenMode;
 
 /// Number of a file or directory, whatever its names.
 pub(super) type NodeId = u64;
 
 const ROOT: NodeId = 0;
-/// What survives a crash whole or not at all, in bytes.
-const SECTOR_BYTES: usize = 512;
 
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
@@ -24,6 +21,8 @@ pub(super) struct Disk {
     /// Changes of names that no `sync_dir` made durable yet, oldest first.
     unsynced_names: Vec<NameChange>,
     locked: BTreeSet<NodeId>,
+    /// How many handles each open file has.
+    handles: BTreeMap<NodeId, usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -49,6 +48,7 @@ impl Default for Disk {
             next_node: ROOT + 1,
             unsynced_names: Vec::new(),
             locked: BTreeSet::new(),
+            handles: BTreeMap::new(),
         }
     }
 }
@@ -126,6 +126,7 @@ impl Disk {
         self.names_mut(from_place.0).remove(&from_place.1);
         self.names_mut(to_place.0).insert(to_place.1.clone(), node);
         self.unsynced_names.push(NameChange::Move { from: from_place, to: to_place, node });
+        self.forget_unreachable();
         Ok(())
     }
 
@@ -136,6 +137,7 @@ impl Disk {
         }
         let place = self.place(path)?;
         self.unlink(place, node);
+        self.forget_unreachable();
         Ok(())
     }
 
@@ -146,6 +148,7 @@ impl Disk {
             Ok(node) => {
                 let place = self.place(path)?;
                 self.unlink_tree(place, node);
+                self.forget_unreachable();
                 Ok(())
             }
         }
@@ -204,6 +207,7 @@ impl Disk {
             }
         }
         self.unsynced_names = left;
+        self.forget_unreachable();
         Ok(())
     }
 
@@ -214,6 +218,103 @@ impl Disk {
 
     pub(super) fn unlock(&mut self, node: NodeId) {
         self.locked.remove(&node);
+    }
+
+    pub(super) fn add_handle(&mut self, node: NodeId) {
+        *self.handles.entry(node).or_default() += 1;
+    }
+
+    pub(super) fn drop_handle(&mut self, node: NodeId) {
+        if let Some(count) = self.handles.get_mut(&node) {
+            *count -= 1;
+            if *count == 0 {
+                self.handles.remove(&node);
+                self.forget_unreachable();
+            }
+        }
+    }
+
+    /// Frees the files that have neither a handle nor a name that is there or might come back.
+    fn forget_unreachable(&mut self) {
+        let named: BTreeSet<NodeId> = self
+            .directories
+            .values()
+            .flat_map(|directory| directory.names.values().chain(directory.durable.values()))
+            .chain(self.unsynced_names.iter().map(NameChange::node))
+            .chain(&self.locked)
+            .copied()
+            .collect();
+        let handles = &self.handles;
+        self.files.retain(|node, _| named.contains(node) || handles.contains_key(node));
+    }
+
+    /// Everything that has a name callers see.
+    fn named(&self) -> BTreeSet<NodeId> {
+        self.directories.values().flat_map(|directory| directory.names.values()).copied().collect()
+    }
+
+    /// Whole sectors of the files that callers can reach by name or handle, in bytes.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let mut live = self.named();
+        live.extend(self.handles.keys());
+        let files = live.iter().filter_map(|node| self.files.get(node));
+        files.map(|file| whole_sectors(file.len())).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Every name that callers see, with the file's bytes; `None` for a directory.
+    pub(super) fn walk(&self, visit: &mut dyn FnMut(&Path, Option<&[u8]>)) {
+        self.walk_from(ROOT, &PathBuf::from("/"), visit);
+    }
+
+    fn walk_from(&self, dir: NodeId, path: &Path, visit: &mut dyn FnMut(&Path, Option<&[u8]>)) {
+        for (name, node) in self.directories.get(&dir).iter().flat_map(|found| &found.names) {
+            let path = path.join(name);
+            visit(&path, self.files.get(node).map(FileImage::bytes));
+            self.walk_from(*node, &path, visit);
+        }
+    }
+
+    /// Writes bytes where nobody sent them: in any sector of the named files (`draw` chooses)
+    /// but `avoid`, where they were sent, `within` bytes from its start.
+    pub(super) fn land(&mut self, bytes: &[u8], within: usize, avoid: (NodeId, u64), draw: u64) {
+        let named = self.named();
+        let sectors: Vec<(NodeId, u64)> = named
+            .iter()
+            .filter_map(|node| Some((*node, self.files.get(node)?)))
+            .flat_map(|(node, file)| {
+                (0..whole_sectors(file.len()) / SECTOR_BYTES as u64).map(move |at| (node, at))
+            })
+            .filter(|sector| *sector != avoid)
+            .collect();
+        let Some(count) = std::num::NonZeroU64::new(sectors.len() as u64) else { return };
+        let (node, sector) = sectors[(draw % count) as usize];
+        self.file_mut(node).overwrite(bytes, sector * SECTOR_BYTES as u64 + within as u64);
+    }
+
+    /// Flips bits of one byte of a named file, both chosen by `draw`.
+    pub(super) fn rot(&mut self, draw: &mut fastrand::Rng) {
+        let named = self.named();
+        let files: Vec<NodeId> = named
+            .into_iter()
+            .filter(|node| self.files.get(node).is_some_and(|file| file.len() > 0))
+            .collect();
+        let Some(node) = draw.choice(files) else { return };
+        let offset = draw.u64(..self.file(node).len());
+        let mask = 1 << draw.u8(..8);
+        // The offset is within the file, as `corrupt` asks.
+        let _ = self.file_mut(node).corrupt(offset, mask);
+    }
+
+    /// The same disk under a process that begins anew: unsynced things are unsynced still.
+    pub(super) fn after_kill(&self) -> Self {
+        let mut disk = Self { locked: BTreeSet::new(), handles: BTreeMap::new(), ..self.clone() };
+        disk.forget_unreachable();
+        disk
     }
 
     pub(super) fn file(&self, node: NodeId) -> &FileImage {
@@ -230,8 +331,7 @@ impl Disk {
     }
 
     /// The disk that a machine finds which starts again after a crash.
-    pub(super) fn after_crash(&self, survivors: Survivors) -> Self {
-        let mut lot = Lot::new(survivors);
+    pub(super) fn after_crash(&self, lot: &mut Lot) -> Self {
         let mut directories = self.directories.clone();
         for change in &self.unsynced_names {
             if lot.survives() {
@@ -244,19 +344,33 @@ impl Disk {
         let mut files = BTreeMap::new();
         for (node, file) in &self.files {
             lot.draw_odds(); // every file has luck of its own
-            files.insert(*node, file.after_crash(&mut lot));
+            files.insert(*node, file.after_crash(lot));
         }
-        Self {
+        let mut disk = Self {
             directories,
             files,
             next_node: self.next_node,
             unsynced_names: Vec::new(),
             locked: BTreeSet::new(),
-        }
+            handles: BTreeMap::new(),
+        };
+        disk.forget_unreachable();
+        disk
     }
 }
 
+/// Length of the sectors that so many bytes take.
+pub(super) const fn whole_sectors(len: u64) -> u64 {
+    len.next_multiple_of(SECTOR_BYTES as u64)
+}
+
 impl NameChange {
+    const fn node(&self) -> &NodeId {
+        match self {
+            Self::Link { node, .. } | Self::Unlink { node, .. } | Self::Move { node, .. } => node,
+        }
+    }
+
     fn touches(&self, dir: NodeId) -> bool {
         match self {
             Self::Link { place, .. } | Self::Unlink { place, .. } => place.0 == dir,
@@ -286,160 +400,5 @@ fn apply(directories: &mut BTreeMap<NodeId, Directory>, change: &NameChange) {
         && directory.durable.get(&place.1) == Some(node)
     {
         directory.durable.remove(&place.1);
-    }
-}
-
-/// A file: what callers see, what is durable, and the sectors written since.
-#[derive(Debug, Clone, Default)]
-pub(super) struct FileImage {
-    bytes: Vec<u8>,
-    durable: Vec<u8>,
-    /// Every content that each sector had since the last sync.
-    unsynced: BTreeMap<usize, Vec<Sector>>,
-    /// The same for sectors that a failed sync gave up.
-    adrift: BTreeMap<usize, Vec<Sector>>,
-    /// Every length since the last sync.
-    lengths: Vec<usize>,
-}
-
-type Sector = [u8; SECTOR_BYTES];
-
-impl FileImage {
-    pub(super) fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    pub(super) fn read_at(&self, buf: &mut [u8], offset: u64) -> usize {
-        let from = self.bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-        let count = buf.len().min(self.bytes.len() - from);
-        buf[..count].copy_from_slice(&self.bytes[from..from + count]);
-        count
-    }
-
-    pub(super) fn write_at(&mut self, bytes: &[u8], offset: u64) {
-        if bytes.is_empty() {
-            return;
-        }
-        let (from, end) = (offset as usize, offset as usize + bytes.len());
-        if end > self.bytes.len() {
-            self.bytes.resize(end, 0);
-            self.lengths.push(end);
-        }
-        self.bytes[from..end].copy_from_slice(bytes);
-        self.touch(from, end);
-    }
-
-    pub(super) fn set_len(&mut self, len: u64) {
-        let (old, new) = (self.bytes.len(), len as usize);
-        self.bytes.resize(new, 0);
-        self.lengths.push(new);
-        // What is cut off reads as zeros from now on, whatever was there before.
-        let written = self.unsynced.keys().next_back().map_or(0, |last| (last + 1) * SECTOR_BYTES);
-        self.touch(new, old.min(self.durable.len().max(written)));
-        self.adrift.retain(|index, _| index * SECTOR_BYTES < new);
-    }
-
-    fn touch(&mut self, from: usize, end: usize) {
-        for index in from / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {
-            let sector = sector_of(&self.bytes, index);
-            self.unsynced.entry(index).or_default().push(sector);
-        }
-    }
-
-    pub(super) fn sync(&mut self) {
-        self.durable.resize(self.bytes.len(), 0);
-        for (index, _) in std::mem::take(&mut self.unsynced) {
-            let sector = sector_of(&self.bytes, index);
-            put_sector(&mut self.durable, index, &sector);
-            self.adrift.remove(&index);
-        }
-        self.lengths.clear();
-    }
-
-    pub(super) fn set_adrift(&mut self) {
-        for (index, mut versions) in std::mem::take(&mut self.unsynced) {
-            self.adrift.entry(index).or_default().append(&mut versions);
-        }
-    }
-
-    fn corrupt(&mut self, offset: u64, mask: u8) -> io::Result<()> {
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        *self.bytes.get_mut(at).ok_or(io::ErrorKind::InvalidInput)? ^= mask;
-        if let Some(byte) = self.durable.get_mut(at) {
-            *byte ^= mask;
-        }
-        Ok(())
-    }
-
-    fn after_crash(&self, lot: &mut Lot) -> Self {
-        let mut durable = self.durable.clone();
-        durable.resize(lot.pick(&self.lengths).copied().unwrap_or(durable.len()), 0);
-        for (index, versions) in self.adrift.iter().chain(&self.unsynced) {
-            if let Some(sector) = lot.pick(versions) {
-                put_sector(&mut durable, *index, sector);
-            }
-        }
-        Self { bytes: durable.clone(), durable, ..Self::default() }
-    }
-}
-
-fn sector_of(bytes: &[u8], index: usize) -> Sector {
-    let mut sector = [0; SECTOR_BYTES];
-    let from = bytes.len().min(index * SECTOR_BYTES);
-    let end = bytes.len().min(from + SECTOR_BYTES);
-    sector[..end - from].copy_from_slice(&bytes[from..end]);
-    sector
-}
-
-/// Writes as much of a sector as the file is long.
-fn put_sector(bytes: &mut [u8], index: usize, sector: &Sector) {
-    let from = bytes.len().min(index * SECTOR_BYTES);
-    let end = bytes.len().min(from + SECTOR_BYTES);
-    bytes[from..end].copy_from_slice(&sector[..end - from]);
-}
-
-/// Draws what survives.
-struct Lot {
-    survivors: Survivors,
-    rng: Rng,
-    odds: f64,
-}
-
-impl Lot {
-    fn new(survivors: Survivors) -> Self {
-        let seed = if let Survivors::Random(seed) = survivors { seed } else { 0 };
-        let mut lot = Self { survivors, rng: Rng::with_seed(seed), odds: 0.5 };
-        lot.draw_odds();
-        lot
-    }
-
-    /// All, none and anything between must be likely, for few and for many pieces.
-    fn draw_odds(&mut self) {
-        self.odds = match self.rng.u8(..4) {
-            0 => 0.0,
-            1 => 1.0,
-            _ => self.rng.f64(),
-        };
-    }
-
-    fn survives(&mut self) -> bool {
-        match self.survivors {
-            Survivors::None => false,
-            Survivors::All => true,
-            Survivors::Random(_) => self.rng.f64() < self.odds,
-        }
-    }
-
-    /// The version that survives; `None` if it is the durable one.
-    fn pick<'a, T>(&mut self, versions: &'a [T]) -> Option<&'a T> {
-        let newest = versions.last()?;
-        if !self.survives() {
-            return None;
-        }
-        // Older versions reach the disk now and then; mostly it is the newest.
-        if matches!(self.survivors, Survivors::Random(_)) && self.rng.u8(..4) == 0 {
-            return self.rng.choice(versions);
-        }
-        Some(newest)
     }
 }
