@@ -27,6 +27,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
+use crate::mutant::{self, Mutant};
 
 /// What the control file holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -212,11 +213,17 @@ impl Writer {
         let mut pair = pair_of(sequence);
         // While one slot is being written, the better one of the pair stays whole.
         pair.sort_by_key(|index| self.slots[*index]);
-        for index in pair {
+        for (at, index) in pair.into_iter().enumerate() {
+            if at == 1 && mutant::is_on(Mutant::ControlWrittenToOneSlot) {
+                break;
+            }
             self.slots[index] = None;
             let offset = (index * SLOT_BYTES) as u64;
             let written = self.file.write_at(&[IoSlice::new(&slot)], offset);
-            let synced = written.and_then(|()| self.file.sync_data());
+            let unsynced = mutant::is_on(Mutant::ControlNotSynced)
+                || (at == 0 && mutant::is_on(Mutant::ControlSlotsSyncedTogether));
+            let synced =
+                written.and_then(|()| if unsynced { Ok(()) } else { self.file.sync_data() });
             if let Err(error) = synced {
                 let error = LogError::io("write", path, error);
                 self.failed = Some(error.clone());

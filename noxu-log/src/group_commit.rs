@@ -31,6 +31,7 @@ use crate::entry::ChainState;
 use crate::env::{EnvFile, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Shared};
+use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{SPARE_NAME, log_dir, segment_name};
 use crate::tail::Piece;
@@ -175,6 +176,15 @@ impl Shared {
             let pieces = state.tail.take_unwritten(&end);
             Batch { pieces, new_segments, end, last_lsn: state.last_lsn }
         };
+        let mark = Mark {
+            term: batch.end.term,
+            vlsn: batch.end.vlsn,
+            lsn: batch.last_lsn,
+            fingerprint: batch.end.fingerprint,
+        };
+        if mutant::is_on(Mutant::MarkBeforeData) {
+            writer.mark.write(mark).and_then(|()| writer.mark.sync())?;
+        }
         let written = self.write_batch(writer, &batch).map_err(|cause| self.poison(cause))?;
         {
             let mut state = self.state.lock();
@@ -189,13 +199,10 @@ impl Shared {
         if !sync {
             return Ok(Turn { durable: self.state.lock().durable, advanced: false });
         }
+        if mutant::is_on(Mutant::DurableBeforeSync) {
+            self.state.lock().durable = batch.end.vlsn;
+        }
         self.sync_current(writer).map_err(|cause| self.poison(cause))?;
-        let mark = Mark {
-            term: batch.end.term,
-            vlsn: batch.end.vlsn,
-            lsn: batch.last_lsn,
-            fingerprint: batch.end.fingerprint,
-        };
         writer.mark.write(mark).map_err(|cause| self.poison(cause))?;
         writer.mark_unsynced = true;
         let mut state = self.state.lock();
@@ -258,7 +265,9 @@ impl Shared {
     fn enter_segment(&self, writer: &mut Writer, number: u32, begins: bool) -> Result<()> {
         let path = self.segment_path(number);
         // Crash argument 2: the old segment first.
-        self.sync_current(writer)?;
+        if !mutant::is_on(Mutant::SegmentNotSyncedBeforeRoll) {
+            self.sync_current(writer)?;
+        }
         let file = if begins {
             let file = match writer.spare.take() {
                 Some(spare) => {
@@ -271,7 +280,9 @@ impl Shared {
                     .open(&path, OpenMode::CreateNew)
                     .map_err(|e| LogError::io("create", &path, e))?,
             };
-            sync_parent(&*self.env, &path)?;
+            if !mutant::is_on(Mutant::DirNotSynced) {
+                sync_parent(&*self.env, &path)?;
+            }
             self.keeper.request_prefill();
             file
         } else {

@@ -23,6 +23,7 @@ use crate::env::{Env, OpenMode, write_whole};
 use crate::error::{LogError, Result};
 use crate::log::{Log, LogConfig};
 use crate::lost_entries::{LostEntries, LostHeader, LostNote, lost_path, moved_segment_path};
+use crate::mutant::{self, Mutant};
 use crate::recovery::OpenReport;
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
@@ -155,9 +156,14 @@ impl Install {
                 wanted: format!("group {} ({})", self.group.name, self.group.id),
             });
         }
-        control.update(|control| control.restore_marker = true)?;
+        if !mutant::is_on(Mutant::InstallNotMarked) {
+            control.update(|control| control.restore_marker = true)?;
+        }
         let swapping = staged.join(SWAPPING);
         if !env.exists(&swapping).map_err(|e| LogError::io("look for", &swapping, e))? {
+            if mutant::is_on(Mutant::SwappingBeforeClear) {
+                write_whole(env, &swapping, b"")?;
+            }
             self.clear_old(env, dir, control.state().commit_floor)?;
             write_whole(env, &swapping, b"")?;
         }
@@ -176,14 +182,16 @@ impl Install {
             control.clean_shutdown = false;
         })?;
         // The old mark speaks of the old log, and would have the new one taken for damaged.
-        let mark = TailMark::open(Arc::clone(shared_env), dir)?;
-        mark.write(Mark {
-            term: self.last.term,
-            vlsn: self.last.vlsn,
-            lsn: self.last_lsn,
-            fingerprint: self.last.fingerprint,
-        })?;
-        mark.sync()?;
+        if !mutant::is_on(Mutant::MarkNotMovedByInstall) {
+            let mark = TailMark::open(Arc::clone(shared_env), dir)?;
+            mark.write(Mark {
+                term: self.last.term,
+                vlsn: self.last.vlsn,
+                lsn: self.last_lsn,
+                fingerprint: self.last.fingerprint,
+            })?;
+            mark.sync()?;
+        }
         let lost = lost_path(dir, &self.lost_name);
         let saved = env.exists(&lost).map_err(|e| LogError::io("look for", &lost, e))?;
         Ok(saved.then_some(lost))

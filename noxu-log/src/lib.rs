@@ -16,6 +16,7 @@ pub mod install;
 mod keeper;
 mod log;
 mod lost_entries;
+mod mutant;
 mod prefill;
 mod read;
 mod recovery;
@@ -42,6 +43,8 @@ pub use log::{
 pub use lost_entries::{
     LOST_SUFFIX, LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
 };
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use recovery::OpenReport;
 pub use sealing::SealedSegment;
 pub use tail_mark::{Mark, MarkRead, TailMark};

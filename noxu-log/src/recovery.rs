@@ -30,6 +30,7 @@ use crate::error::{LogError, Result};
 use crate::group_commit::{Flusher, Waiters, Writer};
 use crate::keeper::Keeper;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
+use crate::mutant::{self, Mutant};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
@@ -214,7 +215,9 @@ impl FoundLog {
             if has_data_after(&*file, end).map_err(|e| LogError::io("read", &path, e))? {
                 file.set_len(end.into()).map_err(|e| LogError::io("cut", &path, e))?;
             }
-            file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+            if !mutant::is_on(Mutant::FoundNotSynced) {
+                file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+            }
         }
         for segment in self.segments.iter().rev().skip(1).take_while(|s| !s.is_sealed()) {
             let path = log_dir.join(segment_name(segment.number()));

@@ -8,7 +8,8 @@ use noxu_util::{Lsn, Vlsn};
 
 use crate::control_file::Anchor;
 use crate::error::{LogError, Result};
-use crate::log::{Log, Segment};
+use crate::log::{Log, Segment, Shared};
+use crate::mutant::{self, Mutant};
 use crate::segment::header::SEGMENT_HEADER_BYTES;
 use crate::segment::name::{log_dir, segment_name, side_name};
 
@@ -49,6 +50,9 @@ impl Log {
             next_lsn: Lsn::new(next, SEGMENT_HEADER_BYTES),
             group_config: config_at(last.vlsn),
         };
+        if mutant::is_on(Mutant::AnchorAfterDelete) {
+            shared.remove_segments(&doomed)?;
+        }
         shared.control.update(|control| control.anchor = anchor.clone())?;
         {
             let mut state = shared.state.lock();
@@ -64,11 +68,19 @@ impl Log {
         }
         shared.files.clear();
         shared.sides.clear();
-        let dir = log_dir(&shared.dir);
-        for number in doomed {
-            for name in [segment_name(number), side_name(number)] {
+        shared.remove_segments(&doomed)?;
+        Ok(anchor.vlsn)
+    }
+}
+
+impl Shared {
+    /// Removes segments and their side files, the oldest first; durable on return.
+    fn remove_segments(&self, numbers: &[u32]) -> Result<()> {
+        let dir = log_dir(&self.dir);
+        for number in numbers {
+            for name in [segment_name(*number), side_name(*number)] {
                 let path = dir.join(name);
-                match shared.env.remove(&path) {
+                match self.env.remove(&path) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                         return Err(LogError::io("remove", &path, e));
                     }
@@ -76,7 +88,6 @@ impl Log {
                 }
             }
         }
-        shared.env.sync_dir(&dir).map_err(|e| LogError::io("sync directory", &dir, e))?;
-        Ok(anchor.vlsn)
+        self.env.sync_dir(&dir).map_err(|e| LogError::io("sync directory", &dir, e))
     }
 }

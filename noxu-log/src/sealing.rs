@@ -13,6 +13,7 @@ use crate::entry::EntryFault;
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared, State};
+use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::{SummaryBuilder, scan_entries};
 use crate::segment::side_file::{Digests, SideFile};
@@ -96,7 +97,8 @@ fn first_to_seal(state: &State) -> Option<usize> {
     let at = state.segments.partition_point(Segment::is_sealed);
     let successor = state.segments.get(at + 1)?;
     let first = successor.header().first;
-    (first <= state.settled && first <= state.durable).then_some(at)
+    let durable = first <= state.durable || mutant::is_on(Mutant::SealedBeforeSuccessorDurable);
+    (first <= state.settled && durable).then_some(at)
 }
 
 impl Shared {

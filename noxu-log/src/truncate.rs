@@ -25,6 +25,7 @@ use crate::env::{Env, OpenMode, write_whole};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared};
 use crate::lost_entries::{LostHeader, LostNote, lost_path, moved_segment_path};
+use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
 use crate::segment::scan::{SummaryBuilder, scan_entries};
@@ -190,7 +191,12 @@ fn finish_with(
 ) -> Result<()> {
     let log_dir = log_dir(dir);
     let plan = Plan::find(env, dir, control, intent.vlsn)?;
-    if let Some(name) = &intent.lost {
+    if mutant::is_on(Mutant::IntentClearedBeforeCut) {
+        control.update(|control| control.truncate_intent = None)?;
+    }
+    if let Some(name) = &intent.lost
+        && !mutant::is_on(Mutant::LostNotSaved)
+    {
         let path = lost_path(dir, name);
         if !env.exists(&path).map_err(|e| LogError::io("look for", &path, e))? {
             plan.save(env, dir, name, control, note)?;
@@ -215,20 +221,24 @@ fn finish_with(
         let file =
             env.open(&path, OpenMode::ReadWrite).map_err(|e| LogError::io("open", &path, e))?;
         file.set_len(cut.offset.into()).map_err(|e| LogError::io("cut", &path, e))?;
-        file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+        if !mutant::is_on(Mutant::CutNotSynced) {
+            file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
+        }
     }
     if intent.lost.is_some() {
         let lost = lost_dir(dir);
         env.sync_dir(&lost).map_err(|e| LogError::io("sync directory", &lost, e))?;
     }
     env.sync_dir(&log_dir).map_err(|e| LogError::io("sync directory", &log_dir, e))?;
-    mark.write(Mark {
-        term: plan.kept.term,
-        vlsn: plan.kept.vlsn,
-        lsn: plan.kept_lsn,
-        fingerprint: plan.kept.fingerprint,
-    })?;
-    mark.sync()?;
+    if !mutant::is_on(Mutant::MarkNotMovedByTruncation) {
+        mark.write(Mark {
+            term: plan.kept.term,
+            vlsn: plan.kept.vlsn,
+            lsn: plan.kept_lsn,
+            fingerprint: plan.kept.fingerprint,
+        })?;
+        mark.sync()?;
+    }
     control.update(|control| control.truncate_intent = None)
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Env, OpenMode};
 use crate::error::{LogError, Result};
+use crate::mutant::{self, Mutant};
 
 /// Writes a file whole: durable under its name on return.
 ///
@@ -22,7 +23,9 @@ pub fn write_whole(env: &dyn Env, path: &Path, bytes: &[u8]) -> Result<()> {
     };
     file.set_len(0).map_err(wrap("cut"))?;
     file.write_at(&[IoSlice::new(bytes)], 0).map_err(wrap("write"))?;
-    file.sync_data().map_err(wrap("sync"))?;
+    if !mutant::is_on(Mutant::WholeFileNotSynced) {
+        file.sync_data().map_err(wrap("sync"))?;
+    }
     env.rename(&temporary, path).map_err(wrap("rename"))?;
     sync_parent(env, path)
 }
