@@ -58,6 +58,12 @@ pub enum LogError {
         /// The first entry the log holds.
         first: Vlsn,
     },
+    /// There is no such sealed segment: it is still growing, was dropped, or never was.
+    #[error("segment {segment} is not a sealed segment of this log")]
+    NotSealed {
+        /// Its number.
+        segment: u32,
+    },
     /// A truncation would remove entries that a majority is known to hold.
     #[error(
         "cannot truncate after {requested}: everything through {floor} is durable on a majority"

@@ -171,7 +171,6 @@ pub(crate) struct Shared {
     pub(crate) unwritten_bytes: AtomicUsize,
     pub(crate) files: FileCache,
     pub(crate) sides: SideCache,
-    /// Held for its lifetime only.
     /// The directory's lock; given back when the log is closed.
     pub(crate) lock: Mutex<Option<Box<dyn LockGuard>>>,
 }
@@ -186,7 +185,7 @@ pub(crate) enum Segment {
 }
 
 /// The fixed facts of a sealed segment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sealed {
     pub(crate) header: SegmentHeader,
     pub(crate) end: u32,
@@ -246,6 +245,8 @@ pub(crate) struct State {
     pub(crate) tail: Tail,
     /// Everything through it will never be rolled back.
     pub(crate) settled: Vlsn,
+    /// A finished segment that could not be sealed, because it is damaged.
+    pub(crate) unsealable: Option<u32>,
     /// Counts truncations, so that a file read can tell that the file changed under it.
     pub(crate) truncations: u64,
     pub(crate) readers_waiting: usize,

@@ -128,6 +128,7 @@ impl Log {
             terms: found.terms,
             tail: Tail::new(config.tail_bytes),
             settled: control_state.commit_floor,
+            unsealable: None,
             truncations: 0,
             readers_waiting: 0,
             wakes: 0,
@@ -342,11 +343,13 @@ fn scan_segment(
         }
     };
     check_header(control, number, &header, &found.end)?;
-    // A side file is only believed when another segment follows: a sealed one has a successor.
+    // A side file is only believed when another segment follows: a sealed one has a successor. And
+    // only as far as that one agrees: it continues the segment itself, not what is said of it.
     if !is_last
         && let Some(side) = SideFile::read(env, dir, number)?
         && side.summary.header == header
         && len == u64::from(side.summary.end)
+        && successor_of(env, dir, number)?.is_none_or(|n| n.chain_before() == side.summary.last)
     {
         let sealed = side.sealed();
         let summary = side.summary;
@@ -413,11 +416,15 @@ fn scan_segment(
     Ok(())
 }
 
-/// The header of the segment after `number`; `None` if it is not a whole one.
+/// The header of the segment after `number`; `None` if there is none or it is not a whole one.
 fn successor_of(env: &dyn Env, dir: &Path, number: u32) -> Result<Option<SegmentHeader>> {
     let path = log_dir(dir).join(segment_name(number + 1));
     let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
-    let file = open(env, &path, OpenMode::Read)?;
+    let file = match env.open(&path, OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(LogError::io("open", &path, error)),
+    };
     let read = file.read_at(&mut raw, 0).map_err(|e| LogError::io("read", &path, e))?;
     Ok(SegmentHeader::decode(&raw[..read]).ok())
 }

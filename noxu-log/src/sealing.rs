@@ -3,19 +3,18 @@
 //! It is sealed only once the first entry of its successor can no longer be rolled back: until then
 //! what closed it might go away, and a smaller entry might still fit in.
 //!
+//! A damaged segment is never sealed: its file is verified as it is digested. Entries that were
+//! acknowledged may be damaged in it, so it is left as it is, for the next open to find.
+//!
 //! # Crash argument
 //! The file is first cut to its end and synced, which changes no entry; then the side file appears
 //! whole or not at all. Until then the segment is scanned at the next open, as an unsealed one is.
 
 use noxu_util::Vlsn;
 
-use crate::entry::EntryFault;
-use crate::env::OpenMode;
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
-use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::segment::scan::{SummaryBuilder, scan_entries};
 use crate::segment::side_file::{Digests, SideFile};
 
 /// A sealed segment: a file that will never change, the same on every node.
@@ -41,7 +40,9 @@ impl Log {
         let mut state = shared.state.lock();
         if vlsn > state.settled {
             state.settled = vlsn;
-            if first_to_seal(&state).is_some() {
+            // A damaged one is not read again at every commit only to fail again.
+            let due = first_to_seal(&state).map(|at| state.segments[at].number());
+            if due.is_some() && due != state.unsealable {
                 shared.keeper.request(|request| request.seal = true);
             }
         }
@@ -81,13 +82,9 @@ impl Log {
     /// The digests of a sealed segment's blocks.
     ///
     /// # Errors
-    /// `Gap` if there is no such sealed segment; `Io`, `Corrupt`.
+    /// `NotSealed` if there is no such sealed segment; `Corrupt` if its side file must be rebuilt
+    /// and the segment is damaged; `Io`.
     pub fn block_digests(&self, number: u32) -> Result<Digests> {
-        let sealed = self.sealed_segments();
-        if !sealed.iter().any(|segment| segment.number == number) {
-            let first = sealed.first().map_or(self.positions().first, |segment| segment.first);
-            return Err(LogError::Gap { requested: Vlsn::default(), first });
-        }
         Ok(self.shared.sides.open(&self.shared, number)?.digests.clone())
     }
 }
@@ -115,48 +112,13 @@ impl Shared {
                     Segment::Sealed(_) => unreachable!("the first unsealed segment is open"),
                 }
             };
-            let side = SideFile::make(&*self.env, &self.dir, summary)?;
+            let number = summary.header.number;
+            let made = SideFile::make(&*self.env, &self.dir, summary);
             let mut state = self.state.lock();
+            state.unsealable = matches!(made, Err(LogError::Corrupt { .. })).then_some(number);
+            let side = made?;
             let at = state.segments.partition_point(Segment::is_sealed);
             state.segments[at] = Segment::Sealed(side.sealed());
         }
-    }
-
-    /// Makes the side file of a sealed segment again, from the segment.
-    pub(crate) fn rebuild_side_file(&self, number: u32) -> Result<SideFile> {
-        let path = self.segment_path(number);
-        let wrap = |e| LogError::io("read", &path, e);
-        let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
-        let mut raw = vec![0; SEGMENT_HEADER_BYTES as usize];
-        let read = file.read_at(&mut raw, 0).map_err(wrap)?;
-        let header = SegmentHeader::decode(&raw[..read]).map_err(|fault| LogError::Corrupt {
-            segment: number,
-            offset: 0,
-            expected: "a segment header".into(),
-            found: fault.to_string(),
-        })?;
-        let (last_sync, last_txn_end) = self.state.lock().syncs_before(number);
-        let mut builder = SummaryBuilder::new(header, last_sync, last_txn_end);
-        let len = file.len().map_err(wrap)?;
-        let chain = header.chain_before();
-        let end = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |offset, entry| {
-            builder.push(offset, &entry.header);
-        })
-        .map_err(wrap)?;
-        let known = self.sealed_end(number);
-        if end.fault.is_some() || known.is_some_and(|last| last != *builder.last()) {
-            return Err(LogError::Corrupt {
-                segment: number,
-                offset: end.offset.into(),
-                expected: "the entries of a sealed segment".into(),
-                found: end.fault.unwrap_or(EntryFault::Header).to_string(),
-            });
-        }
-        SideFile::make(&*self.env, &self.dir, builder.summary())
-    }
-
-    fn sealed_end(&self, number: u32) -> Option<crate::entry::ChainState> {
-        let state = self.state.lock();
-        state.segments.iter().find(|segment| segment.number() == number).map(|s| *s.last())
     }
 }

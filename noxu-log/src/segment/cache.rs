@@ -5,16 +5,21 @@
 //! - What is cached costs at most the cache's limit, or is one item.
 //! - What was loaded before [`Cache::clear`] is never cached after it: the name may belong to another
 //!   file by then, and entries that were rolled back must not be read again.
+//! - A side file is of the segment as it was sealed: its end, last entry and digest are those that
+//!   the log has in memory. One that is made again equals the one that was lost, or the segment is
+//!   damaged and there is none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::digest::Digests;
+use super::scan::SummaryBuilder;
 use super::side_file::SideFile;
 use crate::env::{EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::log::Shared;
+use crate::log::{Sealed, Segment, Shared};
 
 /// Most files kept open.
 const CACHED_FILES: usize = 16;
@@ -172,16 +177,71 @@ impl SideCache {
 }
 
 fn read_or_rebuild(shared: &Shared, number: u32, rebuilding: &Mutex<()>) -> Result<SideFile> {
-    let read = || SideFile::read(&*shared.env, &shared.dir, number);
-    if let Some(side) = read()? {
+    if let Some(side) = shared.read_side_file(number)? {
         return Ok(side);
     }
     let _alone = rebuilding.lock();
     // Somebody else may have done it meanwhile.
-    if let Some(side) = read()? {
+    if let Some(side) = shared.read_side_file(number)? {
         return Ok(side);
     }
-    shared.rebuild_side_file(number)
+    let side = shared.side_file_of_segment(number)?;
+    if let Err(error) = side.write(&*shared.env, &shared.dir) {
+        // What it says is known all the same; the next one who needs it tries again.
+        tracing::warn!(%error, segment = number, "a side file cannot be written");
+    }
+    Ok(side)
+}
+
+impl Shared {
+    /// What is known of a sealed segment; `None` if there is none with this number.
+    pub(crate) fn sealed(&self, number: u32) -> Option<Sealed> {
+        let state = self.state.lock();
+        let first = state.segments.front()?.number();
+        match state.segments.get(number.checked_sub(first)? as usize)? {
+            Segment::Sealed(sealed) => Some(sealed.clone()),
+            Segment::Open(_) => None,
+        }
+    }
+
+    /// The side file on disk, if it can be believed: it is of the segment as it was sealed.
+    fn read_side_file(&self, number: u32) -> Result<Option<SideFile>> {
+        let sealed = self.sealed(number).ok_or(LogError::NotSealed { segment: number })?;
+        let side = SideFile::read(&*self.env, &self.dir, number)?;
+        Ok(side.filter(|side| {
+            let believed = side.is_of(&sealed);
+            if !believed {
+                tracing::warn!(
+                    segment = number,
+                    "a side file is of another segment, to be rebuilt"
+                );
+            }
+            believed
+        }))
+    }
+
+    /// The side file that a sealed segment should have, from the segment, all of which is verified.
+    fn side_file_of_segment(&self, number: u32) -> Result<SideFile> {
+        let sealed = self.sealed(number).ok_or(LogError::NotSealed { segment: number })?;
+        let (last_sync, last_txn_end) = self.state.lock().syncs_before(number);
+        let path = self.segment_path(number);
+        let file =
+            self.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
+        let mut builder = SummaryBuilder::new(sealed.header, last_sync, last_txn_end);
+        let end = (sealed.end, &sealed.last);
+        let digests = Digests::verified(&*file, &path, &sealed.header, end, |offset, entry| {
+            builder.push(offset, entry);
+        })?;
+        if digests.segment != sealed.digest {
+            return Err(LogError::Corrupt {
+                segment: number,
+                offset: 0,
+                expected: format!("digest {}", sealed.digest),
+                found: format!("digest {}", digests.segment),
+            });
+        }
+        Ok(SideFile { summary: builder.summary(), digests })
+    }
 }
 
 #[cfg(test)]

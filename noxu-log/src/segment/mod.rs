@@ -1,6 +1,7 @@
 //! Segments: the files of the log, one part of the format a file.
 
 pub(crate) mod cache;
+pub mod digest;
 pub mod header;
 pub mod name;
 pub(crate) mod scan;

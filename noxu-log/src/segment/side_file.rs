@@ -1,5 +1,12 @@
 //! Side file: what a sealed segment's bytes say, kept beside it so that nobody reads them again:
-//! its summary, index samples and BLAKE3 digests. Can always be rebuilt from the segment.
+//! its summary, index samples and BLAKE3 digests. Can always be rebuilt from the segment, because
+//! nothing in it is news: a bad or missing one costs a read of the segment, never an answer.
+//!
+//! # When it is believed
+//! Its checksum holds, what it says is possible ([`SideFile::decode`]), its header is the segment's
+//! own, and what else is known of the segment agrees: its length, the position that the successor
+//! begins at, and, once the log is open, the digest found then. Otherwise the segment is read and
+//! verified, and the side file written anew.
 //!
 //! ```text
 //! magic 8 | version u32 | segment header 64 | end u32 | last: VLSN i64, term u32, fingerprint u64, offset u32
@@ -8,56 +15,26 @@
 //! ```
 //! Little endian.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Term, checksum};
 
+pub use super::digest::{BLOCK_BYTES, Digests};
 use super::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::name::{log_dir, segment_name, side_name};
 use super::scan::SegmentSummary;
-use crate::entry::ChainState;
-use crate::env::{Env, EnvFile, OpenMode};
+use crate::entry::{ChainState, ENTRY_HEADER_BYTES};
+use crate::env::{Env, OpenMode};
 use crate::error::{LogError, Result};
 use crate::index::Sample;
 use crate::log::Sealed;
-
-/// Bytes that one block digest covers.
-pub const BLOCK_BYTES: u32 = 256 << 10;
 
 const MAGIC: &[u8; 8] = b"NOXUSIDE";
 const VERSION: u32 = 1;
 const SAMPLE_BYTES_ON_DISK: usize = 28;
 const TERM_BYTES_ON_DISK: usize = 12;
-
-/// BLAKE3 digests of a sealed segment file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Digests {
-    /// Of the whole file.
-    pub segment: blake3::Hash,
-    /// Of each [`BLOCK_BYTES`] block, the last one shorter.
-    pub blocks: Vec<blake3::Hash>,
-}
-
-impl Digests {
-    /// Reads `len` bytes of a segment file.
-    pub fn of_file(file: &dyn EnvFile, len: u32) -> std::io::Result<Self> {
-        let mut whole = blake3::Hasher::new();
-        let mut blocks = Vec::with_capacity(len.div_ceil(BLOCK_BYTES) as usize);
-        let mut block = vec![0; BLOCK_BYTES as usize];
-        let mut at = 0;
-        while at < len {
-            let part = &mut block[..(len - at).min(BLOCK_BYTES) as usize];
-            if file.read_at(part, u64::from(at))? != part.len() {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            whole.update(part);
-            blocks.push(blake3::hash(part));
-            at += part.len() as u32;
-        }
-        Ok(Self { segment: whole.finalize(), blocks })
-    }
-}
 
 /// A decoded side file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,10 +148,16 @@ impl SideFile {
             terms,
             samples,
         };
-        Ok(Self { summary, digests: Digests { segment, blocks } })
+        let side = Self { summary, digests: Digests { segment, blocks } };
+        side.check()?;
+        Ok(side)
     }
 
-    /// Seals a finished segment: cuts its file to its end, digests it and writes its side file.
+    /// Seals a finished segment: cuts its file to its end, verifies and digests it, and writes its
+    /// side file.
+    ///
+    /// # Errors
+    /// `Corrupt` if the file does not hold what was appended to it; `Io`.
     pub(crate) fn make(env: &dyn Env, node_dir: &Path, summary: SegmentSummary) -> Result<Self> {
         let path = log_dir(node_dir).join(segment_name(summary.header.number));
         let wrap = |action| {
@@ -182,11 +165,12 @@ impl SideFile {
             move |e| LogError::io(action, path, e)
         };
         let file = env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
-        if file.len().map_err(wrap("measure"))? != u64::from(summary.end) {
+        if file.len().map_err(wrap("measure"))? > u64::from(summary.end) {
             file.set_len(summary.end.into()).map_err(wrap("cut"))?;
             file.sync_data().map_err(wrap("sync"))?;
         }
-        let digests = Digests::of_file(&*file, summary.end).map_err(wrap("read"))?;
+        let end = (summary.end, &summary.last);
+        let digests = Digests::verified(&*file, &path, &summary.header, end, |_, _| {})?;
         let side = Self { summary, digests };
         side.write(env, node_dir)?;
         Ok(side)
@@ -197,6 +181,16 @@ impl SideFile {
         self.summary.samples.capacity() * size_of::<Sample>()
             + self.summary.terms.capacity() * size_of::<(Term, noxu_util::Vlsn)>()
             + self.digests.blocks.capacity() * size_of::<blake3::Hash>()
+    }
+
+    /// Whether this is the side file of the segment as it was sealed. What it says of entries before
+    /// the segment is not compared: that of the first segment kept cannot be found again, and nobody
+    /// can ask for it.
+    pub(crate) fn is_of(&self, sealed: &Sealed) -> bool {
+        let Sealed { header, end, last, digest, .. } = sealed;
+        let summary = &self.summary;
+        (&summary.header, &summary.end, &summary.last, &self.digests.segment)
+            == (header, end, last, digest)
     }
 
     /// What the log keeps in memory of the segment.
@@ -220,21 +214,119 @@ impl SideFile {
 
     /// Reads the side file of segment `number`; `None` if it is missing or damaged, when the
     /// segment itself tells the same.
+    ///
+    /// # Errors
+    /// `Io` if it is there and cannot be opened. One that cannot be read is damaged.
     pub fn read(env: &dyn Env, node_dir: &Path, number: u32) -> Result<Option<Self>> {
-        let path = log_dir(node_dir).join(side_name(number));
-        if !env.exists(&path).map_err(|e| LogError::io("look for", &path, e))? {
-            return Ok(None);
+        Ok(match Self::look(env, &log_dir(node_dir), number)? {
+            SideRead::Valid(side) => Some(*side),
+            SideRead::Missing => None,
+            SideRead::Damaged(reason) => {
+                let path = log_dir(node_dir).join(side_name(number));
+                tracing::warn!(reason, path = %path.display(), "side file is damaged, to be rebuilt");
+                None
+            }
+        })
+    }
+
+    /// What stands where the side file of segment `number` should be.
+    ///
+    /// # Errors
+    /// As [`SideFile::read`].
+    pub(crate) fn look(env: &dyn Env, segments_dir: &Path, number: u32) -> Result<SideRead> {
+        let path = segments_dir.join(side_name(number));
+        let file = match env.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(SideRead::Missing),
+            Err(error) => return Err(LogError::io("open", &path, error)),
+        };
+        let read = file.len().and_then(|len| {
+            let mut bytes = vec![0; len as usize];
+            let read = file.read_at(&mut bytes, 0)?;
+            bytes.truncate(read);
+            Ok(bytes)
+        });
+        Ok(match read.map(|bytes| Self::decode(&bytes)) {
+            Err(error) => SideRead::Damaged(format!("it cannot be read: {error}")),
+            Ok(Err(error)) => SideRead::Damaged(error.to_string()),
+            Ok(Ok(side)) if side.summary.header.number != number => {
+                let other = side.summary.header.number;
+                SideRead::Damaged(format!("it is the side file of segment {other}"))
+            }
+            Ok(Ok(side)) => SideRead::Valid(Box::new(side)),
+        })
+    }
+
+    /// Whether everything it says can be true of one segment. The checksum says that it was written
+    /// so; this, that no offset or count in it leads outside of the segment.
+    fn check(&self) -> Result<(), CodecError> {
+        let bad =
+            |what, found: String, expected| Err(CodecError::OutOfRange { what, found, expected });
+        let Self { summary, digests } = self;
+        let (first, last) = (summary.header.first, summary.last.vlsn);
+        if last < first {
+            return bad("last VLSN", last.to_string(), "an entry of the segment");
         }
-        let bytes = crate::env::read_whole(env, &path)?;
-        match Self::decode(&bytes) {
-            Ok(side) if side.summary.header.number == number => Ok(Some(side)),
-            Ok(_) => Ok(None),
-            Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "side file is damaged, to be rebuilt");
-                Ok(None)
+        let header = ENTRY_HEADER_BYTES as u32;
+        if summary.last_offset < SEGMENT_HEADER_BYTES
+            || summary.end < header
+            || summary.last_offset > summary.end - header
+        {
+            let found = format!("{} in {}", summary.last_offset, summary.end);
+            return bad("last offset", found, "an entry before the end");
+        }
+        if summary.last_txn_end > summary.last_sync || summary.last_sync > last {
+            let found = format!("{} and {}", summary.last_txn_end, summary.last_sync);
+            return bad(
+                "last transaction end and sync",
+                found,
+                "in this order, not beyond the end",
+            );
+        }
+        let mut term = summary.header.previous_term;
+        let mut after = first.prev();
+        for (next, begins) in &summary.terms {
+            if *next <= term || *begins <= after || *begins > last {
+                return bad("term", format!("{next} from {begins}"), "ascending terms");
+            }
+            (term, after) = (*next, *begins);
+        }
+        if term != summary.last.term {
+            return bad("last term", summary.last.term.to_string(), "the newest in the table");
+        }
+        let begins = summary.samples.first();
+        if begins.is_none_or(|s| (s.vlsn, s.offset) != (first, SEGMENT_HEADER_BYTES)) {
+            return bad("first sample", format!("{begins:?}"), "the first entry");
+        }
+        for pair in summary.samples.windows(2) {
+            if pair[0].vlsn >= pair[1].vlsn || pair[0].offset >= pair[1].offset {
+                return bad("sample", pair[1].vlsn.to_string(), "ascending samples");
             }
         }
+        for sample in &summary.samples {
+            if sample.vlsn > last
+                || sample.offset > summary.last_offset
+                || sample.sync_before >= sample.vlsn
+            {
+                return bad("sample", format!("{sample:?}"), "an entry and one before it");
+            }
+        }
+        if digests.blocks.len() != summary.end.div_ceil(BLOCK_BYTES) as usize {
+            return bad("blocks", digests.blocks.len().to_string(), "one for each 256 KiB");
+        }
+        Ok(())
     }
+}
+
+/// What stands where a side file should be.
+#[derive(Debug)]
+pub(crate) enum SideRead {
+    /// Nothing.
+    Missing,
+    /// Something else, and why.
+    Damaged(String),
+    /// A side file that can be one; whether it is the segment's own, others must say.
+    Valid(Box<SideFile>),
 }
 
 #[cfg(test)]

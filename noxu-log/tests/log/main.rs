@@ -14,5 +14,6 @@ mod poison;
 mod reads;
 mod reopening;
 mod rig;
+mod side_files;
 mod support;
 mod truncation;
