@@ -247,8 +247,11 @@ pub(crate) struct State {
     pub(crate) settled: Vlsn,
     /// A finished segment that could not be sealed, because it is damaged.
     pub(crate) unsealable: Option<u32>,
-    /// Counts truncations, so that a file read can tell that the file changed under it.
+    /// Counts truncations begun, so that a file read can tell that the file changed under it.
     pub(crate) truncations: u64,
+    /// Whether files are being cut at this moment, when positions and index still speak of what is
+    /// going: readers wait.
+    pub(crate) truncating: bool,
     pub(crate) readers_waiting: usize,
     pub(crate) wakes: u64,
 }

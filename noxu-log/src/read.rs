@@ -3,10 +3,11 @@
 //! The tail is read without a copy and without verification: its bytes were verified when they came
 //! in. What comes from a file is verified before it is handed out, so that a feeder can never ship
 //! a damaged entry. A file read that overlaps a truncation, or a drop of the front that reaches it,
-//! is thrown away and done again.
+//! is thrown away and done again; one that would begin while files are being cut waits.
 
 use bytes::Bytes;
 use noxu_util::{Fingerprint, Lsn, Term, Vlsn};
+use parking_lot::MutexGuard;
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader, EntryRun};
 use crate::env::EnvFile;
@@ -38,11 +39,12 @@ impl Log {
     /// one verified file read.
     ///
     /// # Errors
-    /// `Gap` if `from` was dropped from the front; `Corrupt` if the file does not verify.
+    /// `Gap` if `from` was dropped from the front; `Corrupt` if the file does not verify; `Poisoned`
+    /// if a truncation failed.
     pub fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
         loop {
             let pieces = {
-                let mut state = self.shared.state.lock();
+                let mut state = self.shared.lock_to_read()?;
                 let state = &mut *state;
                 if from <= state.anchor.vlsn {
                     let first = state.anchor.vlsn.next();
@@ -78,7 +80,7 @@ impl Log {
     pub fn sync_at_or_before(&self, vlsn: Vlsn) -> Result<Option<(EntryHeader, Lsn)>> {
         loop {
             let (last, truncations) = {
-                let state = self.shared.state.lock();
+                let state = self.shared.lock_to_read()?;
                 (state.end.vlsn, state.truncations)
             };
             let sync = match self.shared.find(vlsn.min(last))? {
@@ -201,10 +203,20 @@ impl State {
 }
 
 impl Shared {
+    /// The state, once no truncation is under way. After one that failed it never is again.
+    fn lock_to_read(&self) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        while state.truncating {
+            self.check_running()?;
+            self.appended.wait(&mut state);
+        }
+        Ok(state)
+    }
+
     fn find(&self, vlsn: Vlsn) -> Result<Option<Found>> {
         loop {
             let (place, sample) = {
-                let mut state = self.state.lock();
+                let mut state = self.lock_to_read()?;
                 let Some(place) = state.place_of(vlsn) else { return Ok(None) };
                 let sample = match state.segment_of(vlsn) {
                     Segment::Open(builder) => sample_at_or_before(builder.samples(), vlsn).copied(),
@@ -281,7 +293,7 @@ impl Shared {
     /// One file's part of [`Log::read`]; `None` if a truncation or a front drop came in between.
     fn read_file(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
         let place = {
-            let state = self.state.lock();
+            let state = self.lock_to_read()?;
             if from > state.end.vlsn || from <= state.anchor.vlsn {
                 return Ok(None);
             }

@@ -130,6 +130,7 @@ impl Log {
             settled: control_state.commit_floor,
             unsealable: None,
             truncations: 0,
+            truncating: false,
             readers_waiting: 0,
             wakes: 0,
         };

@@ -89,12 +89,17 @@ impl Log {
         // Appends that slipped in since are cut as well; the state lock orders them.
         let intent = TruncateIntent { vlsn, lost: name };
         shared.control.update(|control| control.truncate_intent = Some(intent.clone()))?;
+        {
+            let mut state = shared.state.lock();
+            state.truncations += 1;
+            state.truncating = true;
+        }
         finish_with(&*shared.env, &shared.dir, &shared.control, &writer.mark, &intent, &note)
             .map_err(|cause| shared.poison(cause))?;
         writer.current = None;
-        shared.forget_after(vlsn).map_err(|cause| shared.poison(cause))?;
         shared.files.clear();
         shared.sides.clear();
+        shared.forget_after(vlsn).map_err(|cause| shared.poison(cause))?;
         Ok(Truncated { last: vlsn, entries: end.since(vlsn) })
     }
 }
@@ -141,7 +146,7 @@ impl Shared {
         state.written = vlsn;
         state.durable = vlsn;
         state.terms.retain(|(_, first)| *first <= vlsn);
-        state.truncations += 1;
+        state.truncating = false;
         state.wakes += 1;
         self.unwritten_bytes.store(0, std::sync::atomic::Ordering::Relaxed);
         state.check_invariants();

@@ -223,7 +223,7 @@ fn the_newest_sync_entry_is_found_at_every_moment_of_truncations_and_appends() {
     std::thread::scope(|scope| {
         let writer = log.clone();
         let writing = scope.spawn(move || {
-            for round in 0..300u64 {
+            for round in 0..1000u64 {
                 for n in 0..20 {
                     let flags = if n == 10 { EntryFlags::SYNC } else { EntryFlags::NONE };
                     let body = body(round * 100 + n, 100);
