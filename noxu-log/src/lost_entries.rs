@@ -229,10 +229,12 @@ impl LostEntries {
                 return Err(damaged(&path, format!("does not continue entry {}", chain.vlsn)));
             }
             let mut entries = bytes[SEGMENT_HEADER_BYTES as usize..].to_vec();
-            // The last one was open: zeros follow its last entry.
+            // Zeros follow the last entry of one that was filled ahead. That no entry is missing
+            // there the next one tells, or the end that the header names.
             let end = match verify_all(&entries, &mut chain) {
                 Ok(()) => entries.len(),
                 Err(error) if chain == header.end => error.offset,
+                Err(error) if entries[error.offset..].iter().all(|byte| *byte == 0) => error.offset,
                 Err(error) => return Err(damaged(&path, error.to_string())),
             };
             entries.truncate(end);

@@ -5,11 +5,23 @@ use std::sync::Arc;
 
 use crate::env::{EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::log::Shared;
+use crate::log::{Log, Shared};
 use crate::segment::name::{SPARE_NAME, log_dir};
 
 /// Bytes filled with zeros while the writer waits.
 const PREFILL_STEP: u64 = 1 << 20;
+
+impl Log {
+    /// Fills the rest of the segment that is being written, and a spare one, with zeros in this
+    /// thread: what the keeper thread does by itself with [`crate::LogConfig::prefill`].
+    ///
+    /// # Errors
+    /// `Io`, which costs only speed; `Poisoned` if a sync failed, `Closed`.
+    pub fn fill_ahead(&self) -> Result<()> {
+        self.shared.check_running()?;
+        self.shared.prefill()
+    }
+}
 
 impl Shared {
     /// Fills the rest of the current segment and a spare one with zeros, so that syncs need not

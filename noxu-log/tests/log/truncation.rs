@@ -92,3 +92,21 @@ fn a_cut_inside_a_transaction_leaves_the_sync_entry_before_it() {
     assert_eq!((positions.last, positions.last_sync), (Vlsn::new(25), Vlsn::new(20)));
     assert_eq!(positions.last_txn_end, Vlsn::new(20));
 }
+
+#[test]
+fn lost_segments_that_were_filled_ahead_read_back_whole() {
+    let (env, log) = fresh(4096);
+    // Entries of 1,532 bytes: two to a segment, zeros for the rest.
+    let bodies: Vec<_> = (1..=7).map(|n| body(n, 1500)).collect();
+    for body in &bodies {
+        put(&log, 1, body);
+        log.sync_now().unwrap();
+        log.fill_ahead().unwrap();
+    }
+    let save = Cut::Save { name: "cut".into(), note: LostNote::default() };
+    log.truncate_after(Vlsn::new(1), save).unwrap();
+    let lost = LostEntries::read(&*env, log.dir(), "cut").unwrap();
+    assert_eq!(lost.header.moved, [2, 3, 4]);
+    let entries: Vec<_> = lost.entries().map(|entry| entry.body.to_vec()).collect();
+    assert_eq!(entries, bodies[1..]);
+}
