@@ -64,6 +64,28 @@ pub enum LogError {
         /// Its number.
         segment: u32,
     },
+    /// A sealed segment has no such block.
+    #[error("segment {segment} has {blocks} blocks, none with number {block}")]
+    NoSuchBlock {
+        /// Number of the segment.
+        segment: u32,
+        /// Number asked for, from 0.
+        block: u32,
+        /// Blocks it has.
+        blocks: u32,
+    },
+    /// Bytes that were to replace a block are not the block's: nothing was written.
+    #[error("block {block} of segment {segment} has digest {expected}, the bytes given {found}")]
+    WrongBlock {
+        /// Number of the segment.
+        segment: u32,
+        /// Number of the block, from 0.
+        block: u32,
+        /// Digest of the block.
+        expected: blake3::Hash,
+        /// Digest of the bytes.
+        found: blake3::Hash,
+    },
     /// A truncation would remove entries that a majority is known to hold.
     #[error(
         "cannot truncate after {requested}: everything through {floor} is durable on a majority"

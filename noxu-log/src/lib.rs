@@ -5,6 +5,7 @@
 //! knows nothing of peers, quorums or transactions: whoever owns it tells it what is settled and
 //! what to cut.
 
+mod block_repair;
 mod control_file;
 mod entry;
 pub mod env;
@@ -21,6 +22,7 @@ mod prefill;
 mod read;
 mod recovery;
 mod retention;
+mod scrub;
 mod sealing;
 pub mod segment;
 mod tail;
@@ -46,6 +48,7 @@ pub use lost_entries::{
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use recovery::OpenReport;
+pub use scrub::{DamagedBlock, ScrubConfig, ScrubProgress, ScrubReport};
 pub use sealing::SealedSegment;
 pub use tail_mark::{Mark, MarkRead, TailMark};
 pub use truncate::{Cut, Truncated};

@@ -29,6 +29,7 @@ use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
 use crate::group_commit::{Flusher, Waiters, Writer};
 use crate::keeper::Keeper;
+use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
@@ -50,6 +51,9 @@ pub struct LogConfig {
     /// Whether segments are filled with zeros ahead of the writes, which makes syncs faster and
     /// costs up to two segments of disk. Default true.
     pub prefill: bool,
+    /// How fast and how often sealed segments are read again and compared with their digests; `None`
+    /// for never. Default 8 MiB a second, each segment once a week.
+    pub scrub: Option<ScrubConfig>,
 }
 
 impl Default for LogConfig {
@@ -61,6 +65,7 @@ impl Default for LogConfig {
             write_ahead_bytes: 1 << 20,
             sync_interval: Duration::from_secs(1),
             prefill: true,
+            scrub: Some(ScrubConfig::default()),
         }
     }
 }
@@ -133,6 +138,7 @@ impl Positions {
 pub struct WakeToken(u64);
 
 type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
+type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
 
 /// Who listens to the log.
@@ -140,11 +146,14 @@ type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
 pub(crate) struct Hooks {
     pub(crate) durable: Vec<DurableHook>,
     poisoned: Vec<PoisonHook>,
+    pub(crate) damaged: Vec<DamageHook>,
 }
 
 impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Hooks({} durable, {} poisoned)", self.durable.len(), self.poisoned.len())
+        let Self { durable, poisoned, damaged } = self;
+        let [durable, poisoned, damaged] = [durable.len(), poisoned.len(), damaged.len()];
+        write!(f, "Hooks({durable} durable, {poisoned} poisoned, {damaged} damaged)")
     }
 }
 
@@ -165,6 +174,7 @@ pub(crate) struct Shared {
     pub(crate) waiters: Waiters,
     pub(crate) flusher: Flusher,
     pub(crate) keeper: Keeper,
+    pub(crate) scrubber: Scrubber,
     pub(crate) hooks: RwLock<Hooks>,
     pub(crate) poison: OnceLock<LogError>,
     pub(crate) closed: AtomicBool,
@@ -247,7 +257,8 @@ pub(crate) struct State {
     pub(crate) settled: Vlsn,
     /// A finished segment that could not be sealed, because it is damaged.
     pub(crate) unsealable: Option<u32>,
-    /// Counts truncations begun, so that a file read can tell that the file changed under it.
+    /// Counts truncations begun and blocks replaced, so that a file read can tell that the file
+    /// changed under it.
     pub(crate) truncations: u64,
     /// Whether files are being cut at this moment, when positions and index still speak of what is
     /// going: readers wait.
@@ -666,6 +677,7 @@ impl Owner {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.flusher.stop();
         self.shared.keeper.stop();
+        self.shared.scrubber.stop();
         self.shared.wake_everybody();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {

@@ -31,6 +31,7 @@ use crate::group_commit::{Flusher, Waiters, Writer};
 use crate::keeper::Keeper;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
+use crate::scrub::Scrubber;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
@@ -147,6 +148,7 @@ impl Log {
             waiters: Waiters::default(),
             flusher: Flusher::default(),
             keeper: Keeper::default(),
+            scrubber: Scrubber::default(),
             hooks: RwLock::new(Hooks::default()),
             poison: OnceLock::new(),
             closed: AtomicBool::new(false),
@@ -156,10 +158,13 @@ impl Log {
             lock: Mutex::new(Some(lock)),
         });
         shared.state.lock().check_invariants();
-        let threads = vec![
+        let mut threads = vec![
             shared.spawn("noxu-flusher", Flusher::run)?,
             shared.spawn("noxu-keeper", Keeper::run)?,
         ];
+        if shared.config.scrub.is_some() {
+            threads.push(shared.spawn("noxu-scrubber", Scrubber::run)?);
+        }
         shared.keeper.request_prefill();
         Ok((Self::new(Arc::clone(&shared), Owner::new(shared, threads)), report))
     }

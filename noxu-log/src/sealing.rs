@@ -119,6 +119,7 @@ impl Shared {
             let side = made?;
             let at = state.segments.partition_point(Segment::is_sealed);
             state.segments[at] = Segment::Sealed(side.sealed());
+            self.scrubber.note_verified(number);
         }
     }
 }

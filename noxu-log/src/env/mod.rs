@@ -76,6 +76,13 @@ pub trait EnvFile: Debug + Send + Sync {
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Cuts or extends (with zeros) the file to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Gives back the memory in which the operating system keeps this part of the file, as far as it
+    /// is synced, so that the next read asks the disk. A hint: no effect where there is no such
+    /// memory, and none on what is read.
+    fn drop_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the length is 0.

@@ -166,6 +166,14 @@ impl EnvFile for RealFile {
         self.file.set_len(len).map_err(at("set the length of", &self.path))
     }
 
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    fn drop_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        let Some(len) = std::num::NonZeroU64::new(len) else { return Ok(()) };
+        let advice = rustix::fs::Advice::DontNeed;
+        rustix::fs::fadvise(&self.file, offset, Some(len), advice)
+            .map_err(|error| at("drop from memory", &self.path)(error.into()))
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.file.metadata().map(|meta| meta.len()).map_err(at("look up", &self.path))
     }

@@ -165,6 +165,19 @@ impl SideCache {
         })
     }
 
+    /// As [`SideCache::open`], and makes sure that it is on disk as it is in memory.
+    pub(crate) fn check(&self, shared: &Shared, number: u32) -> Result<Arc<SideFile>> {
+        if let Some(side) = shared.read_side_file(number)? {
+            return Ok(Arc::new(side));
+        }
+        let side = self.open(shared, number)?;
+        let _alone = self.rebuilding.lock();
+        if shared.read_side_file(number)?.is_none() {
+            side.write(&*shared.env, &shared.dir)?;
+        }
+        Ok(side)
+    }
+
     /// Forgets every side file.
     pub(crate) fn clear(&self) {
         self.sides.clear();

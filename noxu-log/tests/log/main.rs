@@ -14,6 +14,7 @@ mod poison;
 mod reads;
 mod reopening;
 mod rig;
+mod scrub;
 mod side_files;
 mod support;
 mod truncation;

@@ -20,7 +20,12 @@ pub(crate) fn dir() -> &'static Path {
 /// A configuration that does nothing by itself: no timers, no filling ahead, so that the calls made
 /// to the environment are those of the test's thread, in an order that can be repeated.
 pub(crate) fn quiet() -> LogConfig {
-    LogConfig { sync_interval: Duration::from_hours(1), prefill: false, ..LogConfig::default() }
+    LogConfig {
+        sync_interval: Duration::from_hours(1),
+        prefill: false,
+        scrub: None,
+        ..LogConfig::default()
+    }
 }
 
 pub(crate) fn group() -> GroupIdentity {
