@@ -10,6 +10,7 @@ mod control_file;
 mod entry;
 pub mod env;
 mod error;
+mod flusher;
 mod group_commit;
 mod index;
 pub mod inspect;
@@ -17,6 +18,7 @@ pub mod install;
 mod keeper;
 mod log;
 mod lost_entries;
+mod marker;
 mod mutant;
 mod prefill;
 mod read;
@@ -28,6 +30,7 @@ pub mod segment;
 mod tail;
 mod tail_mark;
 mod truncate;
+mod waiters;
 
 pub use control_file::{
     Anchor, ControlFile, ControlState, GroupIdentity, MAX_GROUP_CONFIG_BYTES, MAX_LOST_NAME_BYTES,
@@ -45,6 +48,7 @@ pub use log::{
 pub use lost_entries::{
     LOST_SUFFIX, LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
 };
+pub use marker::{MarkPolicy, MarkStatus, SyncLatencies};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use recovery::OpenReport;

@@ -1,17 +1,18 @@
 //! Log: the handle that everything else uses; append and positions.
 //!
 //! # Invariants (asserted in [`State::check_invariants`])
-//! - `anchor <= last`, `durable <= written <= last`, `last_txn_end <= last_sync <= last`.
+//! - `anchor <= last`, `durable <= synced <= written <= last`, `marked <= synced`,
+//!   `last_txn_end <= last_sync <= last`.
 //! - Segments are adjacent: each begins where the chain of the one before ends.
 //! - Only the last segments are unsealed.
 //!
 //! # Locks, in the order in which they are taken
-//! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `state` (positions,
-//! tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! The waiters', flusher's and keeper's locks are leaves.
+//! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
+//! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
+//! The waiters', flushers', lazy marks' and keeper's locks are leaves.
 //!
 //! # Not here
-//! Writing and syncing (group_commit.rs), reading (read.rs), opening (recovery.rs), cutting the end
+//! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
 //! (truncate.rs), sealing (sealing.rs) and dropping the front (retention.rs).
 
 use std::collections::VecDeque;
@@ -20,20 +21,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use noxu_util::{Fingerprint, Lsn, NULL_VLSN, Term, Vlsn};
+use noxu_util::{Fingerprint, LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
 use crate::entry::{ChainState, EntryHeader, EntryRun, NewEntry, entries_of};
 use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
-use crate::group_commit::{Flusher, Waiters, Writer};
+use crate::flusher::Flusher;
+use crate::group_commit::Writer;
 use crate::keeper::Keeper;
+use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
 use crate::tail::Tail;
+use crate::tail_mark::Mark;
+use crate::waiters::Waiters;
 
 /// How a log is opened. The defaults suit a node of its own machine.
 #[derive(Debug, Clone)]
@@ -54,6 +59,8 @@ pub struct LogConfig {
     /// How fast and how often sealed segments are read again and compared with their digests; `None`
     /// for never. Default 8 MiB a second, each segment once a week.
     pub scrub: Option<ScrubConfig>,
+    /// When the tail mark is synced, and whether acknowledgements wait for that. Default Strict.
+    pub tail_mark: MarkPolicy,
 }
 
 impl Default for LogConfig {
@@ -66,6 +73,7 @@ impl Default for LogConfig {
             sync_interval: Duration::from_secs(1),
             prefill: true,
             scrub: Some(ScrubConfig::default()),
+            tail_mark: MarkPolicy::Strict,
         }
     }
 }
@@ -115,7 +123,7 @@ pub struct Positions {
     pub last_fingerprint: Fingerprint,
     /// Everything through it is in its file.
     pub written: Vlsn,
-    /// Everything through it is synced.
+    /// Everything through it is synced, and marked as far as the policy asks for.
     pub durable: Vlsn,
     /// The position before the first entry.
     pub anchor: Anchor,
@@ -166,6 +174,7 @@ pub(crate) struct Shared {
     pub(crate) control: ControlFile,
     pub(crate) maintenance: Mutex<()>,
     pub(crate) writer: Mutex<Writer>,
+    pub(crate) marker: Mutex<Marker>,
     pub(crate) state: Mutex<State>,
     /// Signalled when entries were appended, a reader is to look again, or the log stopped.
     pub(crate) appended: Condvar,
@@ -173,6 +182,10 @@ pub(crate) struct Shared {
     pub(crate) space: Condvar,
     pub(crate) waiters: Waiters,
     pub(crate) flusher: Flusher,
+    pub(crate) lazy_marks: LazyMarks,
+    /// How long syncs took, of segments and of the mark.
+    pub(crate) data_syncs: LatencyHistogram,
+    pub(crate) mark_syncs: LatencyHistogram,
     pub(crate) keeper: Keeper,
     pub(crate) scrubber: Scrubber,
     pub(crate) hooks: RwLock<Hooks>,
@@ -249,6 +262,11 @@ pub(crate) struct State {
     pub(crate) last_sync: Vlsn,
     pub(crate) last_txn_end: Vlsn,
     pub(crate) written: Vlsn,
+    /// The last entry that is synced, and told of at the latest once the mark says so.
+    pub(crate) synced: Mark,
+    /// Everything through it is covered by the tail mark on the disk.
+    pub(crate) marked: Vlsn,
+    /// Everything through it was reported as synced.
     pub(crate) durable: Vlsn,
     /// Terms with their first VLSNs, oldest first.
     pub(crate) terms: Vec<(Term, Vlsn)>,
@@ -322,10 +340,23 @@ impl State {
         self.end.vlsn == self.anchor.vlsn
     }
 
+    /// The mark that speaks of everything here.
+    pub(crate) const fn end_mark(&self) -> Mark {
+        Mark {
+            term: self.end.term,
+            vlsn: self.end.vlsn,
+            lsn: self.last_lsn,
+            fingerprint: self.end.fingerprint,
+        }
+    }
+
     /// Asserts the invariants in this file's header.
     pub(crate) fn check_invariants(&self) {
         assert!(self.anchor.vlsn <= self.end.vlsn, "the anchor is beyond the end");
-        assert!(self.durable <= self.written, "{} synced, unwritten", self.durable);
+        let synced = self.synced.vlsn;
+        assert!(self.durable <= synced, "{} reported, synced through {synced}", self.durable);
+        assert!(self.marked <= synced, "{} marked, synced through {synced}", self.marked);
+        assert!(synced <= self.written, "{synced} synced, written through {}", self.written);
         assert!(self.written <= self.end.vlsn, "{} written, not there", self.written);
         assert!(self.last_txn_end <= self.last_sync, "a transaction end is a sync entry");
         assert!(self.last_sync <= self.end.vlsn, "the last sync entry is beyond the end");
@@ -543,10 +574,10 @@ impl Log {
         if self.shared.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        let synced = self.sync_now();
+        let synced = self.sync_now().and_then(|_| self.shared.sync_mark());
         self.owner.stop();
         let marked = synced
-            .and_then(|_| self.shared.control.update(|control| control.clean_shutdown = true));
+            .and_then(|()| self.shared.control.update(|control| control.clean_shutdown = true));
         drop(self.shared.lock.lock().take());
         marked
     }
@@ -676,6 +707,7 @@ impl Owner {
     fn stop(&self) {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.flusher.stop();
+        self.shared.lazy_marks.stop();
         self.shared.keeper.stop();
         self.shared.scrubber.stop();
         self.shared.wake_everybody();
@@ -692,7 +724,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         if !self.shared.closed.load(Ordering::Acquire) {
-            if let Err(error) = self.shared.flush(true) {
+            if let Err(error) = self.shared.flush(true).and_then(|_| self.shared.sync_mark()) {
                 tracing::warn!(%error, "the log is dropped with unsynced entries");
             }
             self.stop();

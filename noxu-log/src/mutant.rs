@@ -11,6 +11,8 @@ pub enum Mutant {
     DurableBeforeSync,
     /// The tail mark is durable before the data it speaks of.
     MarkBeforeData,
+    /// Under Strict, those who wait are told before the tail mark is synced.
+    ToldBeforeMark,
     /// A roll leaves the segment before it unsynced.
     SegmentNotSyncedBeforeRoll,
     /// The name of a new segment is not made durable.

@@ -20,16 +20,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
-use noxu_util::{Lsn, Term, Vlsn};
+use noxu_util::{LatencyHistogram, Lsn, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::control_file::{Anchor, ControlFile, ControlState};
 use crate::entry::{ChainState, EntryFault};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::group_commit::{Flusher, Waiters, Writer};
+use crate::flusher::Flusher;
 use crate::keeper::Keeper;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
+use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
 use crate::scrub::Scrubber;
 use crate::segment::cache::{FileCache, SideCache};
@@ -40,6 +41,7 @@ use crate::segment::side_file::SideFile;
 use crate::tail::Tail;
 use crate::tail_mark::{Mark, MarkRead, TailMark};
 use crate::truncate;
+use crate::waiters::Waiters;
 
 /// What opening a log found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,18 +107,17 @@ impl Log {
         if control_state.clean_shutdown {
             control.update(|control| control.clean_shutdown = false)?;
         }
-        let writer = Writer::new(mark);
         if found.end.vlsn > control_state.anchor.vlsn {
             // Everything kept is synced by `apply`.
-            writer.mark.write(Mark {
+            mark.write(Mark {
                 term: found.end.term,
                 vlsn: found.end.vlsn,
                 lsn: found.last_lsn,
                 fingerprint: found.end.fingerprint,
             })?;
-            writer.mark.sync()?;
+            mark.sync()?;
         }
-        let state = State {
+        let mut state = State {
             group: control_state.group,
             anchor: control_state.anchor,
             segments: found.segments,
@@ -125,6 +126,8 @@ impl Log {
             last_sync: found.last_sync,
             last_txn_end: found.last_txn_end,
             written: found.end.vlsn,
+            synced: Mark::default(),
+            marked: found.end.vlsn,
             durable: found.end.vlsn,
             terms: found.terms,
             tail: Tail::new(config.tail_bytes),
@@ -135,18 +138,23 @@ impl Log {
             readers_waiting: 0,
             wakes: 0,
         };
+        state.synced = state.end_mark();
         let shared = Arc::new(Shared {
             env,
             dir: dir.to_owned(),
             config,
             control,
             maintenance: Mutex::new(()),
-            writer: Mutex::new(writer),
+            writer: Mutex::default(),
+            marker: Mutex::new(Marker::new(mark)),
             state: Mutex::new(state),
             appended: Condvar::new(),
             space: Condvar::new(),
             waiters: Waiters::default(),
             flusher: Flusher::default(),
+            lazy_marks: LazyMarks::default(),
+            data_syncs: LatencyHistogram::default(),
+            mark_syncs: LatencyHistogram::default(),
             keeper: Keeper::default(),
             scrubber: Scrubber::default(),
             hooks: RwLock::new(Hooks::default()),
@@ -160,6 +168,10 @@ impl Log {
         shared.state.lock().check_invariants();
         let mut threads = vec![
             shared.spawn("noxu-flusher", Flusher::run)?,
+            match shared.config.tail_mark {
+                MarkPolicy::Strict => shared.spawn("noxu-flusher-2", Flusher::run_second)?,
+                MarkPolicy::Lazy => shared.spawn("noxu-marker", LazyMarks::run)?,
+            },
             shared.spawn("noxu-keeper", Keeper::run)?,
         ];
         if shared.config.scrub.is_some() {

@@ -85,7 +85,7 @@ impl Log {
             return Err(LogError::BelowCommitFloor { requested: vlsn, floor: floor.max(anchor) });
         }
         // The files must hold all that is to be saved.
-        shared.flush_with(&mut writer, true)?;
+        let marker = shared.drain(&mut writer)?;
         // Appends that slipped in since are cut as well; the state lock orders them.
         let intent = TruncateIntent { vlsn, lost: name };
         shared.control.update(|control| control.truncate_intent = Some(intent.clone()))?;
@@ -94,7 +94,7 @@ impl Log {
             state.truncations += 1;
             state.truncating = true;
         }
-        finish_with(&*shared.env, &shared.dir, &shared.control, &writer.mark, &intent, &note)
+        finish_with(&*shared.env, &shared.dir, &shared.control, &marker.mark, &intent, &note)
             .map_err(|cause| shared.poison(cause))?;
         writer.current = None;
         shared.files.clear();
@@ -144,6 +144,8 @@ impl Shared {
         assert_eq!(state.end.vlsn, vlsn, "the cut log ends where it was cut");
         state.tail.truncate(&state.end, &old_end);
         state.written = vlsn;
+        state.synced = state.end_mark();
+        state.marked = vlsn;
         state.durable = vlsn;
         state.terms.retain(|(_, first)| *first <= vlsn);
         state.truncating = false;

@@ -213,6 +213,21 @@ fn entries_nobody_waits_for_are_synced_within_the_interval() {
     }
 }
 
+#[test]
+fn requests_to_write_do_not_put_off_the_sync_of_what_nobody_waits_for() {
+    let env: Arc<dyn Env> = Arc::new(noxu_log::env::MemoryEnv::default());
+    let config = LogConfig { sync_interval: Duration::from_millis(5), ..config() };
+    let (log, _) = Log::open(env, "/node".as_ref(), config).unwrap();
+    log.found(group(1 << 20)).unwrap();
+    let (begin, mut entries) = (std::time::Instant::now(), 0);
+    while log.positions().durable.is_null() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{entries} entries, none synced");
+        put(&log, 1, b"x");
+        log.request_write();
+        entries += 1;
+    }
+}
+
 /// Small runs are copied into the open buffer, large ones are shared; here a large one that begins
 /// a new segment follows small ones that nobody has taken out of the buffer yet.
 #[test]

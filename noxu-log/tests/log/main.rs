@@ -10,6 +10,7 @@ mod golden;
 mod hook_env;
 mod index;
 mod inspect;
+mod mark;
 mod poison;
 mod reads;
 mod reopening;
