@@ -37,6 +37,10 @@ impl EntryKind {
     }
 }
 
+/// Length of the wall clock that the bodies of commits begin with.
+pub(crate) const CLOCK_BYTES: usize = 8;
+const YEAR_10000_MS: u64 = 253_402_300_800_000;
+
 /// Flags of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EntryFlags(u8);
@@ -132,6 +136,16 @@ impl EntryHeader {
     /// Whether no transaction is open after this entry.
     pub fn is_txn_end(&self) -> bool {
         self.is_commit() || (self.is_sync() && self.kind.is_engine())
+    }
+
+    /// The master's wall clock in milliseconds since 1970, which the bodies of commits and of Term
+    /// entries begin with; `None` for other entries and for what is no time. `body` may be cut.
+    pub fn wall_clock_ms(&self, body: &[u8]) -> Option<u64> {
+        if !self.is_commit() && self.kind != EntryKind::TERM {
+            return None;
+        }
+        let ms = u64::from_le_bytes(*body.first_chunk::<CLOCK_BYTES>()?);
+        (ms < YEAR_10000_MS).then_some(ms)
     }
 }
 

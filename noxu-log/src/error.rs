@@ -86,6 +86,16 @@ pub enum LogError {
         /// Digest of the bytes.
         found: blake3::Hash,
     },
+    /// A holder has lost its place at the front of the log: its budget ran out.
+    #[error("{holder} has lost its place at entry {at}: this log begins at {first}")]
+    LostPlace {
+        /// Who held it.
+        holder: String,
+        /// The first entry that it still needed.
+        at: Vlsn,
+        /// The first entry the log holds.
+        first: Vlsn,
+    },
     /// A truncation would remove entries that a majority is known to hold.
     #[error(
         "cannot truncate after {requested}: everything through {floor} is durable on a majority"

@@ -28,7 +28,7 @@ use crate::recovery::OpenReport;
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
 use crate::segment::scan::{SegmentSummary, SummaryBuilder, scan_entries};
-use crate::segment::side_file::{Digests, SideFile};
+use crate::segment::side_file::{Digests, LastClock, SideFile};
 use crate::tail_mark::{Mark, TailMark};
 
 const SWAPPING: &str = "SWAPPING";
@@ -110,12 +110,16 @@ pub fn stage_segment(
         return Err(corrupt(0, format!("{wanted:?}"), format!("{header:?}")));
     }
     let mut builder = SummaryBuilder::new(header, expected.last_sync, expected.last_txn_end);
+    let mut clock = LastClock::default();
     let end = scan_entries(
         &*file,
         SEGMENT_HEADER_BYTES,
         expected.bytes.into(),
         header.chain_before(),
-        |offset, entry| builder.push(offset, &entry.header),
+        |offset, entry| {
+            builder.push(offset, &entry.header);
+            clock.see(offset, &entry.header);
+        },
     )
     .map_err(wrap)?;
     if end.fault.is_some() || end.offset != expected.bytes || end.chain == expected.after {
@@ -123,7 +127,9 @@ pub fn stage_segment(
         return Err(corrupt(end.offset, format!("entry {}", end.chain.vlsn.next()), found));
     }
     let summary = builder.summary();
-    let side = SideFile { summary: summary.clone(), digests: expected.digests.clone() };
+    let clock_ms = clock.read(&*file).map_err(wrap)?;
+    let digests = expected.digests.clone();
+    let side = SideFile { summary: summary.clone(), clock_ms, digests };
     write_whole(env, &staged.join(side_name(number)), &side.encode())?;
     Ok(summary)
 }

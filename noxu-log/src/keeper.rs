@@ -1,10 +1,13 @@
-//! Keeper: the thread that seals finished segments and fills the next ones ahead.
+//! Keeper: the thread that seals finished segments, drops what need not be kept of the front, and
+//! fills the next segments ahead. Sleeps unless something is asked of it or comes of age.
+
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::log::Shared;
 
-/// The mailbox of the keeper thread: seals, and prepares the next segment.
+/// The mailbox of the keeper thread.
 #[derive(Debug, Default)]
 pub(crate) struct Keeper {
     request: Mutex<KeeperRequest>,
@@ -12,15 +15,22 @@ pub(crate) struct Keeper {
 }
 
 #[derive(Debug, Default, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools)] // any of them may be asked for at once
 pub(crate) struct KeeperRequest {
     pub(crate) seal: bool,
     pub(crate) prefill: bool,
+    pub(crate) retain: bool,
     pub(crate) stop: bool,
 }
 
 impl Keeper {
     pub(crate) fn request_prefill(&self) {
         self.request(|request| request.prefill = true);
+    }
+
+    /// Something has changed that may free the front of the log.
+    pub(crate) fn request_retention(&self) {
+        self.request(|request| request.retain = true);
     }
 
     pub(crate) fn stop(&self) {
@@ -34,11 +44,19 @@ impl Keeper {
 
     /// Body of the keeper thread.
     pub(crate) fn run(shared: &Shared) {
+        // When the front is to be looked at though nothing happens.
+        let mut due: Option<Instant> = None;
         loop {
             let task = {
                 let mut request = shared.keeper.request.lock();
-                while !(request.seal || request.prefill || request.stop) {
-                    shared.keeper.wake.wait(&mut request);
+                while !(request.seal || request.prefill || request.retain || request.stop) {
+                    match due {
+                        None => shared.keeper.wake.wait(&mut request),
+                        Some(due) => {
+                            let waited = shared.keeper.wake.wait_until(&mut request, due);
+                            request.retain |= waited.timed_out();
+                        }
+                    }
                 }
                 std::mem::take(&mut *request)
             };
@@ -56,6 +74,13 @@ impl Keeper {
                 && let Err(error) = shared.seal_finished()
             {
                 tracing::warn!(%error, "a segment cannot be sealed");
+            }
+            // After the sealing, which asks for it too.
+            if task.retain || task.seal {
+                due = shared.retain().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the front of the log cannot be dropped");
+                    None
+                });
             }
         }
     }

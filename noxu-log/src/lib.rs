@@ -20,6 +20,7 @@ mod log;
 mod lost_entries;
 mod marker;
 mod mutant;
+mod pins;
 mod prefill;
 mod read;
 mod recovery;
@@ -51,7 +52,9 @@ pub use lost_entries::{
 pub use marker::{MarkPolicy, MarkStatus, SyncLatencies};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
+pub use pins::{Budget, Holder, HolderKind, Lost, Pin};
 pub use recovery::OpenReport;
+pub use retention::{HeldBy, HolderReport, Retention, RetentionConfig, WallClock};
 pub use scrub::{DamagedBlock, ScrubConfig, ScrubProgress, ScrubReport};
 pub use sealing::SealedSegment;
 pub use tail_mark::{Mark, MarkRead, TailMark};

@@ -9,7 +9,7 @@
 //! # Locks, in the order in which they are taken
 //! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
 //! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! The waiters', flushers', lazy marks' and keeper's locks are leaves.
+//! The waiters', flushers', lazy marks', keeper's and pins' locks are leaves.
 //!
 //! # Not here
 //! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
@@ -32,6 +32,8 @@ use crate::flusher::Flusher;
 use crate::group_commit::Writer;
 use crate::keeper::Keeper;
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
+use crate::pins::Pins;
+use crate::retention::RetentionConfig;
 use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -61,6 +63,8 @@ pub struct LogConfig {
     pub scrub: Option<ScrubConfig>,
     /// When the tail mark is synced, and whether acknowledgements wait for that. Default Strict.
     pub tail_mark: MarkPolicy,
+    /// How much of the front is kept.
+    pub retention: RetentionConfig,
 }
 
 impl Default for LogConfig {
@@ -74,6 +78,7 @@ impl Default for LogConfig {
             prefill: true,
             scrub: Some(ScrubConfig::default()),
             tail_mark: MarkPolicy::Strict,
+            retention: RetentionConfig::default(),
         }
     }
 }
@@ -147,21 +152,26 @@ pub struct WakeToken(u64);
 
 type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
+type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
 
 /// Who listens to the log.
 #[derive(Default)]
 pub(crate) struct Hooks {
     pub(crate) durable: Vec<DurableHook>,
+    pub(crate) checkpoint_wanted: Vec<CheckpointHook>,
     poisoned: Vec<PoisonHook>,
     pub(crate) damaged: Vec<DamageHook>,
 }
 
 impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { durable, poisoned, damaged } = self;
-        let [durable, poisoned, damaged] = [durable.len(), poisoned.len(), damaged.len()];
-        write!(f, "Hooks({durable} durable, {poisoned} poisoned, {damaged} damaged)")
+        f.debug_struct("Hooks")
+            .field("durable", &self.durable.len())
+            .field("checkpoint_wanted", &self.checkpoint_wanted.len())
+            .field("poisoned", &self.poisoned.len())
+            .field("damaged", &self.damaged.len())
+            .finish()
     }
 }
 
@@ -194,6 +204,9 @@ pub(crate) struct Shared {
     pub(crate) unwritten_bytes: AtomicUsize,
     pub(crate) files: FileCache,
     pub(crate) sides: SideCache,
+    pub(crate) pins: Pins,
+    /// Segments below the anchor whose files could not be removed yet, oldest first.
+    pub(crate) doomed: Mutex<Vec<u32>>,
     /// The directory's lock; given back when the log is closed.
     pub(crate) lock: Mutex<Option<Box<dyn LockGuard>>>,
 }
@@ -216,6 +229,10 @@ pub(crate) struct Sealed {
     /// Newest sync entry and transaction end at or before its end, here or in an earlier segment.
     pub(crate) last_sync: Vlsn,
     pub(crate) last_txn_end: Vlsn,
+    /// Newest Group entry in it; NULL if it holds none.
+    pub(crate) last_group: Vlsn,
+    /// When it was written, by the master's wall clock; 0 if no entry tells.
+    pub(crate) clock_ms: u64,
     pub(crate) digest: blake3::Hash,
 }
 
@@ -275,6 +292,8 @@ pub(crate) struct State {
     pub(crate) settled: Vlsn,
     /// A finished segment that could not be sealed, because it is damaged.
     pub(crate) unsealable: Option<u32>,
+    /// Everything through it is in the state machine's checkpoint.
+    pub(crate) checkpoint: Vlsn,
     /// Counts truncations begun and blocks replaced, so that a file read can tell that the file
     /// changed under it.
     pub(crate) truncations: u64,

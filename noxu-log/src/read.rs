@@ -42,27 +42,7 @@ impl Log {
     /// `Gap` if `from` was dropped from the front; `Corrupt` if the file does not verify; `Poisoned`
     /// if a truncation failed.
     pub fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
-        loop {
-            let pieces = {
-                let mut state = self.shared.lock_to_read()?;
-                let state = &mut *state;
-                if from <= state.anchor.vlsn {
-                    let first = state.anchor.vlsn.next();
-                    return Err(LogError::Gap { requested: from, first });
-                }
-                if from > state.end.vlsn {
-                    return Ok(None);
-                }
-                let in_tail = state.tail.first().is_some_and(|first| from >= first);
-                in_tail.then(|| state.tail.pieces_from(from, max_bytes, &state.end))
-            };
-            if let Some(pieces) = pieces {
-                return Ok(Some(run_of_pieces(pieces, from, max_bytes)));
-            }
-            if let Some(run) = self.shared.read_file(from, max_bytes)? {
-                return Ok(Some(run));
-            }
-        }
+        self.shared.read(from, max_bytes)
     }
 
     /// The header of entry `vlsn` and where it stands; `None` if the log does not hold it.
@@ -203,6 +183,31 @@ impl State {
 }
 
 impl Shared {
+    /// See [`Log::read`].
+    pub(crate) fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
+        loop {
+            let pieces = {
+                let mut state = self.lock_to_read()?;
+                let state = &mut *state;
+                if from <= state.anchor.vlsn {
+                    let first = state.anchor.vlsn.next();
+                    return Err(LogError::Gap { requested: from, first });
+                }
+                if from > state.end.vlsn {
+                    return Ok(None);
+                }
+                let in_tail = state.tail.first().is_some_and(|first| from >= first);
+                in_tail.then(|| state.tail.pieces_from(from, max_bytes, &state.end))
+            };
+            if let Some(pieces) = pieces {
+                return Ok(Some(run_of_pieces(pieces, from, max_bytes)));
+            }
+            if let Some(run) = self.read_file(from, max_bytes)? {
+                return Ok(Some(run));
+            }
+        }
+    }
+
     /// The state, once no truncation is under way. After one that failed it never is again.
     fn lock_to_read(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();

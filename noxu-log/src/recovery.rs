@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
-use noxu_util::{LatencyHistogram, Lsn, Term, Vlsn};
+use noxu_util::{LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::control_file::{Anchor, ControlFile, ControlState};
@@ -32,6 +32,7 @@ use crate::keeper::Keeper;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
+use crate::pins::Pins;
 use crate::scrub::Scrubber;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -117,6 +118,7 @@ impl Log {
             })?;
             mark.sync()?;
         }
+        let anchor = control_state.anchor.vlsn;
         let mut state = State {
             group: control_state.group,
             anchor: control_state.anchor,
@@ -133,6 +135,7 @@ impl Log {
             tail: Tail::new(config.tail_bytes),
             settled: control_state.commit_floor,
             unsealable: None,
+            checkpoint: NULL_VLSN,
             truncations: 0,
             truncating: false,
             readers_waiting: 0,
@@ -163,6 +166,8 @@ impl Log {
             unwritten_bytes: AtomicUsize::new(0),
             files: FileCache::default(),
             sides: SideCache::default(),
+            pins: Pins::new(anchor),
+            doomed: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
         shared.state.lock().check_invariants();

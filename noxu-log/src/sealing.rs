@@ -15,6 +15,7 @@ use noxu_util::Vlsn;
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
+use crate::retention::frees_front;
 use crate::segment::side_file::{Digests, SideFile};
 
 /// A sealed segment: a file that will never change, the same on every node.
@@ -39,7 +40,10 @@ impl Log {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
         if vlsn > state.settled {
-            state.settled = vlsn;
+            let before = std::mem::replace(&mut state.settled, vlsn);
+            if frees_front(&state, before, vlsn) {
+                shared.keeper.request_retention();
+            }
             // A damaged one is not read again at every commit only to fail again.
             let due = first_to_seal(&state).map(|at| state.segments[at].number());
             if due.is_some() && due != state.unsealable {
@@ -58,7 +62,9 @@ impl Log {
             let mut state = self.shared.state.lock();
             state.settled = state.settled.max(vlsn);
         }
-        self.shared.seal_finished()
+        self.shared.seal_finished()?;
+        self.shared.keeper.request_retention();
+        Ok(())
     }
 
     /// The sealed segments, oldest first.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::digest::Digests;
 use super::scan::SummaryBuilder;
-use super::side_file::SideFile;
+use super::side_file::{LastClock, SideFile};
 use crate::env::{EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::log::{Sealed, Segment, Shared};
@@ -242,8 +242,10 @@ impl Shared {
             self.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
         let mut builder = SummaryBuilder::new(sealed.header, last_sync, last_txn_end);
         let end = (sealed.end, &sealed.last);
+        let mut clock = LastClock::default();
         let digests = Digests::verified(&*file, &path, &sealed.header, end, |offset, entry| {
             builder.push(offset, entry);
+            clock.see(offset, entry);
         })?;
         if digests.segment != sealed.digest {
             return Err(LogError::Corrupt {
@@ -253,7 +255,8 @@ impl Shared {
                 found: format!("digest {}", digests.segment),
             });
         }
-        Ok(SideFile { summary: builder.summary(), digests })
+        let clock_ms = clock.read(&*file).map_err(|e| LogError::io("read", &path, e))?;
+        Ok(SideFile { summary: builder.summary(), clock_ms, digests })
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use noxu_util::{Term, Vlsn};
+use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use super::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::entry::{ChainState, Entry, EntryFault, EntryHeader};
+use crate::entry::{ChainState, Entry, EntryFault, EntryHeader, EntryKind};
 use crate::env::EnvFile;
 use crate::index::{Sample, Sampler};
 
@@ -88,6 +88,8 @@ pub struct SegmentSummary {
     pub last_sync: Vlsn,
     /// Newest transaction end at or before its end, in this segment or an earlier one.
     pub last_txn_end: Vlsn,
+    /// Newest Group entry in this segment; NULL if it holds none.
+    pub last_group: Vlsn,
     /// Terms that begin in this segment, with their first VLSNs.
     pub terms: Vec<(Term, Vlsn)>,
     /// Index samples.
@@ -103,6 +105,7 @@ pub(crate) struct SummaryBuilder {
     end: u32,
     last_sync: Vlsn,
     last_txn_end: Vlsn,
+    last_group: Vlsn,
     terms: Vec<(Term, Vlsn)>,
     sampler: Sampler,
 }
@@ -117,6 +120,7 @@ impl SummaryBuilder {
             end: SEGMENT_HEADER_BYTES,
             last_sync,
             last_txn_end,
+            last_group: NULL_VLSN,
             terms: Vec::new(),
             sampler: Sampler::default(),
         }
@@ -140,6 +144,9 @@ impl SummaryBuilder {
         }
         if entry.is_txn_end() {
             self.last_txn_end = entry.vlsn;
+        }
+        if entry.kind == EntryKind::GROUP {
+            self.last_group = entry.vlsn;
         }
         self.last =
             ChainState { vlsn: entry.vlsn, term: entry.term, fingerprint: entry.fingerprint };
@@ -187,6 +194,7 @@ impl SummaryBuilder {
             last_offset: self.last_offset,
             last_sync: self.last_sync,
             last_txn_end: self.last_txn_end,
+            last_group: self.last_group,
             terms: self.terms.clone(),
             samples: self.sampler.samples().to_vec(),
         }

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! magic 8 | version u32 | segment header 64 | end u32 | last: VLSN i64, term u32, fingerprint u64, offset u32
-//! | last_sync i64 | last_txn_end i64 | digest 32 | terms u32, samples u32, blocks u32
+//! | last_sync i64 | last_txn_end i64 | last_group i64 | clock u64 | digest 32 | terms u32, samples u32, blocks u32
 //! | terms: (u32, i64)* | samples: (VLSN i64, offset u32, fingerprint u64, sync i64)* | block digests: 32* | crc32c u32
 //! ```
 //! Little endian.
@@ -25,14 +25,14 @@ pub use super::digest::{BLOCK_BYTES, Digests};
 use super::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::name::{log_dir, segment_name, side_name};
 use super::scan::SegmentSummary;
-use crate::entry::{ChainState, ENTRY_HEADER_BYTES};
-use crate::env::{Env, OpenMode};
+use crate::entry::{CLOCK_BYTES, ChainState, ENTRY_HEADER_BYTES, EntryHeader, EntryKind};
+use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::index::Sample;
 use crate::log::Sealed;
 
 const MAGIC: &[u8; 8] = b"NOXUSIDE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SAMPLE_BYTES_ON_DISK: usize = 28;
 const TERM_BYTES_ON_DISK: usize = 12;
 
@@ -41,6 +41,9 @@ const TERM_BYTES_ON_DISK: usize = 12;
 pub struct SideFile {
     /// What the segment holds.
     pub summary: SegmentSummary,
+    /// Wall clock of the master when it ended the segment's last transaction, in milliseconds since
+    /// 1970; 0 if no entry tells. Says how old the segment is, and nothing that must be right.
+    pub clock_ms: u64,
     /// Digests of its bytes.
     pub digests: Digests,
 }
@@ -60,6 +63,8 @@ impl SideFile {
         out.put_u32(summary.last_offset);
         out.put_vlsn(summary.last_sync);
         out.put_vlsn(summary.last_txn_end);
+        out.put_vlsn(summary.last_group);
+        out.put_u64(self.clock_ms);
         out.put_bytes(self.digests.segment.as_bytes());
         out.put_u32(summary.terms.len() as u32);
         out.put_u32(summary.samples.len() as u32);
@@ -97,7 +102,7 @@ impl SideFile {
         }
         let version = r.u32("version")?;
         if version != VERSION {
-            return Err(bad("side file version", version.to_string(), "1"));
+            return Err(bad("side file version", version.to_string(), "2"));
         }
         let header = r.bytes("segment header", SEGMENT_HEADER_BYTES as usize)?;
         let header = SegmentHeader::decode(header)
@@ -111,6 +116,8 @@ impl SideFile {
         let last_offset = r.u32("last offset")?;
         let last_sync = r.vlsn("last sync")?;
         let last_txn_end = r.vlsn("last transaction end")?;
+        let last_group = r.vlsn("last Group entry")?;
+        let clock_ms = r.u64("clock")?;
         let segment = blake3::Hash::from_bytes(r.array("digest")?);
         let counts = [r.u32("terms")?, r.u32("samples")?, r.u32("blocks")?].map(|n| n as usize);
         let [term_count, sample_count, block_count] = counts;
@@ -145,10 +152,11 @@ impl SideFile {
             last_offset,
             last_sync,
             last_txn_end,
+            last_group,
             terms,
             samples,
         };
-        let side = Self { summary, digests: Digests { segment, blocks } };
+        let side = Self { summary, clock_ms, digests: Digests { segment, blocks } };
         side.check()?;
         Ok(side)
     }
@@ -170,8 +178,12 @@ impl SideFile {
             file.sync_data().map_err(wrap("sync"))?;
         }
         let end = (summary.end, &summary.last);
-        let digests = Digests::verified(&*file, &path, &summary.header, end, |_, _| {})?;
-        let side = Self { summary, digests };
+        let mut clock = LastClock::default();
+        let digests = Digests::verified(&*file, &path, &summary.header, end, |offset, entry| {
+            clock.see(offset, entry);
+        })?;
+        let clock_ms = clock.read(&*file).map_err(wrap("read"))?;
+        let side = Self { summary, clock_ms, digests };
         side.write(env, node_dir)?;
         Ok(side)
     }
@@ -201,6 +213,8 @@ impl SideFile {
             last: self.summary.last,
             last_sync: self.summary.last_sync,
             last_txn_end: self.summary.last_txn_end,
+            last_group: self.summary.last_group,
+            clock_ms: self.clock_ms,
             digest: self.digests.segment,
         }
     }
@@ -262,7 +276,7 @@ impl SideFile {
     fn check(&self) -> Result<(), CodecError> {
         let bad =
             |what, found: String, expected| Err(CodecError::OutOfRange { what, found, expected });
-        let Self { summary, digests } = self;
+        let Self { summary, digests, .. } = self;
         let (first, last) = (summary.header.first, summary.last.vlsn);
         if last < first {
             return bad("last VLSN", last.to_string(), "an entry of the segment");
@@ -282,6 +296,9 @@ impl SideFile {
                 found,
                 "in this order, not beyond the end",
             );
+        }
+        if !summary.last_group.is_null() && !(first..=last).contains(&summary.last_group) {
+            return bad("last Group entry", summary.last_group.to_string(), "one of the segment");
         }
         let mut term = summary.header.previous_term;
         let mut after = first.prev();
@@ -329,6 +346,30 @@ pub(crate) enum SideRead {
     Valid(Box<SideFile>),
 }
 
+/// Finds the wall clock of a segment's newest commit or Term entry in a pass over its headers.
+#[derive(Debug, Default)]
+pub(crate) struct LastClock {
+    newest: Option<(u32, EntryHeader)>,
+}
+
+impl LastClock {
+    /// Takes the next entry, at `offset`.
+    pub(crate) fn see(&mut self, offset: u32, header: &EntryHeader) {
+        let has_clock = header.is_commit() || header.kind == EntryKind::TERM;
+        if has_clock && header.body_len as usize >= CLOCK_BYTES {
+            self.newest = Some((offset, *header));
+        }
+    }
+
+    /// The clock, in milliseconds since 1970; 0 if no entry tells.
+    pub(crate) fn read(&self, file: &dyn EnvFile) -> std::io::Result<u64> {
+        let Some((offset, header)) = &self.newest else { return Ok(0) };
+        let mut body = [0; CLOCK_BYTES];
+        let read = file.read_at(&mut body, u64::from(*offset) + ENTRY_HEADER_BYTES as u64)?;
+        Ok(header.wall_clock_ms(&body[..read]).unwrap_or(0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,11 +403,12 @@ mod tests {
             last_offset: 120,
             last_sync: Vlsn::new(11),
             last_txn_end: Vlsn::new(11),
+            last_group: Vlsn::new(10),
             terms: vec![(Term::new(2), Vlsn::new(11))],
             samples,
         };
         let digests = Digests { segment: blake3::hash(b"x"), blocks: vec![blake3::hash(b"x")] };
-        SideFile { summary, digests }
+        SideFile { summary, clock_ms: 1_700_000_000_000, digests }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod mark;
 mod poison;
 mod reads;
 mod reopening;
+mod retention;
 mod rig;
 mod scrub;
 mod side_files;
