@@ -275,6 +275,7 @@ impl Shared {
             if writer.current.as_ref().is_none_or(|current| current.number != number) {
                 self.enter_segment(writer, number, begins)?;
             }
+            let before = bytes;
             let mut parts = Vec::with_capacity(here.len() + 1);
             let mut offset = u64::from(piece.lsn.offset());
             let header = batch.new_segments.iter().find(|header| begins && header.number == number);
@@ -293,6 +294,7 @@ impl Shared {
                 .write_at(&parts, offset)
                 .map_err(|e| LogError::io("write", &self.segment_path(number), e))?;
             current.dirty = true;
+            self.segment_written(bytes - before);
         }
         Ok(bytes)
     }
@@ -319,12 +321,12 @@ impl Shared {
             if !mutant::is_on(Mutant::DirNotSynced) {
                 sync_parent(&*self.env, &path)?;
             }
-            self.keeper.request_prefill();
             file
         } else {
             self.env.open(&path, OpenMode::ReadWrite).map_err(|e| LogError::io("open", &path, e))?
         };
         writer.current = Some(CurrentSegment { number, file, dirty: false });
+        self.segment_entered();
         Ok(())
     }
 
@@ -337,6 +339,7 @@ impl Shared {
                 .map_err(|e| LogError::io("sync", &self.segment_path(current.number), e))?;
             self.data_syncs.record(begin.elapsed());
             current.dirty = false;
+            self.prefill.note_sync();
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::log::Shared;
+use crate::prefill::Extent;
 
 /// The mailbox of the keeper thread.
 #[derive(Debug, Default)]
@@ -65,7 +66,7 @@ impl Keeper {
             }
             if task.prefill
                 && shared.config.prefill
-                && let Err(error) = shared.prefill()
+                && let Err(error) = shared.prefill(Extent::Due)
             {
                 // Only speed is lost: segments grow as they are written.
                 tracing::warn!(%error, "segments cannot be filled ahead");

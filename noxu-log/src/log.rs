@@ -33,7 +33,9 @@ use crate::group_commit::Writer;
 use crate::keeper::Keeper;
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::pins::Pins;
+use crate::prefill::Prefill;
 use crate::retention::RetentionConfig;
+
 use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -55,7 +57,7 @@ pub struct LogConfig {
     pub write_ahead_bytes: usize,
     /// Longest time that an appended entry stays unsynced when nobody asks. Default 1 s.
     pub sync_interval: Duration,
-    /// Whether segments are filled with zeros ahead of the writes, which makes syncs faster and
+    /// Whether segments are filled with zeros ahead of the writes where that makes syncs faster, which
     /// costs up to two segments of disk. Default true.
     pub prefill: bool,
     /// How fast and how often sealed segments are read again and compared with their digests; `None`
@@ -198,6 +200,7 @@ pub(crate) struct Shared {
     pub(crate) mark_syncs: LatencyHistogram,
     pub(crate) keeper: Keeper,
     pub(crate) scrubber: Scrubber,
+    pub(crate) prefill: Prefill,
     pub(crate) hooks: RwLock<Hooks>,
     pub(crate) poison: OnceLock<LogError>,
     pub(crate) closed: AtomicBool,

@@ -33,6 +33,7 @@ use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
 use crate::pins::Pins;
+use crate::prefill::Prefill;
 use crate::scrub::Scrubber;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -160,6 +161,7 @@ impl Log {
             mark_syncs: LatencyHistogram::default(),
             keeper: Keeper::default(),
             scrubber: Scrubber::default(),
+            prefill: Prefill::default(),
             hooks: RwLock::new(Hooks::default()),
             poison: OnceLock::new(),
             closed: AtomicBool::new(false),

@@ -12,6 +12,7 @@ mod index;
 mod inspect;
 mod mark;
 mod poison;
+mod prefill;
 mod reads;
 mod reopening;
 mod retention;
