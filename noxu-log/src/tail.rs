@@ -17,9 +17,11 @@ use noxu_util::{Fingerprint, Lsn, NULL_LSN, NULL_VLSN, Vlsn};
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryHeader};
 
-/// Bytes allocated at once for the open buffer. Below the allocator's threshold for giving memory
-/// back at each free, so that buffers are reused without page faults.
-const BUFFER_BYTES: usize = 256 << 10;
+/// Bytes allocated at once for the open buffer: with room for the headers of four bodies of 64 KiB.
+const BUFFER_BYTES: usize = 260 << 10;
+/// Most buffers kept for the next entries once nobody uses them any more. Given back to the
+/// allocator instead, their memory would come back from the kernel page by page, each one zeroed.
+const MOST_FREE: usize = 32;
 
 /// Memory a piece costs beside its bytes; counted, so that many small pieces stay bounded too.
 const PIECE_OVERHEAD: usize = size_of::<Piece>() + 64;
@@ -48,6 +50,11 @@ pub(crate) struct Tail {
     /// Bytes that `pieces` may take once written.
     limit: usize,
     open: BytesMut,
+    /// Buffers whose pieces are in the tail, oldest first: the last entry in each, and what is left
+    /// of it, which gives back the whole once its pieces are gone.
+    used: VecDeque<(Vlsn, BytesMut)>,
+    /// Buffers that nobody uses, at most [`MOST_FREE`].
+    free: Vec<BytesMut>,
     open_first: Vlsn,
     open_lsn: Lsn,
     open_before: Fingerprint,
@@ -63,6 +70,8 @@ impl Tail {
             bytes: 0,
             limit,
             open: BytesMut::new(),
+            used: VecDeque::new(),
+            free: Vec::new(),
             open_first: NULL_VLSN,
             open_lsn: NULL_LSN,
             open_before: Fingerprint::ZERO,
@@ -77,7 +86,7 @@ impl Tail {
         let bytes = parts[0].len() + parts[1].len();
         if self.open.capacity() - self.open.len() < bytes {
             self.freeze(end);
-            self.open = BytesMut::with_capacity(BUFFER_BYTES.max(bytes));
+            self.renew(bytes, end.vlsn);
         }
         if self.open.is_empty() {
             self.open_first = end.vlsn.next();
@@ -87,6 +96,18 @@ impl Tail {
         }
         self.open.extend_from_slice(parts[0]);
         self.open.extend_from_slice(parts[1]);
+    }
+
+    /// Makes room for `bytes` in another buffer than the present one, which holds nothing that is not
+    /// in a piece and whose last entry is `last`.
+    fn renew(&mut self, bytes: usize, last: Vlsn) {
+        let next = if bytes > BUFFER_BYTES {
+            BytesMut::with_capacity(bytes)
+        } else {
+            self.free.pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+        };
+        let full = std::mem::replace(&mut self.open, next);
+        self.used.push_back((last, full));
     }
 
     /// Appends a run of whole entries that is shared with somebody else.
@@ -131,12 +152,22 @@ impl Tail {
         std::mem::take(&mut self.unwritten)
     }
 
-    /// Forgets the oldest pieces, as far as they are written and the limit is passed.
+    /// Forgets the oldest pieces, as far as they are written and the limit is passed, and keeps their
+    /// buffers for the next entries.
     pub(crate) fn evict(&mut self, written: Vlsn) {
         while self.bytes > self.limit
             && let Some(piece) = self.pieces.pop_front_if(|piece| piece.last.vlsn <= written)
         {
             self.bytes -= piece.bytes.len() + PIECE_OVERHEAD;
+        }
+        let first = self.first();
+        let is_past = |last: Vlsn| first.is_none_or(|first| last < first);
+        while let Some((_, mut buffer)) = self.used.pop_front_if(|(last, _)| is_past(*last)) {
+            // Unless a feeder or the flusher still holds a piece of it.
+            let whole = buffer.try_reclaim(BUFFER_BYTES) && buffer.capacity() == BUFFER_BYTES;
+            if whole && self.free.len() < MOST_FREE {
+                self.free.push(buffer);
+            }
         }
     }
 
@@ -202,6 +233,9 @@ impl Tail {
     pub(crate) fn truncate(&mut self, last: &ChainState, end: &ChainState) {
         self.freeze(end);
         self.unwritten.clear();
+        for (last_in_buffer, _) in &mut self.used {
+            *last_in_buffer = last.vlsn.min(*last_in_buffer);
+        }
         while let Some(mut piece) = self.pieces.pop_back_if(|piece| piece.last.vlsn > last.vlsn) {
             self.bytes -= piece.bytes.len() + PIECE_OVERHEAD;
             if piece.first <= last.vlsn {
@@ -231,4 +265,112 @@ pub(crate) fn header_at(bytes: &[u8], at: usize) -> EntryHeader {
         .and_then(<[u8]>::first_chunk::<ENTRY_HEADER_BYTES>)
         .and_then(EntryHeader::decode)
         .expect("the tail holds verified entries only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use noxu_util::Term;
+
+    /// Half of a buffer.
+    const LEN: usize = BUFFER_BYTES / 2;
+
+    /// A tail that keeps nothing once it is written, and the log's end.
+    struct Rig {
+        tail: Tail,
+        end: ChainState,
+        offset: u32,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            Self { tail: Tail::new(0), end: ChainState::default(), offset: 0 }
+        }
+
+        /// Appends `len` bytes that all say which entry they belong to.
+        fn push(&mut self, len: usize) {
+            let vlsn = self.end.vlsn.next();
+            let bytes = vec![vlsn.sequence() as u8; len];
+            self.tail.push(Lsn::new(1, self.offset), &self.end, NULL_VLSN, [bytes.as_slice(), &[]]);
+            self.offset += len as u32;
+            self.end = ChainState { vlsn, term: Term::new(1), fingerprint: Fingerprint::ZERO };
+        }
+
+        /// Takes what is unwritten, as the flusher does, and drops it once it is "written".
+        fn flush(&mut self) -> Vec<Piece> {
+            let pieces = self.tail.take_unwritten(&self.end);
+            self.tail.evict(self.end.vlsn);
+            pieces
+        }
+    }
+
+    #[test]
+    fn a_buffer_serves_again_once_nobody_holds_a_piece_of_it() {
+        let mut rig = Rig::new();
+        for _ in 0..6 {
+            rig.push(LEN);
+        }
+        drop(rig.tail.take_unwritten(&rig.end));
+        rig.tail.evict(rig.end.vlsn);
+        assert_eq!(rig.tail.free.len(), 2, "all but the one that is open");
+        rig.push(LEN);
+        assert_eq!(rig.tail.free.len(), 1);
+        assert_eq!(rig.flush()[0].bytes, vec![7; LEN]);
+    }
+
+    #[test]
+    fn a_piece_that_somebody_holds_never_changes() {
+        let mut rig = Rig::new();
+        let mut held = Vec::new();
+        for round in 0..40 {
+            rig.push(LEN - round);
+            rig.push(LEN / 3);
+            rig.push(1);
+            let pieces = rig.flush();
+            if round % 2 == 0 {
+                held.extend(pieces);
+            }
+        }
+        for piece in held {
+            let at = |vlsn: Vlsn| vlsn.sequence() as u8;
+            assert_eq!(piece.bytes[0], at(piece.first));
+            assert_eq!(piece.bytes[piece.bytes.len() - 1], at(piece.last.vlsn));
+            assert!(piece.bytes.is_sorted(), "entries {} to {:?}", piece.first, piece.last);
+        }
+    }
+
+    #[test]
+    fn buffers_kept_for_later_are_bounded_in_number_and_in_size() {
+        let mut rig = Rig::new();
+        rig.push(2 * BUFFER_BYTES);
+        rig.push(LEN);
+        drop(rig.flush());
+        rig.push(LEN);
+        drop(rig.flush());
+        assert!(rig.tail.free.is_empty(), "the long entry's buffer is kept");
+        for _ in 0..4 * MOST_FREE {
+            rig.push(LEN);
+        }
+        drop(rig.tail.take_unwritten(&rig.end));
+        rig.tail.evict(rig.end.vlsn);
+        assert_eq!(rig.tail.free.len(), MOST_FREE);
+        assert!(rig.tail.free.iter().all(|buffer| buffer.capacity() == BUFFER_BYTES));
+    }
+
+    #[test]
+    fn buffers_of_entries_that_were_truncated_away_serve_again() {
+        let mut rig = Rig::new();
+        rig.push(1);
+        let kept = rig.end;
+        drop(rig.tail.take_unwritten(&rig.end));
+        for _ in 0..6 {
+            rig.push(LEN);
+        }
+        drop(rig.tail.take_unwritten(&rig.end));
+        rig.tail.truncate(&kept, &rig.end);
+        rig.end = kept;
+        rig.push(LEN);
+        drop(rig.flush());
+        assert!(rig.tail.used.is_empty(), "{:?}", rig.tail.used.front());
+    }
 }
