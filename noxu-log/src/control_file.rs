@@ -25,6 +25,7 @@ use noxu_util::codec::{CodecError, Put, Reader, u32_at, u64_at};
 use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn, checksum};
 use parking_lot::{Mutex, RwLock};
 
+use crate::entry::ChainState;
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::mutant::{self, Mutant};
@@ -91,8 +92,13 @@ pub struct Anchor {
 /// A truncation that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TruncateIntent {
-    /// The last entry that is kept.
-    pub vlsn: Vlsn,
+    /// The last entry that is kept; the anchor if none is.
+    pub kept: ChainState,
+    /// Where it stands.
+    pub kept_lsn: Lsn,
+    /// Where the cut goes: behind the last entry kept, in its segment. Offset 0 if the segment goes
+    /// as a whole, because none of its entries is kept.
+    pub cut: Lsn,
     /// Name of the lost-entries file that takes what is cut; `None` to discard it. At most
     /// [`MAX_LOST_NAME_BYTES`].
     pub lost: Option<String>,
@@ -105,7 +111,7 @@ pub const MAX_LOST_NAME_BYTES: usize = 128;
 
 const FILE_NAME: &str = "control";
 const TEMP_NAME: &str = "control.new";
-const FORMAT_VERSION: u16 = 1;
+const FORMAT_VERSION: u16 = 2;
 const MAGIC: &[u8; 8] = b"NOXUCTRL";
 const SLOT_BYTES: usize = 4096;
 const SLOTS: usize = 4;
@@ -368,7 +374,11 @@ fn encode_payload(state: &ControlState) -> Result<Vec<u8>> {
     out.put_u64(state.anchor.next_lsn.as_u64());
     out.put_bool(state.truncate_intent.is_some());
     if let Some(intent) = &state.truncate_intent {
-        out.put_vlsn(intent.vlsn);
+        out.put_vlsn(intent.kept.vlsn);
+        out.put_u32(intent.kept.term.number());
+        out.put_u64(intent.kept.fingerprint.as_u64());
+        out.put_u64(intent.kept_lsn.as_u64());
+        out.put_u64(intent.cut.as_u64());
         out.put_bool(intent.lost.is_some());
         out.put_text(lost.unwrap_or_default());
     }
@@ -406,10 +416,16 @@ fn decode_payload(payload: &[u8]) -> Result<ControlState, CodecError> {
         group_config: Vec::new(),
     };
     let truncate_intent = if r.bool("truncation present")? {
-        let vlsn = r.vlsn("truncation VLSN")?;
+        let kept = ChainState {
+            vlsn: r.vlsn("truncation VLSN")?,
+            term: Term::new(r.u32("truncation term")?),
+            fingerprint: Fingerprint::from_u64(r.u64("truncation fingerprint")?),
+        };
+        let kept_lsn = Lsn::from_u64(r.u64("truncation LSN")?);
+        let cut = Lsn::from_u64(r.u64("LSN of the cut")?);
         let saved = r.bool("lost entries saved")?;
         let name = r.text("lost-entries file", MAX_LOST_NAME_BYTES)?.to_owned();
-        Some(TruncateIntent { vlsn, lost: saved.then_some(name) })
+        Some(TruncateIntent { kept, kept_lsn, cut, lost: saved.then_some(name) })
     } else {
         None
     };

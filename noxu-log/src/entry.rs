@@ -118,6 +118,11 @@ impl EntryHeader {
         })
     }
 
+    /// The chain through this entry.
+    pub const fn chain(&self) -> ChainState {
+        ChainState { vlsn: self.vlsn, term: self.term, fingerprint: self.fingerprint }
+    }
+
     /// Bytes of the whole entry, header and body.
     pub const fn entry_bytes(&self) -> usize {
         ENTRY_HEADER_BYTES + self.body_len as usize

@@ -118,6 +118,31 @@ pub enum LogError {
         /// What is there.
         found: String,
     },
+    /// Entries that belong to the log cannot be read.
+    #[error(
+        "entries {first} to {last} are damaged in segment {segment} at offset {offset}: {found} \
+         found; they can be repaired from a node that holds them"
+    )]
+    Faulty {
+        /// The first one.
+        first: Vlsn,
+        /// The last one.
+        last: Vlsn,
+        /// Number of the segment.
+        segment: u32,
+        /// Byte offset in the file.
+        offset: u64,
+        /// What is there.
+        found: String,
+    },
+    /// A repair of entries that are not damaged.
+    #[error("entries {first} to {last} are not what is to be repaired here")]
+    NotFaulty {
+        /// The first one.
+        first: Vlsn,
+        /// The last one.
+        last: Vlsn,
+    },
     /// The control file cannot be read, so that the node's term and vote are not known.
     #[error(
         "the control file {path} is unreadable ({reason}); this node no longer knows its term and \

@@ -68,15 +68,34 @@ impl Log {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sampler {
     samples: Vec<Sample>,
+    /// The next entry becomes a sample, however near it is.
+    due: bool,
 }
 
 impl Sampler {
+    pub(crate) const fn from_samples(samples: Vec<Sample>) -> Self {
+        Self { samples, due: false }
+    }
+
+    /// Makes the next entry a sample: nobody can walk to it from the one before.
+    pub(crate) const fn sample_next(&mut self) {
+        self.due = true;
+    }
+
+    /// Sets the newest sync entry before `first`, the segment's first entry.
+    pub(crate) fn inherit(&mut self, first: Vlsn, last_sync: Vlsn) {
+        for sample in self.samples.iter_mut().take_while(|sample| sample.sync_before < first) {
+            sample.sync_before = last_sync;
+        }
+    }
+
     /// Takes the next entry, and keeps it as a sample if it is far enough from the last one.
     pub(crate) fn push(&mut self, entry: Sample) {
-        let due = self.samples.last().is_none_or(|last| {
-            entry.vlsn.since(last.vlsn) >= u64::from(SAMPLE_ENTRIES)
-                || entry.offset - last.offset >= SAMPLE_BYTES
-        });
+        let due = std::mem::take(&mut self.due)
+            || self.samples.last().is_none_or(|last| {
+                entry.vlsn.since(last.vlsn) >= u64::from(SAMPLE_ENTRIES)
+                    || entry.offset - last.offset >= SAMPLE_BYTES
+            });
         if due {
             self.samples.push(entry);
         }

@@ -34,6 +34,7 @@ use crate::keeper::Keeper;
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::pins::Pins;
 use crate::prefill::Prefill;
+use crate::repair::Faulty;
 use crate::retention::RetentionConfig;
 
 use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
@@ -67,6 +68,8 @@ pub struct LogConfig {
     pub tail_mark: MarkPolicy,
     /// How much of the front is kept.
     pub retention: RetentionConfig,
+    /// Threads that scan segments when the log is opened; 0, the default, for one a core.
+    pub recovery_threads: usize,
 }
 
 impl Default for LogConfig {
@@ -81,6 +84,7 @@ impl Default for LogConfig {
             scrub: Some(ScrubConfig::default()),
             tail_mark: MarkPolicy::Strict,
             retention: RetentionConfig::default(),
+            recovery_threads: 0,
         }
     }
 }
@@ -297,6 +301,8 @@ pub(crate) struct State {
     pub(crate) unsealable: Option<u32>,
     /// Everything through it is in the state machine's checkpoint.
     pub(crate) checkpoint: Vlsn,
+    /// Entries that cannot be read, oldest first.
+    pub(crate) faulty: Vec<Faulty>,
     /// Counts truncations begun and blocks replaced, so that a file read can tell that the file
     /// changed under it.
     pub(crate) truncations: u64,
@@ -453,6 +459,15 @@ impl Log {
                 wanted: format!("group {} ({})", group.name, group.id),
             });
         }
+        // Before there is a group, so that a missing mark always means a lost one.
+        let anchor = self.shared.control.state().anchor;
+        let begin = Mark {
+            term: anchor.term,
+            vlsn: anchor.vlsn,
+            lsn: anchor.lsn,
+            fingerprint: anchor.fingerprint,
+        };
+        self.shared.marker.lock().mark.write(begin)?;
         self.shared.control.update(|control| control.group = Some(group.clone()))?;
         self.shared.state.lock().group = Some(group);
         self.shared.keeper.request_prefill();
@@ -663,6 +678,13 @@ impl Shared {
             self.check_running()?;
             if state.group.is_none() {
                 return Err(LogError::NotFounded { dir: self.dir.clone() });
+            }
+            if let Some(faulty) = state.faulty.last()
+                && faulty.behind.is_none()
+                && faulty.last == state.end.vlsn
+            {
+                // Where the next entry would begin is not known.
+                return Err(faulty.into());
             }
             if self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes {
                 return Ok(state);

@@ -26,9 +26,9 @@ enum Place {
 
 /// The header of an entry, where it stands, and the newest sync entry before it.
 #[derive(Debug, Clone, Copy)]
-struct Found {
-    header: EntryHeader,
-    lsn: Lsn,
+pub(crate) struct Found {
+    pub(crate) header: EntryHeader,
+    pub(crate) lsn: Lsn,
     before: Fingerprint,
     sync_before: Vlsn,
 }
@@ -39,8 +39,8 @@ impl Log {
     /// one verified file read.
     ///
     /// # Errors
-    /// `Gap` if `from` was dropped from the front; `Corrupt` if the file does not verify; `Poisoned`
-    /// if a truncation failed.
+    /// `Gap` if `from` was dropped from the front; `Faulty` if it is damaged, `Corrupt` if the file
+    /// does not verify; `Poisoned` if a truncation failed.
     pub fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>> {
         self.shared.read(from, max_bytes)
     }
@@ -48,7 +48,7 @@ impl Log {
     /// The header of entry `vlsn` and where it stands; `None` if the log does not hold it.
     ///
     /// # Errors
-    /// `Corrupt` or `Io` if it must be read from a file and cannot be.
+    /// `Faulty`, `Corrupt` or `Io` if it must be read from a file and cannot be.
     pub fn header(&self, vlsn: Vlsn) -> Result<Option<(EntryHeader, Lsn)>> {
         Ok(self.shared.find(vlsn)?.map(|found| (found.header, found.lsn)))
     }
@@ -152,32 +152,38 @@ impl State {
 
     /// Newest sync entry and transaction end before segment `number`.
     pub(crate) fn syncs_before(&self, number: u32) -> (Vlsn, Vlsn) {
-        let at = self.segments.partition_point(|segment| segment.number() < number);
-        match at.checked_sub(1).map(|before| &self.segments[before]) {
+        match self.position_of(number).checked_sub(1).map(|before| &self.segments[before]) {
             Some(Segment::Open(open)) => (open.last_sync(), open.last_txn_end()),
             Some(Segment::Sealed(sealed)) => (sealed.last_sync, sealed.last_txn_end),
             None => (self.anchor.vlsn, self.anchor.vlsn),
         }
     }
 
-    fn place_of(&mut self, vlsn: Vlsn) -> Option<Place> {
+    fn place_of(&mut self, vlsn: Vlsn) -> Result<Option<Place>> {
         if vlsn <= self.anchor.vlsn || vlsn > self.end.vlsn {
-            return None;
+            return Ok(None);
+        }
+        if let Some(faulty) = self.faulty.iter().find(|faulty| faulty.holds(vlsn)) {
+            return Err(faulty.into());
         }
         if self.tail.first().is_some_and(|first| vlsn >= first) {
-            return Some(Place::Tail(self.tail.piece_with(vlsn, &self.end).clone()));
+            return Ok(Some(Place::Tail(self.tail.piece_with(vlsn, &self.end).clone())));
         }
-        Some(self.file_place(vlsn))
+        Ok(Some(self.file_place(vlsn)))
     }
 
     fn file_place(&self, vlsn: Vlsn) -> Place {
         let segment = self.segment_of(vlsn);
         let number = segment.number();
         // The tail may hold the rest of the segment, not written yet.
-        let limit = match self.tail.first_lsn() {
+        let mut limit = match self.tail.first_lsn() {
             Some(lsn) if lsn.segment() == number => lsn.offset(),
             _ => segment.end(),
         };
+        // What comes next may be damaged.
+        if let Some(next) = self.faulty.iter().find(|f| f.segment == number && f.first > vlsn) {
+            limit = limit.min(next.offset);
+        }
         Place::File { segment: number, limit, truncations: self.truncations }
     }
 }
@@ -218,11 +224,11 @@ impl Shared {
         Ok(state)
     }
 
-    fn find(&self, vlsn: Vlsn) -> Result<Option<Found>> {
+    pub(crate) fn find(&self, vlsn: Vlsn) -> Result<Option<Found>> {
         loop {
             let (place, sample) = {
                 let mut state = self.lock_to_read()?;
-                let Some(place) = state.place_of(vlsn) else { return Ok(None) };
+                let Some(place) = state.place_of(vlsn)? else { return Ok(None) };
                 let sample = match state.segment_of(vlsn) {
                     Segment::Open(builder) => sample_at_or_before(builder.samples(), vlsn).copied(),
                     Segment::Sealed(_) => None,

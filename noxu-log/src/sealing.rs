@@ -100,6 +100,10 @@ fn first_to_seal(state: &State) -> Option<usize> {
     let at = state.segments.partition_point(Segment::is_sealed);
     let successor = state.segments.get(at + 1)?;
     let first = successor.header().first;
+    let number = state.segments[at].number();
+    if state.faulty.iter().any(|faulty| faulty.segment == number) {
+        return None;
+    }
     let durable = first <= state.durable || mutant::is_on(Mutant::SealedBeforeSuccessorDurable);
     (first <= state.settled && durable).then_some(at)
 }

@@ -17,6 +17,7 @@ use noxu_util::codec::{CodecError, Put, Reader, u32_at};
 use noxu_util::{Fingerprint, Lsn, Term, Vlsn, checksum};
 use parking_lot::Mutex;
 
+use crate::entry::ChainState;
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 
@@ -31,6 +32,13 @@ pub struct Mark {
     pub lsn: Lsn,
     /// Its fingerprint.
     pub fingerprint: Fingerprint,
+}
+
+impl Mark {
+    /// The chain through the entry.
+    pub const fn chain(&self) -> ChainState {
+        ChainState { vlsn: self.vlsn, term: self.term, fingerprint: self.fingerprint }
+    }
 }
 
 /// What the mark's file holds.

@@ -1,35 +1,40 @@
 //! Truncate: cuts the end of the log after an entry, so that a crash at any step either leaves the
-//! old log with the intent to cut it, or the cut one.
+//! old log, perhaps with the intent to cut it, or the cut one.
 //!
 //! # Crash argument
-//! 1. The intent (last entry kept, name of the lost-entries file) is durable before anything changes.
-//!    Whoever opens the directory finds it and does steps 2 to 7 again; each can be repeated.
-//! 2. The cut segment's lost entries are copied to a file that appears whole or not at all. It is
-//!    only written while it does not exist, which is before the cut, when all its bytes are there.
-//! 3. Segments wholly beyond the cut are moved (or removed), the newest first, so that the rest is
+//! 1. The lost entries of the segment that is cut are copied, durably, under a *staged* name: nothing
+//!    has happened yet, and whoever opens a log without an intent removes the copy.
+//! 2. The intent (last entry kept, where the cut goes, name of the lost-entries file) is durable
+//!    before the log changes. Whoever opens the directory finds it and does steps 3 to 9 again; each
+//!    can be repeated, and none reads an entry, so that damage does not stand in the way.
+//! 3. The staged copy gets its name.
+//! 4. Segments wholly beyond the cut are moved (or removed), the newest first, so that the rest is
 //!    always a prefix of the log.
-//! 4. The cut segment is set to its new length and synced: bytes behind the cut are gone and can
+//! 5. The side file of the cut segment goes: it would speak of what stood there before.
+//! 6. The cut segment is set to its new length and synced: bytes behind the cut are gone and can
 //!    never be read as log again, whatever is appended later.
-//! 5. The directories are synced.
-//! 6. The tail mark is set to the cut and synced. Until then it may speak of entries that are gone,
+//! 7. The directories are synced.
+//! 8. The tail mark is set to the cut and synced. Until then it may speak of entries that are gone,
 //!    which the intent excuses.
-//! 7. The intent is cleared.
+//! 9. The intent is cleared.
 
-use std::path::Path;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
 
 use noxu_util::{Lsn, Vlsn};
 
 use crate::control_file::{ControlFile, TruncateIntent};
-use crate::entry::{ChainState, EntryFault};
-use crate::env::{Env, OpenMode, write_whole};
+use crate::entry::ChainState;
+use crate::env::{Env, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared};
 use crate::lost_entries::{LostHeader, LostNote, lost_path, moved_segment_path};
 use crate::mutant::{self, Mutant};
-use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
-use crate::segment::scan::{SummaryBuilder, scan_entries};
 use crate::tail_mark::{Mark, TailMark};
+
+/// Suffix of a lost-entries file whose truncation has not been decided on.
+const STAGED_SUFFIX: &str = "staged";
 
 /// What becomes of the entries that a truncation cuts off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,43 +63,57 @@ impl Log {
     /// Cuts the log after `vlsn`; `vlsn` itself is kept. Durable on return.
     ///
     /// # Errors
-    /// `BelowCommitFloor` if entries known to be durable on a majority would go (nothing changed);
-    /// `Poisoned`, `Closed`, `Io`. A failure on the way poisons the log; opening it again finishes
-    /// the truncation.
+    /// `BelowCommitFloor` if entries known to be durable on a majority would go, `Faulty` if `vlsn`
+    /// itself is damaged (nothing changed); `Poisoned`, `Closed`, `Io`. A failure after the first
+    /// change poisons the log; opening it again finishes the truncation.
     pub fn truncate_after(&self, vlsn: Vlsn, cut: Cut) -> Result<Truncated> {
         let shared = &*self.shared;
         let _alone = shared.maintenance.lock();
         shared.check_running()?;
         let mut writer = shared.writer.lock();
-        let (name, note) = match cut {
-            Cut::Save { name, note } => (Some(name), note),
-            Cut::Discard => (None, LostNote::default()),
-        };
         let (floor, anchor, end) = {
             let state = shared.state.lock();
             (
                 state.settled.max(shared.control.state().commit_floor),
-                state.anchor.vlsn,
+                state.anchor.clone(),
                 state.end.vlsn,
             )
         };
         if vlsn >= end {
             return Ok(Truncated { last: end, entries: 0 });
         }
-        if vlsn < floor.max(anchor) {
-            return Err(LogError::BelowCommitFloor { requested: vlsn, floor: floor.max(anchor) });
+        if vlsn < floor.max(anchor.vlsn) {
+            let floor = floor.max(anchor.vlsn);
+            return Err(LogError::BelowCommitFloor { requested: vlsn, floor });
         }
-        // The files must hold all that is to be saved.
+        // The files must hold all that is to be saved. What is appended after this is cut as well;
+        // the state lock orders the two.
         let marker = shared.drain(&mut writer)?;
-        // Appends that slipped in since are cut as well; the state lock orders them.
-        let intent = TruncateIntent { vlsn, lost: name };
+        let mut intent = match self.header(vlsn)? {
+            Some((header, lsn)) => TruncateIntent {
+                kept: header.chain(),
+                kept_lsn: lsn,
+                cut: Lsn::new(lsn.segment(), lsn.offset() + header.entry_bytes() as u32),
+                lost: None,
+            },
+            None => TruncateIntent {
+                kept: anchor.chain(),
+                kept_lsn: anchor.lsn,
+                cut: Lsn::new(anchor.next_segment(), 0),
+                lost: None,
+            },
+        };
+        if let Cut::Save { name, note } = cut {
+            shared.stage_lost(&intent, &name, note)?;
+            intent.lost = Some(name);
+        }
         shared.control.update(|control| control.truncate_intent = Some(intent.clone()))?;
         {
             let mut state = shared.state.lock();
             state.truncations += 1;
             state.truncating = true;
         }
-        finish_with(&*shared.env, &shared.dir, &shared.control, &marker.mark, &intent, &note)
+        finish(&*shared.env, &shared.dir, &shared.control, &marker.mark, &intent)
             .map_err(|cause| shared.poison(cause))?;
         writer.current = None;
         shared.files.clear();
@@ -105,19 +124,98 @@ impl Log {
 }
 
 impl Shared {
+    /// Step 1. Entries behind a damaged one are moved with their segments, not listed: nobody can
+    /// verify them.
+    fn stage_lost(&self, intent: &TruncateIntent, name: &str, note: LostNote) -> Result<()> {
+        let (last, group, segments) = {
+            let state = self.state.lock();
+            let faulty = state.faulty.iter().find(|faulty| faulty.first > intent.kept.vlsn);
+            let last = faulty.map_or(state.written, |faulty| faulty.first.prev());
+            let segments: Vec<_> =
+                state.segments.iter().map(|s| (s.number(), s.header().first, s.end())).collect();
+            (last, state.group.as_ref().map(|group| group.id).unwrap_or_default(), segments)
+        };
+        let (end, end_lsn) = match self.find_lost(last, intent)? {
+            Some(found) => found,
+            None => (intent.kept, intent.cut),
+        };
+        let cut = intent.cut;
+        let moved = segments
+            .iter()
+            .filter(|(number, first, _)| {
+                *first <= last
+                    && (*number > cut.segment() || (*number == cut.segment() && cut.offset() == 0))
+            })
+            .map(|(number, ..)| *number)
+            .collect();
+        let mut entries = Vec::new();
+        if cut.offset() > 0 {
+            let until = if end_lsn.segment() == cut.segment() {
+                end_lsn.offset()
+            } else {
+                let holder = segments.iter().find(|(number, ..)| *number == cut.segment());
+                holder.map_or(cut.offset(), |(_, _, end)| *end)
+            };
+            entries = self.read_bytes(cut, until)?;
+        }
+        let header = LostHeader {
+            group,
+            kept: intent.kept,
+            kept_lsn: intent.kept_lsn,
+            end,
+            note,
+            moved,
+            entry_bytes: entries.len() as u64,
+        };
+        let path = staged_path(&self.dir, name);
+        let wrap = |action| {
+            let path = &path;
+            move |e| LogError::io(action, path, e)
+        };
+        let file = self.env.open(&path, OpenMode::CreateOrOpen).map_err(wrap("create"))?;
+        file.set_len(0).map_err(wrap("cut"))?;
+        let head = header.encode();
+        file.write_at(&[IoSlice::new(&head), IoSlice::new(&entries)], 0).map_err(wrap("write"))?;
+        file.sync_data().map_err(wrap("sync"))?;
+        sync_parent(&*self.env, &path)
+    }
+
+    /// The chain through entry `last` and where it ends; `None` if nothing of it is lost.
+    fn find_lost(&self, last: Vlsn, intent: &TruncateIntent) -> Result<Option<(ChainState, Lsn)>> {
+        if last <= intent.kept.vlsn {
+            return Ok(None);
+        }
+        let Some(found) = self.find(last)? else { return Ok(None) };
+        let (header, lsn) = (found.header, found.lsn);
+        let end = Lsn::new(lsn.segment(), lsn.offset() + header.entry_bytes() as u32);
+        Ok(Some((header.chain(), end)))
+    }
+
+    /// The bytes of a segment from `from` up to offset `until`.
+    fn read_bytes(&self, from: Lsn, until: u32) -> Result<Vec<u8>> {
+        let path = self.segment_path(from.segment());
+        let wrap = |e| LogError::io("read", &path, e);
+        let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
+        let mut bytes = vec![0; until.saturating_sub(from.offset()) as usize];
+        let read = file.read_at(&mut bytes, from.offset().into()).map_err(wrap)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
     /// Makes the positions, the index and the tail those of a log that ends with `vlsn`. Called with
     /// the maintenance and writer locks held.
     fn forget_after(&self, vlsn: Vlsn) -> Result<()> {
-        let (anchor, cut, last_sync, last_txn_end) = {
+        let (anchor, cut, (last_sync, last_txn_end), faulty) = {
             let state = self.state.lock();
             let kept = state.segments.partition_point(|segment| segment.header().first <= vlsn);
             let cut = kept.checked_sub(1).map(|at| *state.segments[at].header());
-            let (sync, txn_end) =
-                cut.map_or_else(Default::default, |cut| state.syncs_before(cut.number));
-            (state.anchor.clone(), cut, sync, txn_end)
+            let mut faulty = state.faulty.clone();
+            faulty.retain(|faulty| faulty.last <= vlsn);
+            let before = cut.map_or_else(Default::default, |cut| state.syncs_before(cut.number));
+            (state.anchor.clone(), cut, before, faulty)
         };
         let rebuilt = match cut {
-            Some(header) => Some(self.rescan(header, last_sync, last_txn_end)?),
+            Some(header) => Some(self.reindex(header, last_sync, last_txn_end, &faulty)?),
             None => None,
         };
         let mut state = self.state.lock();
@@ -132,16 +230,13 @@ impl Shared {
             state.segments.pop_back();
             state.segments.push_back(Segment::Open(builder));
         } else {
-            state.end = ChainState {
-                vlsn: anchor.vlsn,
-                term: anchor.term,
-                fingerprint: anchor.fingerprint,
-            };
+            state.end = anchor.chain();
             state.last_lsn = anchor.lsn;
             state.last_sync = anchor.vlsn;
             state.last_txn_end = anchor.vlsn;
         }
         assert_eq!(state.end.vlsn, vlsn, "the cut log ends where it was cut");
+        state.faulty = faulty;
         state.tail.truncate(&state.end, &old_end);
         state.written = vlsn;
         state.synced = state.end_mark();
@@ -155,29 +250,25 @@ impl Shared {
         self.appended.notify_all();
         Ok(())
     }
-
-    /// Reads a segment from its first entry to its end.
-    fn rescan(
-        &self,
-        header: SegmentHeader,
-        last_sync: Vlsn,
-        last_txn_end: Vlsn,
-    ) -> Result<SummaryBuilder> {
-        let path = self.segment_path(header.number);
-        let wrap = |e| LogError::io("read", &path, e);
-        let mut builder = SummaryBuilder::new(header, last_sync, last_txn_end);
-        let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
-        let len = file.len().map_err(wrap)?;
-        let chain = header.chain_before();
-        scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |offset, entry| {
-            builder.push(offset, &entry.header);
-        })
-        .map_err(wrap)?;
-        Ok(builder)
-    }
 }
 
-/// Finishes a truncation that a crash had cut short: steps 2 to 7.
+fn staged_path(dir: &Path, name: &str) -> PathBuf {
+    lost_path(dir, name).with_added_extension(STAGED_SUFFIX)
+}
+
+/// Removes copies of lost entries whose truncation never came to be decided on.
+pub(crate) fn remove_staged(env: &dyn Env, dir: &Path) -> Result<()> {
+    let lost = lost_dir(dir);
+    for name in env.list(&lost).map_err(|e| LogError::io("list", &lost, e))? {
+        let path = lost.join(name);
+        if path.extension() == Some(STAGED_SUFFIX.as_ref()) {
+            env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Steps 3 to 9; also finishes a truncation that a crash had cut short.
 pub(crate) fn finish(
     env: &dyn Env,
     dir: &Path,
@@ -185,49 +276,45 @@ pub(crate) fn finish(
     mark: &TailMark,
     intent: &TruncateIntent,
 ) -> Result<()> {
-    finish_with(env, dir, control, mark, intent, &LostNote::default())
-}
-
-fn finish_with(
-    env: &dyn Env,
-    dir: &Path,
-    control: &ControlFile,
-    mark: &TailMark,
-    intent: &TruncateIntent,
-    note: &LostNote,
-) -> Result<()> {
     let log_dir = log_dir(dir);
-    let plan = Plan::find(env, dir, control, intent.vlsn)?;
     if mutant::is_on(Mutant::IntentClearedBeforeCut) {
         control.update(|control| control.truncate_intent = None)?;
     }
-    if let Some(name) = &intent.lost
-        && !mutant::is_on(Mutant::LostNotSaved)
-    {
-        let path = lost_path(dir, name);
-        if !env.exists(&path).map_err(|e| LogError::io("look for", &path, e))? {
-            plan.save(env, dir, name, control, note)?;
+    let exists = |path: &Path| env.exists(path).map_err(|e| LogError::io("look for", path, e));
+    let remove_if_there = |path: &Path| match env.remove(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(LogError::io("remove", path, e)),
+        _ => Ok(()),
+    };
+    if let Some(name) = &intent.lost {
+        let staged = staged_path(dir, name);
+        if exists(&staged)? && !mutant::is_on(Mutant::LostNotSaved) {
+            env.rename(&staged, &lost_path(dir, name))
+                .map_err(|e| LogError::io("rename", &staged, e))?;
         }
     }
-    for number in plan.beyond.iter().rev() {
-        let path = log_dir.join(segment_name(*number));
+    let names = env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))?;
+    let first_beyond = intent.cut.segment() + u32::from(intent.cut.offset() > 0);
+    let beyond = names.iter().filter_map(|name| parse_segment_name(name));
+    let mut beyond: Vec<u32> = beyond.filter(|number| *number >= first_beyond).collect();
+    beyond.sort_unstable();
+    for number in beyond.into_iter().rev() {
+        let path = log_dir.join(segment_name(number));
         match &intent.lost {
             Some(name) => {
-                let to = moved_segment_path(dir, name, *number);
+                let to = moved_segment_path(dir, name, number);
                 env.rename(&path, &to).map_err(|e| LogError::io("move", &path, e))?;
             }
             None => env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?,
         }
-        let side = log_dir.join(side_name(*number));
-        if env.exists(&side).map_err(|e| LogError::io("look for", &side, e))? {
-            env.remove(&side).map_err(|e| LogError::io("remove", &side, e))?;
-        }
+        remove_if_there(&log_dir.join(side_name(number)))?;
     }
-    if let Some(cut) = &plan.cut {
-        let path = log_dir.join(segment_name(cut.number));
+    if intent.cut.offset() > 0 {
+        let number = intent.cut.segment();
+        remove_if_there(&log_dir.join(side_name(number)))?;
+        let path = log_dir.join(segment_name(number));
         let file =
             env.open(&path, OpenMode::ReadWrite).map_err(|e| LogError::io("open", &path, e))?;
-        file.set_len(cut.offset.into()).map_err(|e| LogError::io("cut", &path, e))?;
+        file.set_len(intent.cut.offset().into()).map_err(|e| LogError::io("cut", &path, e))?;
         if !mutant::is_on(Mutant::CutNotSynced) {
             file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
         }
@@ -239,174 +326,12 @@ fn finish_with(
     env.sync_dir(&log_dir).map_err(|e| LogError::io("sync directory", &log_dir, e))?;
     if !mutant::is_on(Mutant::MarkNotMovedByTruncation) {
         mark.write(Mark {
-            term: plan.kept.term,
-            vlsn: plan.kept.vlsn,
-            lsn: plan.kept_lsn,
-            fingerprint: plan.kept.fingerprint,
+            term: intent.kept.term,
+            vlsn: intent.kept.vlsn,
+            lsn: intent.kept_lsn,
+            fingerprint: intent.kept.fingerprint,
         })?;
         mark.sync()?;
     }
     control.update(|control| control.truncate_intent = None)
-}
-
-/// Where a truncation cuts.
-struct Plan {
-    kept: ChainState,
-    kept_lsn: Lsn,
-    /// The last valid entry found beyond the cut.
-    end: ChainState,
-    /// The segment that holds the last entry kept; `None` if none is kept.
-    cut: Option<CutSegment>,
-    /// Segments wholly beyond the cut, oldest first.
-    beyond: Vec<u32>,
-}
-
-struct CutSegment {
-    number: u32,
-    /// Where it is cut.
-    offset: u32,
-    /// Where its valid entries ended before.
-    end: u32,
-}
-
-impl Plan {
-    fn find(env: &dyn Env, dir: &Path, control: &ControlFile, vlsn: Vlsn) -> Result<Self> {
-        let log_dir = log_dir(dir);
-        let anchor = control.state().anchor;
-        let before =
-            ChainState { vlsn: anchor.vlsn, term: anchor.term, fingerprint: anchor.fingerprint };
-        let mut plan =
-            Self { kept: before, kept_lsn: anchor.lsn, end: before, cut: None, beyond: Vec::new() };
-        let mut holder = None;
-        let mut beyond = Vec::new();
-        let names = env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))?;
-        for number in names.iter().filter_map(|name| parse_segment_name(name)) {
-            if number < anchor.next_segment() {
-                continue;
-            }
-            match read_header(env, &log_dir, number)? {
-                Some(header) if header.first <= vlsn => holder = Some(header),
-                other => beyond.push((number, other)),
-            }
-        }
-        if let Some(header) = holder {
-            plan.cut(env, &log_dir, &header, vlsn)?;
-        } else if vlsn != anchor.vlsn {
-            return Err(not_there(anchor.next_segment(), 0, vlsn, "no segment with it".into()));
-        }
-        for (number, header) in beyond {
-            if let Some(header) = header
-                && header.chain_before() == plan.end
-            {
-                plan.end = last_of(env, &log_dir, &header)?;
-            }
-            plan.beyond.push(number);
-        }
-        Ok(plan)
-    }
-
-    /// Finds the cut in the segment that holds `vlsn`.
-    fn cut(
-        &mut self,
-        env: &dyn Env,
-        log_dir: &Path,
-        header: &SegmentHeader,
-        vlsn: Vlsn,
-    ) -> Result<()> {
-        let path = log_dir.join(segment_name(header.number));
-        let wrap = |e| LogError::io("read", &path, e);
-        let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
-        let len = file.len().map_err(wrap)?;
-        let mut kept = None;
-        let chain = header.chain_before();
-        let end = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |offset, entry| {
-            if entry.header.vlsn == vlsn {
-                kept = Some((entry.header, offset));
-            }
-        })
-        .map_err(wrap)?;
-        let Some((entry, offset)) = kept else {
-            let found = end.fault.unwrap_or(EntryFault::Header).to_string();
-            return Err(not_there(header.number, end.offset, vlsn, found));
-        };
-        self.kept = ChainState { vlsn, term: entry.term, fingerprint: entry.fingerprint };
-        self.kept_lsn = Lsn::new(header.number, offset);
-        self.end = end.chain;
-        self.cut = Some(CutSegment {
-            number: header.number,
-            offset: offset + entry.entry_bytes() as u32,
-            end: end.offset,
-        });
-        Ok(())
-    }
-
-    /// Step 2: copies the lost entries of the cut segment.
-    fn save(
-        &self,
-        env: &dyn Env,
-        dir: &Path,
-        name: &str,
-        control: &ControlFile,
-        note: &LostNote,
-    ) -> Result<()> {
-        let mut entries = Vec::new();
-        if let Some(cut) = &self.cut {
-            let path = log_dir(dir).join(segment_name(cut.number));
-            let wrap = |e| LogError::io("read", &path, e);
-            let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
-            entries.resize((cut.end - cut.offset) as usize, 0);
-            let read = file.read_at(&mut entries, cut.offset.into()).map_err(wrap)?;
-            entries.truncate(read);
-        }
-        let header = LostHeader {
-            group: control.state().group.map(|group| group.id).unwrap_or_default(),
-            kept: self.kept,
-            kept_lsn: self.kept_lsn,
-            end: self.end,
-            note: note.clone(),
-            moved: self.beyond.clone(),
-            entry_bytes: entries.len() as u64,
-        };
-        let mut bytes = header.encode();
-        bytes.append(&mut entries);
-        write_whole(env, &lost_path(dir, name), &bytes)
-    }
-}
-
-/// A segment's header; `None` if it was never written (a roll cut short).
-fn read_header(env: &dyn Env, log_dir: &Path, number: u32) -> Result<Option<SegmentHeader>> {
-    let path = log_dir.join(segment_name(number));
-    let wrap = |e| LogError::io("read", &path, e);
-    let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
-    let mut raw = vec![0; SEGMENT_HEADER_BYTES as usize];
-    let read = file.read_at(&mut raw, 0).map_err(wrap)?;
-    raw.truncate(read);
-    if raw.iter().all(|byte| *byte == 0) {
-        return Ok(None);
-    }
-    SegmentHeader::decode(&raw).map(Some).map_err(|fault| LogError::Corrupt {
-        segment: number,
-        offset: 0,
-        expected: "a segment header".into(),
-        found: fault.to_string(),
-    })
-}
-
-/// The last valid entry of a segment.
-fn last_of(env: &dyn Env, log_dir: &Path, header: &SegmentHeader) -> Result<ChainState> {
-    let path = log_dir.join(segment_name(header.number));
-    let wrap = |e| LogError::io("read", &path, e);
-    let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
-    let len = file.len().map_err(wrap)?;
-    let chain = header.chain_before();
-    Ok(scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |_, _| {}).map_err(wrap)?.chain)
-}
-
-fn not_there(segment: u32, offset: u32, vlsn: Vlsn, found: String) -> LogError {
-    LogError::Corrupt {
-        segment,
-        offset: offset.into(),
-        expected: format!("entry {vlsn}, the last one to be kept"),
-        found,
-    }
 }

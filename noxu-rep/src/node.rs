@@ -30,7 +30,7 @@ use crate::core::quorum::Quorum;
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::master::{Master, Submitted};
-use crate::driver::seat::{HousekeeperSlot, Seat};
+use crate::driver::seat::{HousekeeperSlot, Seat, open_sound};
 use crate::driver::{replica_loop, services};
 use crate::error::{RepError, Result};
 use crate::group::{GroupConfig, MAX_MEMBERS, term_body};
@@ -183,7 +183,7 @@ impl Node {
         } else {
             (None, Some(open))
         };
-        let (log, report) = Log::open(Arc::clone(&env), &config.dir, config.log.clone())?;
+        let (log, report) = open_sound(&env, &config)?;
         tracing::info!(node = %config.name, dir = %config.dir.display(), ?report, "log opened");
         let opened = Self::open_over(env, &log, config, machine, &context, open);
         if opened.is_err() {

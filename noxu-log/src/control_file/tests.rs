@@ -53,7 +53,13 @@ fn full_state() -> ControlState {
             group_config: vec![2; MAX_GROUP_CONFIG_BYTES],
         },
         truncate_intent: Some(TruncateIntent {
-            vlsn: Vlsn::new(900),
+            kept: ChainState {
+                vlsn: Vlsn::new(900),
+                term: Term::new(8),
+                fingerprint: Fingerprint::from_u64(0xbeef),
+            },
+            kept_lsn: Lsn::new(5, 1000),
+            cut: Lsn::new(5, 1100),
             lost: Some("l".repeat(MAX_LOST_NAME_BYTES)),
         }),
         head_uncertain: true,
@@ -270,13 +276,13 @@ fn a_newer_format_is_refused_by_number() {
     let env = new_env();
     open(&env);
     let mut slot = encode_slot(&ControlState::default(), 3).unwrap();
-    slot[AT_FORMAT] = 2;
+    slot[AT_FORMAT] = 3;
     let crc = checksum::crc(&slot[AT_MAGIC..]);
     slot[..4].copy_from_slice(&crc.to_le_bytes());
     let file = env.open(&path(), OpenMode::ReadWrite).unwrap();
     file.write_at(&[IoSlice::new(&slot)], 2 * SLOT_BYTES as u64).unwrap();
     let error = ControlFile::open_or_create(&env, dir()).unwrap_err();
-    assert!(matches!(error, LogError::FormatVersion { found: 2, expected: 1, .. }), "{error}");
+    assert!(matches!(error, LogError::FormatVersion { found: 3, expected: 2, .. }), "{error}");
 }
 
 #[test]

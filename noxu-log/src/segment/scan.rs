@@ -154,6 +154,31 @@ impl SummaryBuilder {
         self.end = offset + entry.entry_bytes() as u32;
     }
 
+    /// Passes over entries that cannot be read: the next one continues `after`, at offset `end`.
+    /// What they were is not known, so `last_sync` and `last_txn_end` stay where they are.
+    pub(crate) fn skip_to(&mut self, after: ChainState, after_offset: u32, end: u32) {
+        if after.term != self.last.term {
+            self.terms.push((after.term, after.vlsn));
+        }
+        self.last = after;
+        self.last_offset = after_offset;
+        self.end = end;
+        self.sampler.sample_next();
+    }
+
+    /// Sets the positions at the end of the segment before, which the builder was made without or
+    /// which have become known better.
+    pub(crate) fn inherit(&mut self, last_sync: Vlsn, last_txn_end: Vlsn) {
+        let first = self.header.first;
+        self.sampler.inherit(first, last_sync);
+        if self.last_sync < first {
+            self.last_sync = last_sync;
+        }
+        if self.last_txn_end < first {
+            self.last_txn_end = last_txn_end;
+        }
+    }
+
     pub(crate) const fn header(&self) -> &SegmentHeader {
         &self.header
     }
@@ -178,12 +203,31 @@ impl SummaryBuilder {
         self.last_txn_end
     }
 
+    pub(crate) fn terms(&self) -> &[(Term, Vlsn)] {
+        &self.terms
+    }
+
     pub(crate) fn samples(&self) -> &[Sample] {
         self.sampler.samples()
     }
 
     pub(crate) fn sample_memory_bytes(&self) -> usize {
         self.sampler.memory_bytes()
+    }
+
+    /// Goes on from a summary.
+    pub(crate) fn from_summary(summary: SegmentSummary) -> Self {
+        Self {
+            header: summary.header,
+            last: summary.last,
+            last_offset: summary.last_offset,
+            end: summary.end,
+            last_sync: summary.last_sync,
+            last_txn_end: summary.last_txn_end,
+            last_group: summary.last_group,
+            terms: summary.terms,
+            sampler: Sampler::from_samples(summary.samples),
+        }
     }
 
     pub(crate) fn summary(&self) -> SegmentSummary {

@@ -14,6 +14,7 @@ mod mark;
 mod poison;
 mod prefill;
 mod reads;
+mod recovery;
 mod reopening;
 mod retention;
 mod rig;

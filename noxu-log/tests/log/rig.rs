@@ -24,6 +24,7 @@ pub(crate) fn quiet() -> LogConfig {
         sync_interval: Duration::from_hours(1),
         prefill: false,
         scrub: None,
+        recovery_threads: 1,
         ..LogConfig::default()
     }
 }

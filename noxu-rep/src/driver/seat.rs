@@ -8,16 +8,26 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use noxu_log::Log;
 use noxu_log::env::Env;
+use noxu_log::{Log, LogError, OpenReport};
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
-use crate::config::RoleConfig;
+use crate::config::{NodeConfig, RoleConfig};
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
 use crate::node::Inner;
 use crate::restore::install;
+
+/// Opens the log of a node. One with entries that cannot be read is refused: a node must not
+/// acknowledge, ship or vote on what it does not have.
+pub(crate) fn open_sound(env: &Arc<dyn Env>, config: &NodeConfig) -> Result<(Log, OpenReport)> {
+    let (log, report) = Log::open(Arc::clone(env), &config.dir, config.log.clone())?;
+    let Some(faulty) = report.faulty.first() else { return Ok((log, report)) };
+    let refused = LogError::from(faulty);
+    let _ = log.close(); // what it is refused for says more
+    Err(refused.into())
+}
 
 /// The housekeeper of the present life, for the state machine; none while there is no log.
 pub(crate) type HousekeeperSlot = Arc<RwLock<Option<Arc<Housekeeper>>>>;
@@ -98,7 +108,7 @@ impl Seat {
         config.role = RoleConfig::Replica;
         let restored = install::install(&self.env, &config.dir, &config.log, &*machine)?;
         tracing::info!(node = %config.name, ?restored, "restored");
-        let (log, _) = Log::open(Arc::clone(&self.env), &config.dir, config.log.clone())?;
+        let (log, _) = open_sound(&self.env, &config)?;
         let clock = Clock::start();
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock));
         *self.housekeeper.write() = Some(Arc::clone(&housekeeper));

@@ -1,0 +1,194 @@
+//! Repair: entries that belong to the log and whose content is damaged, and putting them back.
+//!
+//! A faulty entry was synced and may have been acknowledged, so recovery never cuts it away: it
+//! counts as present in the log's positions, reading it is an error of its own, and its content
+//! comes back from a node that has it. The log is the same, byte for byte, on every node, so the
+//! bytes are written where they were, and the chain on both sides proves them.
+//!
+//! # Crash argument
+//! A repair writes only inside the faulty range, and clears the zeros or rubbish behind a range that
+//! ends its segment. A crash leaves the range faulty or whole: whatever survives of the write is
+//! verified by the next recovery like any other byte. Nothing else is changed on disk.
+
+use std::io::IoSlice;
+
+use noxu_util::{Lsn, Vlsn};
+
+use crate::entry::{ChainState, EntryFault, EntryRun};
+use crate::env::OpenMode;
+use crate::error::{LogError, Result};
+use crate::group_commit::Writer;
+use crate::log::{Log, Segment, Shared, State};
+use crate::segment::header::SEGMENT_HEADER_BYTES;
+
+/// A run of entries that belong to the log and cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faulty {
+    /// First entry.
+    pub first: Vlsn,
+    /// Last entry.
+    pub last: Vlsn,
+    /// The segment that holds them, all of them.
+    pub segment: u32,
+    /// Where the first one begins, in bytes from the start of the segment.
+    pub offset: u32,
+    /// Where what follows the last one begins; `None` if nothing of the segment follows, so that
+    /// only the entries themselves tell where they end.
+    pub behind: Option<u32>,
+    /// The chain up to the first one.
+    pub before: ChainState,
+    /// The chain through the last one, as what follows it, or the tail mark, says.
+    pub after: ChainState,
+    /// What stands where the first one should.
+    pub found: EntryFault,
+}
+
+impl Faulty {
+    /// Whether `vlsn` is one of them.
+    pub fn holds(&self, vlsn: Vlsn) -> bool {
+        (self.first..=self.last).contains(&vlsn)
+    }
+}
+
+/// The answer to those who want to read one of them.
+impl From<&Faulty> for LogError {
+    fn from(faulty: &Faulty) -> Self {
+        Self::Faulty {
+            first: faulty.first,
+            last: faulty.last,
+            segment: faulty.segment,
+            offset: faulty.offset.into(),
+            found: faulty.found.to_string(),
+        }
+    }
+}
+
+impl Log {
+    /// The entries that belong to the log and cannot be read, oldest first. Found when the log was
+    /// opened; empty for a sound log.
+    pub fn faulty(&self) -> Vec<Faulty> {
+        self.shared.state.lock().faulty.clone()
+    }
+
+    /// Puts the entries of one faulty range back. Durable on return.
+    ///
+    /// # Errors
+    /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Corrupt` if
+    /// its entries do not fit between what is there (nothing changed); `Io`, `Poisoned`, `Closed`.
+    pub fn repair(&self, run: &EntryRun) -> Result<()> {
+        let shared = &*self.shared;
+        let _alone = shared.maintenance.lock();
+        shared.check_running()?;
+        // Nobody else writes meanwhile: a range at the log's end ends where appends go on.
+        let mut writer = shared.writer.lock();
+        let faulty = self.faulty();
+        let Some(range) = faulty.iter().find(|f| f.first == run.first && f.last == run.last) else {
+            return Err(LogError::NotFaulty { first: run.first, last: run.last });
+        };
+        let end = check(shared, range, run)?;
+        let path = shared.segment_path(range.segment);
+        let wrap = |action| {
+            let path = &path;
+            move |e| LogError::io(action, path, e)
+        };
+        let file = shared.env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
+        let parts: Vec<_> = run.parts.iter().map(|part| IoSlice::new(part)).collect();
+        file.write_at(&parts, range.offset.into()).map_err(wrap("write"))?;
+        if range.behind.is_none() && file.len().map_err(wrap("measure"))? > u64::from(end) {
+            file.set_len(end.into()).map_err(wrap("cut"))?;
+        }
+        file.sync_data().map_err(wrap("sync"))?;
+        shared.forget_fault(&mut writer, range)?;
+        drop(writer);
+        let durable = shared.state.lock().durable;
+        shared.publish(durable);
+        Ok(())
+    }
+}
+
+/// Whether the run fits into its range, on both sides; the offset behind it.
+fn check(shared: &Shared, range: &Faulty, run: &EntryRun) -> Result<u32> {
+    for (vlsn, expected, found) in [
+        (range.first, range.before.fingerprint, run.previous_fingerprint),
+        (range.last, range.after.fingerprint, run.last_fingerprint),
+    ] {
+        if expected != found {
+            return Err(LogError::ChainMismatch { vlsn, expected, found });
+        }
+    }
+    let end = u64::from(range.offset) + run.byte_len() as u64;
+    let segment_bytes = shared.state.lock().group.as_ref().map_or(0, |group| group.segment_bytes);
+    let fits = match range.behind {
+        Some(behind) => end == u64::from(behind),
+        None => {
+            end <= u64::from(segment_bytes)
+                || (range.offset == SEGMENT_HEADER_BYTES && run.count() == 1)
+        }
+    };
+    match u32::try_from(end) {
+        Ok(end) if fits => Ok(end),
+        _ => Err(misfit(range, format!("{} bytes of entries", run.byte_len()))),
+    }
+}
+
+fn misfit(range: &Faulty, found: String) -> LogError {
+    LogError::Corrupt {
+        segment: range.segment,
+        offset: range.offset.into(),
+        expected: format!("entries {} to {} of this log", range.first, range.last),
+        found,
+    }
+}
+
+impl Shared {
+    /// Takes a repaired range out of the list and reads its segment anew.
+    fn forget_fault(&self, writer: &mut Writer, range: &Faulty) -> Result<()> {
+        let (header, (last_sync, last_txn_end), mut faulty) = {
+            let state = self.state.lock();
+            let at = state.position_of(range.segment);
+            (*state.segments[at].header(), state.syncs_before(range.segment), state.faulty.clone())
+        };
+        faulty.retain(|other| other != range);
+        loop {
+            // What was appended since the log was opened is to be in the file.
+            drop(self.drain(writer)?);
+            let builder = self.reindex(header, last_sync, last_txn_end, &faulty)?;
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            let at = state.position_of(range.segment);
+            let is_last = at + 1 == state.segments.len();
+            if is_last && builder.last().vlsn < state.end.vlsn {
+                continue;
+            }
+            if is_last {
+                state.last_lsn = Lsn::new(range.segment, builder.last_offset());
+            }
+            state.segments[at] = Segment::Open(builder);
+            state.faulty = faulty;
+            state.unsealable = None;
+            state.follow_from(at, last_sync, last_txn_end);
+            state.truncations += 1;
+            state.check_invariants();
+            return Ok(());
+        }
+    }
+}
+
+impl State {
+    /// Sets what segment `at` and all behind it, which are unsealed, say of sync entries,
+    /// transactions and terms: it was not known while entries were missing.
+    fn follow_from(&mut self, at: usize, mut last_sync: Vlsn, mut last_txn_end: Vlsn) {
+        let first = self.segments[at].header().first;
+        self.terms.retain(|(_, begins)| *begins < first);
+        for segment in self.segments.iter_mut().skip(at) {
+            let Segment::Open(builder) = segment else { continue };
+            builder.inherit(last_sync, last_txn_end);
+            (last_sync, last_txn_end) = (builder.last_sync(), builder.last_txn_end());
+            if self.terms.is_empty() && builder.terms().first().is_none_or(|(_, v)| *v > first) {
+                self.terms.push((self.anchor.term, first));
+            }
+            self.terms.extend_from_slice(builder.terms());
+        }
+        (self.last_sync, self.last_txn_end) = (last_sync, last_txn_end);
+    }
+}
