@@ -468,6 +468,9 @@ impl Log {
             fingerprint: anchor.fingerprint,
         };
         self.shared.marker.lock().mark.write(begin)?;
+        // A process that was killed here before may have left a name that is not durable.
+        let dir = &self.shared.dir;
+        self.shared.env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?;
         self.shared.control.update(|control| control.group = Some(group.clone()))?;
         self.shared.state.lock().group = Some(group);
         self.shared.keeper.request_prefill();
