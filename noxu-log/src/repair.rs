@@ -74,7 +74,9 @@ impl Log {
     ///
     /// # Errors
     /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Corrupt` if
-    /// its entries do not fit between what is there (nothing changed); `Io`, `Poisoned`, `Closed`.
+    /// its entries do not fit between what is there, or `Io` if the segment cannot be opened (nothing
+    /// changed); `Poisoned`, `Closed`. A failed write poisons the log; the range is faulty or whole at
+    /// the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
         let shared = &*self.shared;
         let _alone = shared.maintenance.lock();
@@ -93,11 +95,16 @@ impl Log {
         };
         let file = shared.env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
         let parts: Vec<_> = run.parts.iter().map(|part| IoSlice::new(part)).collect();
-        file.write_at(&parts, range.offset.into()).map_err(wrap("write"))?;
-        if range.behind.is_none() && file.len().map_err(wrap("measure"))? > u64::from(end) {
-            file.set_len(end.into()).map_err(wrap("cut"))?;
-        }
-        file.sync_data().map_err(wrap("sync"))?;
+        let put_back = || {
+            file.write_at(&parts, range.offset.into()).map_err(wrap("write"))?;
+            if range.behind.is_none() && file.len().map_err(wrap("measure"))? > u64::from(end) {
+                file.set_len(end.into()).map_err(wrap("cut"))?;
+            }
+            file.sync_data().map_err(wrap("sync"))
+        };
+        // Entries of the flusher may lie in the pages of this file, and the kernel reports their loss
+        // only once: to us, not to the flusher's next sync.
+        put_back().map_err(|cause| shared.poison(cause))?;
         shared.forget_fault(&mut writer, range)?;
         drop(writer);
         let durable = shared.state.lock().durable;

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors};
+use noxu_log::env::{Env, Fault, FaultEnv, OpenMode, Survivors};
 use noxu_log::{
     ChainState, Cut, ENTRY_HEADER_BYTES, EntryFlags, EntryHeader, EntryKind, EntryRun, Log,
     LogConfig, LogError, LostEntries, LostNote, Mark, NewEntry, OpenReport, TailMark,
@@ -433,6 +433,30 @@ fn a_repair_that_a_crash_interrupts_is_begun_again() {
                 let whole = read_all(&log, 1 << 20).unwrap();
                 assert_eq!(whole.len(), ENTRIES as usize, "{damage:?}, call {call}, seed {seed}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_repair_that_fails_stops_the_log_and_is_begun_again() {
+    let sample = Sample::new();
+    for function in ["write_at", "sync_data", "set_len"] {
+        let env = sample.env.clone_image(Survivors::None);
+        Damage::Zeros.inflict(&env, sample.entry(ENTRIES));
+        let file = env.open(&segment_path(3), OpenMode::ReadWrite).unwrap();
+        file.allocate(4096).unwrap();
+        let (log, report) = try_open(&env).unwrap();
+        let range = &report.faulty[0];
+        env.fail_next(function, Fault::IO);
+        let failed = log.repair(&sample.run(range.first, range.last)).unwrap_err();
+        assert!(matches!(failed, LogError::Poisoned { .. }), "{function}: {failed}");
+        drop(log);
+        for survivors in [Survivors::None, Survivors::All] {
+            let (log, report) = try_open(&env.clone_image(survivors)).unwrap();
+            for range in &report.faulty {
+                log.repair(&sample.run(range.first, range.last)).unwrap();
+            }
+            assert_eq!(read_all(&log, 1 << 20).unwrap().len(), ENTRIES as usize, "{function}");
         }
     }
 }
