@@ -1,8 +1,8 @@
 //! Store: a replicated key-value store over a node.
 //!
 //! # Commit path
-//! Encode and hash, in the caller's thread · under the commit lock: validate, append, remember what
-//! was written · wait for the policy without any lock. The node applies what may be visible, so a
+//! Encode and hash, in the caller's thread · wait until the policy can be met at all · under the
+//! commit lock: validate, append, remember what was written · wait for the policy without any lock. The node applies what may be visible, so a
 //! commit that was reported is readable here, unless its policy is weaker than that of a pending
 //! one before it.
 //!
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use noxu_log::env::{Env, RealEnv};
 use noxu_log::{EntryFlags, EntryKind, NewEntry};
 use noxu_rep::{Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
-use noxu_util::{Fingerprint, Term, Vlsn};
+use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
 use parking_lot::Mutex;
 
 use crate::apply::{Machine, Stability};
@@ -131,8 +131,9 @@ impl Store {
         let Some(machine) = opened else {
             unreachable!("an open node has opened its state machine")
         };
-        // Commits of earlier masters, this node included, are not remembered.
-        let known_from = node.log().positions().last;
+        // Commits of earlier terms are not remembered; this one's first entries are no commits.
+        let newest_term = node.log().term_table().pop();
+        let known_from = newest_term.map_or(NULL_VLSN, |(_, first)| first.prev());
         Ok(Self {
             shared: Arc::new(Shared {
                 node,
@@ -290,19 +291,23 @@ impl Store {
     pub fn put(&self, key: &[u8], value: &[u8], durability: Durability) -> Result<CommitToken> {
         let mut batch = Batch::default();
         batch.put(key, value)?;
-        self.submit(&batch, durability)?.wait()
+        self.write(&batch, durability)?.wait()
     }
 
     /// Deletes a key, whether it is there or not, and waits for `durability`.
     pub fn delete(&self, key: &[u8], durability: Durability) -> Result<CommitToken> {
         let mut batch = Batch::default();
         batch.delete(key)?;
-        self.submit(&batch, durability)?.wait()
+        self.write(&batch, durability)?.wait()
     }
 
     /// Writes a batch whose writes depend on nothing read. It conflicts with nobody. Returns once it
     /// is in the log; one thread can have many such commits in flight.
     pub fn submit(&self, batch: &Batch, durability: Durability) -> Result<PendingCommit> {
+        Ok(self.write(batch, durability)?.started())
+    }
+
+    fn write(&self, batch: &Batch, durability: Durability) -> Result<PendingCommit> {
         if batch.bytes > self.shared.max_transaction_bytes {
             return Err(KvError::TransactionTooLarge {
                 bytes: batch.bytes,
@@ -333,13 +338,15 @@ impl Store {
         entries.extend(parts.iter().map(|body| part(body)));
         entries.push(NewEntry::new(KIND, EntryFlags::COMMIT, last));
 
+        // Before the lock: a policy that waits for replicas holds up nobody who needs none.
+        let admission = self.shared.node.admit(durability)?;
         let mut commits = self.shared.commits.lock();
         if let Some((snapshot, footprint)) = validate {
             commits
                 .check(snapshot, footprint)
                 .map_err(|found| Workspace::conflict(snapshot, found))?;
         }
-        let submitted = self.shared.node.submit(&entries, durability)?;
+        let submitted = admission.write(&entries)?;
         commits.record(submitted.vlsn(), keys);
         commits.forget_through(self.oldest_judged());
         drop(commits);
@@ -512,11 +519,15 @@ impl Txn {
     /// [`KvError::NotMaster`], [`KvError::InsufficientReplicas`] with nothing written;
     /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
     pub fn commit(self, durability: Durability) -> Result<CommitToken> {
-        self.submit(durability)?.wait()
+        self.write(durability)?.wait()
     }
 
     /// Commits without waiting: returns once it is in the log.
     pub fn submit(self, durability: Durability) -> Result<PendingCommit> {
+        Ok(self.write(durability)?.started())
+    }
+
+    fn write(self, durability: Durability) -> Result<PendingCommit> {
         let Self { work, guard } = self;
         work.snapshot().check()?;
         let snapshot = work.snapshot().vlsn();
@@ -542,6 +553,14 @@ enum Pending {
 }
 
 impl PendingCommit {
+    /// For a caller that may not wait: the node's own threads see to the disk.
+    fn started(self) -> Self {
+        if let Pending::Submitted(submitted) = &self.state {
+            submitted.start();
+        }
+        self
+    }
+
     /// VLSN of the commit; of the snapshot if there was nothing to write.
     pub fn vlsn(&self) -> Vlsn {
         match &self.state {

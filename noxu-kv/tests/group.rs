@@ -33,7 +33,7 @@ impl Dirs {
         config
     }
 
-    fn founder(&self, node: &str) -> Store {
+    fn founder_config(&self, node: &str) -> Config {
         let mut config = self.config(node, &[]);
         config.node.role = RoleConfig::Master { term: Term::new(1) };
         config.node.group = GroupChoice::Create {
@@ -41,7 +41,11 @@ impl Dirs {
             members: vec![name("a"), name("b"), name("c")],
             segment_bytes: 1 << 20,
         };
-        Store::open(config).unwrap()
+        config
+    }
+
+    fn founder(&self, node: &str) -> Store {
+        Store::open(self.founder_config(node)).unwrap()
     }
 
     fn master(&self, node: &str, term: u32, peers: &[&Store]) -> Store {
@@ -124,15 +128,49 @@ fn a_write_on_a_replica_names_the_master() {
 }
 
 #[test]
+fn a_writer_that_waits_for_missing_replicas_holds_up_no_local_writer() {
+    let dirs = Dirs::new();
+    let waits = Duration::from_secs(3);
+    let mut config = dirs.founder_config("a");
+    config.node.limits.insufficient_replicas_timeout = waits;
+    let a = Store::open(config).unwrap();
+    let replicas = [dirs.replica("b", &[&a]), dirs.replica("c", &[&a])];
+    a.put(b"k", b"v", Durability::ALL).unwrap();
+    for replica in &replicas {
+        replica.close().unwrap();
+    }
+    until("a master alone", || a.node().status().replicas.is_empty());
+
+    let waiting = std::thread::spawn({
+        let a = a.clone();
+        move || a.put(b"k", b"waits", Durability::MAJORITY)
+    });
+    let mut slowest = Duration::ZERO;
+    while !waiting.is_finished() {
+        let began = Instant::now();
+        a.put(b"k", b"local", Durability::LOCAL).unwrap();
+        slowest = slowest.max(began.elapsed());
+    }
+    let error = waiting.join().unwrap().unwrap_err();
+    assert!(matches!(error, KvError::InsufficientReplicas { .. }), "{error}");
+    assert!(slowest < waits / 2, "a local writer waited {slowest:?}");
+}
+
+#[test]
+fn a_transaction_begun_before_its_master_may_serve_commits_without_a_conflict() {
+    let dirs = Dirs::new();
+    let a = dirs.founder("a");
+    let mut txn = a.begin().unwrap();
+    txn.put(b"k", b"v").unwrap();
+    let _b = dirs.replica("b", &[&a]);
+    txn.commit(Durability::MAJORITY).unwrap();
+    assert_eq!(a.get(b"k").unwrap().unwrap(), b"v");
+}
+
+#[test]
 fn a_policy_that_cannot_be_met_writes_nothing() {
     let dirs = Dirs::new();
-    let mut config = dirs.config("a", &[]);
-    config.node.role = RoleConfig::Master { term: Term::new(1) };
-    config.node.group = GroupChoice::Create {
-        name: name("g"),
-        members: vec![name("a"), name("b"), name("c")],
-        segment_bytes: 1 << 20,
-    };
+    let mut config = dirs.founder_config("a");
     config.node.limits.insufficient_replicas_timeout = Duration::from_millis(50);
     let a = Store::open(config).unwrap();
     let last = a.node().log().positions().last;
@@ -195,13 +233,7 @@ fn a_deposed_master_rolls_back_in_place_and_ends_what_saw_the_lost_commits() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
-    let mut config = dirs.config("a", &[]);
-    config.node.role = RoleConfig::Master { term: Term::new(1) };
-    config.node.group = GroupChoice::Create {
-        name: name("g"),
-        members: vec![name("a"), name("b"), name("c")],
-        segment_bytes: 1 << 20,
-    };
+    let mut config = dirs.founder_config("a");
     config.node.peers = vec![address.clone()];
     let a = Store::open(config).unwrap();
     let b = dirs.replica("b", &[&a]);

@@ -22,7 +22,7 @@ pub mod wire;
 pub use config::{GroupChoice, NodeConfig, RoleConfig};
 pub use core::durability::{AckPolicy, Durability, SyncPolicy};
 pub use core::feeder::{Lag, StreamTiming};
-pub use driver::master::{MasterLimits, Submitted};
+pub use driver::master::{Admission, MasterLimits, Submitted};
 pub use error::{RepError, Result};
 pub use node::{Node, NodeContext};
 pub use status::{ReplicaStatus, Role, RollbackReport, Status, SyncupReport};

@@ -29,7 +29,7 @@ use crate::core::durability::Durability;
 use crate::core::quorum::Quorum;
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
-use crate::driver::master::{Master, Submitted};
+use crate::driver::master::{Admission, Master, Submitted};
 use crate::driver::seat::{HousekeeperSlot, Seat, open_sound};
 use crate::driver::{replica_loop, services};
 use crate::error::{RepError, Result};
@@ -222,6 +222,15 @@ impl Node {
         self.owner.seat.current()
     }
 
+    /// Waits until a commit under `durability` may be written, and gives leave to write it: for
+    /// callers that decide under a lock of their own what to write.
+    ///
+    /// # Errors
+    /// `NotMaster`, `InsufficientReplicas`, `Stopped`.
+    pub fn admit(&self, durability: Durability) -> Result<Admission> {
+        self.inner().sitting_master()?.admit(durability)
+    }
+
     /// Writes `batch`, the entries of one transaction whose last is a commit, and returns a handle
     /// to wait for `durability` with.
     ///
@@ -231,15 +240,22 @@ impl Node {
     /// # Panics
     /// If the batch does not end in a commit.
     pub fn submit(&self, batch: &[NewEntry<'_>], durability: Durability) -> Result<Submitted> {
-        self.inner().sitting_master()?.submit(batch, durability)
+        let submitted = self.admit(durability)?.write(batch)?;
+        submitted.start();
+        Ok(submitted)
     }
 
-    /// [`Node::submit`] and [`Submitted::wait`] in one, which saves a wake-up.
+    /// [`Node::submit`] and [`Submitted::wait`] in one, which may save a wake-up.
     ///
     /// # Errors
     /// Those of both.
+    ///
+    /// # Panics
+    /// If the batch does not end in a commit.
     pub fn commit(&self, batch: &[NewEntry<'_>], durability: Durability) -> Result<Submitted> {
-        self.inner().sitting_master()?.commit(batch, durability)
+        let submitted = self.admit(durability)?.write(batch)?;
+        submitted.wait()?;
+        Ok(submitted)
     }
 
     /// The address the node listens on, with the port that was chosen.

@@ -73,6 +73,15 @@ struct State {
     closed: Option<String>,
 }
 
+impl State {
+    fn check_open(&self) -> Result<()> {
+        match &self.closed {
+            Some(cause) => Err(RepError::Stopped { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Whom to tell about a commit.
 enum Waker {
     Thread(Thread),
@@ -152,83 +161,16 @@ impl Master {
         self.term
     }
 
-    /// Writes `batch`, whose last entry is a commit, and registers it under `durability`.
+    /// Waits until a commit under `durability` may be written.
     ///
     /// # Errors
-    /// `InsufficientReplicas` and [`RepError::Stopped`] with nothing written; the log's.
-    pub fn submit(
-        self: &Arc<Self>,
-        batch: &[NewEntry<'_>],
-        durability: Durability,
-    ) -> Result<Submitted> {
-        let submitted = self.write(batch, durability)?;
-        match durability.local {
-            SyncPolicy::Sync => self.log.request_sync(),
-            SyncPolicy::WriteNoSync => self.log.request_write(),
-            SyncPolicy::NoSync => {}
-        }
-        Ok(submitted)
-    }
-
-    /// [`Master::submit`] and [`Submitted::wait`] in one: the calling thread helps with the sync
-    /// instead of waking another one.
-    pub fn commit(
-        self: &Arc<Self>,
-        batch: &[NewEntry<'_>],
-        durability: Durability,
-    ) -> Result<Submitted> {
-        let submitted = self.write(batch, durability)?;
-        match durability.local {
-            SyncPolicy::Sync => {
-                self.log.help_sync(submitted.vlsn)?;
-            }
-            SyncPolicy::WriteNoSync => self.log.request_write(),
-            SyncPolicy::NoSync => {}
-        }
-        submitted.wait()?;
-        Ok(submitted)
-    }
-
-    fn write(
-        self: &Arc<Self>,
-        batch: &[NewEntry<'_>],
-        durability: Durability,
-    ) -> Result<Submitted> {
-        let ends_in_commit = batch.last().is_some_and(|entry| entry.flags().is_commit());
-        assert!(ends_in_commit, "a batch of {} entries without a commit at its end", batch.len());
+    /// `InsufficientReplicas`; [`RepError::Stopped`].
+    pub fn admit(self: &Arc<Self>, durability: Durability) -> Result<Admission> {
         let class = durability.class();
-        let bytes: usize = batch.iter().map(NewEntry::entry_bytes).sum();
-        let mut state = self.admit(class)?;
-        if class.waits_for_received() {
-            // Before the append, so that no feeder ships the entry without the wish.
-            self.wants_received.store(true, Ordering::Release);
-        }
-        let deadline = self.clock.now() + self.limits.ack_timeout;
-        let appended = self.log.append(self.term, batch)?;
-        let commit = Some((class, deadline));
-        let pending = state.commits.handle_appended(appended.last, bytes as u64, commit);
-        if !pending {
-            self.publish_bound(&state, class);
-        }
-        let raised = self.applier.raise(state.commits.visible());
-        drop(state);
-        if pending {
-            self.housekeeper.arm(deadline);
-        }
-        if raised {
-            self.applier.signal();
-        }
-        Ok(Submitted { master: Arc::clone(self), vlsn: appended.last, class, deadline })
-    }
-
-    /// Waits until a commit of `class` may be written, and keeps the lock for it.
-    fn admit(&self, class: Class) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         let mut since = None;
         loop {
-            if let Some(cause) = &state.closed {
-                return Err(RepError::Stopped { cause: cause.clone() });
-            }
+            state.check_open()?;
             let serving = self.serving.load(Ordering::Acquire)
                 || (state.commits.established() && self.applier.applied() >= self.term_entry);
             let able = serving && state.commits.can_satisfy(class);
@@ -238,7 +180,7 @@ impl Master {
                 self.serving.store(true, Ordering::Release);
             }
             if able && room {
-                return Ok(state);
+                break;
             }
             let since = *since.get_or_insert_with(Instant::now);
             let limit = if able {
@@ -249,8 +191,7 @@ impl Master {
             let waited = since.elapsed();
             if waited >= limit {
                 if able {
-                    // Back-pressure slows a writer down; it is no error.
-                    return Ok(state);
+                    break; // back-pressure slows a writer down; it is no error
                 }
                 let needed = state
                     .commits
@@ -269,6 +210,7 @@ impl Master {
             self.changed.wait_for(&mut state, limit.saturating_sub(waited));
             state.waiting -= 1;
         }
+        Ok(Admission { master: Arc::clone(self), durability })
     }
 
     /// Highest VLSN known durable on a majority.
@@ -520,6 +462,55 @@ impl FeederHost for SessionHost<'_> {
     }
 }
 
+/// Leave to write a commit under one policy. It speaks of the moment it was given in: a replica
+/// that leaves afterwards is like one that leaves after the write.
+pub struct Admission {
+    master: Arc<Master>,
+    durability: Durability,
+}
+
+impl Admission {
+    /// Writes `batch`, the entries of one transaction whose last is a commit, and registers it.
+    /// Waits for nothing but room in the log's memory, so a caller may hold a lock of its own.
+    /// What the policy asks of this node's disk begins with [`Submitted::start`] or
+    /// [`Submitted::wait`]; until then only the log's background sync is sure to come.
+    ///
+    /// # Errors
+    /// With nothing written: [`RepError::Stopped`], the log's.
+    ///
+    /// # Panics
+    /// If the batch does not end in a commit.
+    pub fn write(self, batch: &[NewEntry<'_>]) -> Result<Submitted> {
+        let Self { master, durability } = self;
+        let ends_in_commit = batch.last().is_some_and(|entry| entry.flags().is_commit());
+        assert!(ends_in_commit, "a batch of {} entries without a commit at its end", batch.len());
+        let class = durability.class();
+        let bytes: usize = batch.iter().map(NewEntry::entry_bytes).sum();
+        let mut state = master.state.lock();
+        state.check_open()?;
+        if class.waits_for_received() {
+            // Before the append, so that no feeder ships the entry without the wish.
+            master.wants_received.store(true, Ordering::Release);
+        }
+        let deadline = master.clock.now() + master.limits.ack_timeout;
+        let appended = master.log.append(master.term, batch)?;
+        let commit = Some((class, deadline));
+        let pending = state.commits.handle_appended(appended.last, bytes as u64, commit);
+        if !pending {
+            master.publish_bound(&state, class);
+        }
+        let raised = master.applier.raise(state.commits.visible());
+        drop(state);
+        if pending {
+            master.housekeeper.arm(deadline);
+        }
+        if raised {
+            master.applier.signal();
+        }
+        Ok(Submitted { master, vlsn: appended.last, class, local: durability.local, deadline })
+    }
+}
+
 /// A commit that was written: wait for its policy, ask, or be called back. Dropping it changes
 /// nothing about the commit.
 #[derive(Clone)]
@@ -527,6 +518,7 @@ pub struct Submitted {
     master: Arc<Master>,
     vlsn: Vlsn,
     class: Class,
+    local: SyncPolicy,
     deadline: Duration,
 }
 
@@ -558,18 +550,37 @@ impl Submitted {
         (self.master.clock.now() >= self.deadline).then(|| Err(self.unknown()))
     }
 
+    /// Asks the log's own thread for what the policy asks of this node's disk; returns at once.
+    pub fn start(&self) {
+        match self.local {
+            SyncPolicy::Sync => self.master.log.request_sync(),
+            SyncPolicy::WriteNoSync => self.master.log.request_write(),
+            SyncPolicy::NoSync => {}
+        }
+    }
+
     /// Blocks until the policy is met. If the commit can be visible by then, it is applied too.
+    /// A thread that waits syncs the log itself if nobody is at it, instead of waking another.
     ///
     /// # Errors
-    /// `OutcomeUnknown` once `ack_timeout` has passed since the write; `Stopped`.
+    /// `OutcomeUnknown` once `ack_timeout` has passed since the write; `Stopped`; the log's.
     pub fn wait(&self) -> Result<()> {
+        if !self.is_satisfied() {
+            match self.local {
+                SyncPolicy::Sync => drop(self.master.log.help_sync(self.vlsn)?),
+                SyncPolicy::WriteNoSync | SyncPolicy::NoSync => self.start(),
+            }
+        }
         self.wait_until(self.deadline).unwrap_or_else(|| Err(self.unknown()))
     }
 
     /// As [`Submitted::wait`], but gives up after `timeout` with `None`; the commit goes on.
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
         let until = self.master.clock.now() + timeout;
-        if until >= self.deadline { Some(self.wait()) } else { self.wait_until(until) }
+        match self.wait_until(until.min(self.deadline)) {
+            None if until >= self.deadline => Some(Err(self.unknown())),
+            outcome => outcome,
+        }
     }
 
     /// Calls `done` once with what [`Submitted::wait`] would return, from a thread of the node; at
