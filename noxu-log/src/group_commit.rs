@@ -224,6 +224,7 @@ impl Shared {
                 .map_while(|s| (s.header().first > written).then_some(*s.header()))
                 .collect();
             let pieces = state.tail.take_unwritten(&end);
+            state.readers.handle_turn();
             Batch { pieces, new_segments, end, last_lsn: state.last_lsn }
         };
         let mark = Mark {

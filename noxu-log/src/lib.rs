@@ -23,6 +23,7 @@ mod mutant;
 mod pins;
 mod prefill;
 mod read;
+mod reader;
 mod recovery;
 mod reindex;
 mod repair;
@@ -45,9 +46,7 @@ pub use entry::{
 };
 pub use error::{LogError, Result};
 pub use index::IndexMemory;
-pub use log::{
-    Appended, DEFAULT_SEGMENT_BYTES, Log, LogConfig, Positions, SEGMENT_BYTES_RANGE, WakeToken,
-};
+pub use log::{Appended, DEFAULT_SEGMENT_BYTES, Log, LogConfig, Positions, SEGMENT_BYTES_RANGE};
 pub use lost_entries::{
     LOST_SUFFIX, LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
 };
@@ -55,6 +54,7 @@ pub use marker::{MarkPolicy, MarkStatus, SyncLatencies};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use pins::{Budget, Holder, HolderKind, Lost, Pin};
+pub use reader::{Moment, Reader, Until};
 pub use recovery::OpenReport;
 pub use repair::Faulty;
 pub use retention::{HeldBy, HolderReport, Retention, RetentionConfig, WallClock};

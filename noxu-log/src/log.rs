@@ -34,9 +34,9 @@ use crate::keeper::Keeper;
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::pins::Pins;
 use crate::prefill::Prefill;
+use crate::reader::Readers;
 use crate::repair::Faulty;
 use crate::retention::RetentionConfig;
-
 use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -112,6 +112,8 @@ pub struct Appended {
     pub last: Vlsn,
     /// Where `last` stands.
     pub last_lsn: Lsn,
+    /// Fingerprint of `last`.
+    pub last_fingerprint: Fingerprint,
 }
 
 /// One consistent snapshot of the log's positions: `first <= last_txn_end <= last_sync <= last` and
@@ -152,10 +154,6 @@ impl Positions {
     }
 }
 
-/// A moment in the sequence of [`Log::wake_readers`] calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WakeToken(u64);
-
 type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
@@ -192,10 +190,10 @@ pub(crate) struct Shared {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) marker: Mutex<Marker>,
     pub(crate) state: Mutex<State>,
-    /// Signalled when entries were appended, a reader is to look again, or the log stopped.
-    pub(crate) appended: Condvar,
     /// Signalled when unwritten bytes were written.
     pub(crate) space: Condvar,
+    /// Signalled when a truncation has ended, or the log stopped.
+    pub(crate) truncated: Condvar,
     pub(crate) waiters: Waiters,
     pub(crate) flusher: Flusher,
     pub(crate) lazy_marks: LazyMarks,
@@ -309,8 +307,7 @@ pub(crate) struct State {
     /// Whether files are being cut at this moment, when positions and index still speak of what is
     /// going: readers wait.
     pub(crate) truncating: bool,
-    pub(crate) readers_waiting: usize,
-    pub(crate) wakes: u64,
+    pub(crate) readers: Readers,
 }
 
 impl State {
@@ -563,39 +560,6 @@ impl Log {
         self.shared.state.lock().terms.clone()
     }
 
-    /// The present moment, for [`Log::wait_appended`].
-    pub fn wake_token(&self) -> WakeToken {
-        WakeToken(self.shared.state.lock().wakes)
-    }
-
-    /// Blocks until the log ends beyond `beyond`, [`Log::wake_readers`] was called after `since`,
-    /// or the time is up; returns the last VLSN.
-    ///
-    /// # Errors
-    /// `Poisoned` or `Closed` once the log has stopped.
-    pub fn wait_appended(&self, beyond: Vlsn, since: WakeToken, timeout: Duration) -> Result<Vlsn> {
-        let deadline = std::time::Instant::now() + timeout;
-        let mut state = self.shared.state.lock();
-        loop {
-            self.shared.check_running()?;
-            if state.end.vlsn > beyond || state.wakes != since.0 {
-                return Ok(state.end.vlsn);
-            }
-            state.readers_waiting += 1;
-            let waited = self.shared.appended.wait_until(&mut state, deadline);
-            state.readers_waiting -= 1;
-            if waited.timed_out() {
-                return Ok(state.end.vlsn);
-            }
-        }
-    }
-
-    /// Makes everybody in [`Log::wait_appended`] return.
-    pub fn wake_readers(&self) {
-        self.shared.state.lock().wakes += 1;
-        self.shared.appended.notify_all();
-    }
-
     /// Registers a function to be called after every advance of `durable`, by the thread that
     /// synced, with no lock of the log held.
     pub fn on_durable(&self, hook: impl Fn(Vlsn) + Send + Sync + 'static) {
@@ -698,17 +662,20 @@ impl Shared {
     }
 
     /// Tells those who wait that a batch from `first` on was appended.
-    fn appended(&self, state: &State, first: Vlsn, bytes: usize) -> Appended {
-        if state.readers_waiting > 0 {
-            self.appended.notify_all();
-        }
+    fn appended(&self, state: &mut State, first: Vlsn, bytes: usize) -> Appended {
+        state.readers.handle_appended(state.end.vlsn);
         let before = self.unwritten_bytes.fetch_add(bytes, Ordering::Relaxed);
         let threshold = self.config.write_ahead_bytes;
         if before < threshold && before + bytes >= threshold {
             self.flusher.request_write();
         }
         self.flusher.note_append();
-        Appended { first, last: state.end.vlsn, last_lsn: state.last_lsn }
+        Appended {
+            first,
+            last: state.end.vlsn,
+            last_lsn: state.last_lsn,
+            last_fingerprint: state.end.fingerprint,
+        }
     }
 
     /// Stops the log for good after a failed write or sync; returns the error later calls get.
@@ -732,9 +699,9 @@ impl Shared {
     /// Makes everybody who waits for the log look whether it still runs.
     pub(crate) fn wake_everybody(&self) {
         // Taking the lock orders the wake after a waiter's check of the stop flags.
-        drop(self.state.lock());
-        self.appended.notify_all();
+        self.state.lock().readers.wake_all();
         self.space.notify_all();
+        self.truncated.notify_all();
         self.waiters.wake_all();
     }
 }

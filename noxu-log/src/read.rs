@@ -219,7 +219,7 @@ impl Shared {
         let mut state = self.state.lock();
         while state.truncating {
             self.check_running()?;
-            self.appended.wait(&mut state);
+            self.truncated.wait(&mut state);
         }
         Ok(state)
     }

@@ -244,10 +244,10 @@ impl Shared {
         state.durable = vlsn;
         state.terms.retain(|(_, first)| *first <= vlsn);
         state.truncating = false;
-        state.wakes += 1;
+        state.readers.wake_all();
+        self.truncated.notify_all();
         self.unwritten_bytes.store(0, std::sync::atomic::Ordering::Relaxed);
         state.check_invariants();
-        self.appended.notify_all();
         Ok(())
     }
 }

@@ -49,6 +49,7 @@ use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
 use crate::pins::Pins;
 use crate::prefill::Prefill;
+use crate::reader::Readers;
 use crate::repair::Faulty;
 use crate::scrub::Scrubber;
 use crate::segment::cache::{FileCache, SideCache};
@@ -166,8 +167,7 @@ impl Log {
             checkpoint: NULL_VLSN,
             truncations: 0,
             truncating: false,
-            readers_waiting: 0,
-            wakes: 0,
+            readers: Readers::default(),
         };
         state.synced = state.end_mark();
         let shared = Arc::new(Shared {
@@ -179,8 +179,8 @@ impl Log {
             writer: Mutex::default(),
             marker: Mutex::new(Marker::new(mark)),
             state: Mutex::new(state),
-            appended: Condvar::new(),
             space: Condvar::new(),
+            truncated: Condvar::new(),
             waiters: Waiters::default(),
             flusher: Flusher::default(),
             lazy_marks: LazyMarks::default(),

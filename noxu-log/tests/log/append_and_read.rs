@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use noxu_log::env::{Env, RealEnv};
-use noxu_log::{EntryFlags, EntryRun, Log, LogConfig, LogError, NewEntry};
+use noxu_log::{EntryFlags, EntryRun, Log, LogConfig, LogError, NewEntry, Until};
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use crate::support::{PUT, bodies, body, config, fresh, group, open, put};
@@ -181,22 +181,49 @@ fn an_entry_larger_than_a_segment_gets_its_own() {
 #[test]
 fn a_reader_that_waits_is_woken_by_an_append_and_by_a_wake() {
     let (_env, log) = fresh(4096);
-    let token = log.wake_token();
-    let far = Duration::from_mins(1);
-    let waiting = std::thread::spawn({
-        let log = log.clone();
-        move || log.wait_appended(NULL_VLSN, token, far).unwrap()
+    let reader = log.reader();
+    let (begin, far) = (reader.moment(), Duration::from_mins(1));
+    let wait = |beyond, since, timeout| {
+        reader.wait(Until::Beyond(Vlsn::new(beyond)), since, timeout).unwrap();
+        reader.moment().last
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait(0, begin, far));
+        put(&log, 1, b"x");
+        assert_eq!(waiting.join().unwrap(), Vlsn::new(1));
+        let waiting = scope.spawn(|| wait(1, begin, far));
+        log.wake_readers();
+        assert_eq!(waiting.join().unwrap(), Vlsn::new(1));
+        let (now, waiting) = (reader.moment(), scope.spawn(|| wait(1, begin, far)));
+        reader.wake();
+        assert_eq!(waiting.join().unwrap(), Vlsn::new(1));
+        assert_eq!(wait(1, now, far), Vlsn::new(1), "the wake came after that moment");
     });
-    put(&log, 1, b"x");
-    assert_eq!(waiting.join().unwrap(), Vlsn::new(1));
-    let waiting = std::thread::spawn({
-        let log = log.clone();
-        move || log.wait_appended(Vlsn::new(1), token, far).unwrap()
+    assert_eq!(wait(1, reader.moment(), Duration::from_millis(1)), Vlsn::new(1));
+}
+
+#[test]
+fn a_reader_that_waits_for_a_cue_sleeps_through_appends_until_the_log_writes_them() {
+    let (_env, log) = fresh(4096);
+    let (reader, other) = (log.reader(), log.reader());
+    let begin = reader.moment();
+    let wait = |enough| {
+        let until = Until::CueOrBeyond(Vlsn::new(enough));
+        reader.wait(until, begin, Duration::from_mins(1)).unwrap();
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait(5));
+        for _ in 0..3 {
+            put(&log, 1, b"x");
+            other.cue();
+            other.wake();
+        }
+        assert!(!waiting.is_finished(), "nothing has been written");
+        log.write_now().unwrap();
+        waiting.join().unwrap();
     });
-    log.wake_readers();
-    assert_eq!(waiting.join().unwrap(), Vlsn::new(1));
-    let now = log.wait_appended(Vlsn::new(1), log.wake_token(), Duration::from_millis(1));
-    assert_eq!(now.unwrap(), Vlsn::new(1));
+    wait(5); // a cue that came between the look and the wait is not slept through
+    wait(2); // and what is enough is not waited with
 }
 
 #[test]

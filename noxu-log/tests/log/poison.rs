@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use noxu_log::env::{Fault, FaultEnv, Survivors};
-use noxu_log::{Log, LogConfig, LogError};
+use noxu_log::{Log, LogConfig, LogError, Until};
 
 use crate::rig::{append, bodies, body, dir, fill, group, open, quiet, vlsn_of};
 
@@ -52,11 +52,10 @@ fn a_failure_wakes_those_who_wait_and_tells_the_hook() {
     let (sender, receiver) = std::sync::mpsc::channel();
     log.on_poisoned(move |cause| drop(sender.send(cause.clone())));
     std::thread::scope(|scope| {
-        let reader = log.clone();
-        let token = log.wake_token();
-        let waiting = scope.spawn(move || {
-            reader.wait_appended(vlsn_of(5), token, std::time::Duration::from_mins(1))
-        });
+        let reader = log.reader();
+        let since = reader.moment();
+        let far = std::time::Duration::from_mins(1);
+        let waiting = scope.spawn(move || reader.wait(Until::Beyond(vlsn_of(5)), since, far));
         append(&log, 1, &body(2, 10)).unwrap();
         env.fail_next("sync_data", Fault::IO);
         log.request_sync();

@@ -1,7 +1,7 @@
 //! Reads: from the tail, from files, across both, across segments, at every buffer size.
 
 use noxu_log::env::MemoryEnv;
-use noxu_log::{Cut, Log, LogConfig, LogError};
+use noxu_log::{Cut, Log, LogConfig, LogError, Until};
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use crate::hook_env::{HookEnv, When};
@@ -137,15 +137,14 @@ fn reads_go_on_while_the_log_grows_rolls_and_leaves_the_tail() {
             }
         });
         for max_bytes in [1, 333, 5000, 100_000] {
-            let reader = log.clone();
+            let (log, reader) = (log.clone(), log.reader());
             scope.spawn(move || {
                 let mut next = vlsn_of(1);
                 while next <= vlsn_of(total as i64) {
-                    let token = reader.wake_token();
-                    reader
-                        .wait_appended(next.prev(), token, std::time::Duration::from_mins(1))
-                        .unwrap();
-                    let Some(run) = reader.read(next, max_bytes).unwrap() else { continue };
+                    let since = reader.moment();
+                    let far = std::time::Duration::from_mins(1);
+                    reader.wait(Until::Beyond(next.prev()), since, far).unwrap();
+                    let Some(run) = log.read(next, max_bytes).unwrap() else { continue };
                     for entry in run.entries() {
                         assert_eq!(entry.header.vlsn, next);
                         let vlsn = next.sequence() as u64;

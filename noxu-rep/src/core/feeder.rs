@@ -6,6 +6,12 @@
 //! - Positions acknowledged on one session never move back.
 //! - Nothing is sent but in `State::Streaming`, and what is sent continues what was sent.
 //!
+//! # Clock
+//! A stream clocks itself: while the replica owes an answer, few entries gather, to leave together
+//! with the answer or with the local log's next turn, whichever is first. DTVLSN rides with the
+//! entries; it travels alone only when nothing else is to come. So a busy stream costs a few
+//! frames and wake-ups per fsync, and a lone commit waits for nothing.
+//!
 //! # States
 //! Handshake -> Syncup -> Streaming -> Closed          any -> Closed on error, silence or goodbye
 //!
@@ -56,6 +62,10 @@ enum State {
 #[derive(Debug)]
 struct Streaming {
     sent: Vlsn,
+    /// DTVLSN as the replica was told.
+    announced: Vlsn,
+    /// The replica is known to have received everything through it.
+    answered: Vlsn,
     acked: Ack,
     last_sent: Now,
     last_heard: Now,
@@ -66,8 +76,11 @@ struct Streaming {
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeederOutput {
-    /// Send the master's position: the replica must hear something.
-    SendPosition,
+    /// Send the master's position. With `answer` the replica is to say something too.
+    SendPosition {
+        /// Nothing was sent for a heartbeat's time.
+        answer: bool,
+    },
     /// Close: the replica was silent for so long.
     CloseSilent(Duration),
 }
@@ -80,6 +93,9 @@ pub struct Lag {
     /// Age of the oldest frame that is not acknowledged as durable.
     pub time: Duration,
 }
+
+/// More entries than these do not wait for others to leave with them.
+const ENOUGH_ENTRIES: i64 = 256;
 
 /// Most frames whose sending time is remembered; beyond that the newest sample is widened.
 const MOST_SAMPLES: usize = 1024;
@@ -106,6 +122,8 @@ impl Feeder {
             State::Syncup => {
                 self.state = State::Streaming(Streaming {
                     sent: start.prev(),
+                    announced: NULL_VLSN,
+                    answered: start.prev(),
                     acked: Ack { term: self.term, ..Ack::default() },
                     last_sent: now,
                     last_heard: now,
@@ -123,12 +141,23 @@ impl Feeder {
         self.streaming().map(|s| s.sent.next())
     }
 
-    /// Entries through `last` go out now. Said before the first byte leaves, because their
-    /// acknowledgement may arrive before the call that sends them has returned.
-    pub fn handle_sent(&mut self, now: Now, last: Vlsn) {
+    /// Whether entries through `last` had better wait for the replica's answer to what was sent;
+    /// then the VLSN beyond which they wait no more.
+    pub fn gathers(&self, last: Vlsn) -> Option<Vlsn> {
+        let streaming = self.streaming()?;
+        let enough = Vlsn::new(streaming.sent.sequence() + ENOUGH_ENTRIES);
+        let few = last > streaming.sent && last <= enough;
+        (few && streaming.answered < streaming.sent).then_some(enough)
+    }
+
+    /// Entries through `last`, or just the position, go out now, with `dtvlsn`. Said before the
+    /// first byte leaves, because their acknowledgement may arrive before the call that sends them
+    /// has returned.
+    pub fn handle_sent(&mut self, now: Now, last: Vlsn, dtvlsn: Vlsn) {
         let State::Streaming(streaming) = &mut self.state else { return };
         assert!(last >= streaming.sent, "sent {last} after {}", streaming.sent);
         streaming.last_sent = now;
+        streaming.announced = streaming.announced.max(dtvlsn);
         if last > streaming.sent {
             streaming.sent = last;
             if streaming.unacked.len() < MOST_SAMPLES {
@@ -137,6 +166,20 @@ impl Feeder {
                 sample.0 = last;
             }
         }
+    }
+
+    /// What is to be sent though there are no entries to send, at a time when `dtvlsn` is known.
+    pub fn poll_output(&self, now: Now, dtvlsn: Vlsn) -> Option<FeederOutput> {
+        let State::Streaming(streaming) = &self.state else { return None };
+        if let Some(silent) = self.handle_timeout(now) {
+            return Some(FeederOutput::CloseSilent(silent));
+        }
+        if now.saturating_sub(streaming.last_sent) >= self.timing.heartbeat {
+            return Some(FeederOutput::SendPosition { answer: true });
+        }
+        // What is sent and not durable yet will bring DTVLSN further.
+        let news = dtvlsn > streaming.announced && dtvlsn >= streaming.sent;
+        news.then_some(FeederOutput::SendPosition { answer: false })
     }
 
     /// An acknowledgement arrived. `Some` if the positions that count moved.
@@ -156,6 +199,7 @@ impl Feeder {
         }
         streaming.last_heard = now;
         streaming.acked = ack;
+        streaming.answered = streaming.answered.max(ack.received);
         while streaming.unacked.front().is_some_and(|(last, _)| *last <= ack.durable) {
             streaming.unacked.pop_front();
         }
@@ -163,18 +207,13 @@ impl Feeder {
         Ok(moved.then_some(ack))
     }
 
-    /// What time has brought.
-    pub fn handle_timeout(&self, now: Now) -> Option<FeederOutput> {
-        let State::Streaming(streaming) = &self.state else { return None };
-        let silent = now.saturating_sub(streaming.last_heard);
-        if silent >= self.timing.silence {
-            return Some(FeederOutput::CloseSilent(silent));
-        }
-        let idle = now.saturating_sub(streaming.last_sent);
-        (idle >= self.timing.heartbeat).then_some(FeederOutput::SendPosition)
+    /// How long the replica has been silent, if that is too long.
+    pub fn handle_timeout(&self, now: Now) -> Option<Duration> {
+        let silent = now.saturating_sub(self.streaming()?.last_heard);
+        (silent >= self.timing.silence).then_some(silent)
     }
 
-    /// When [`Feeder::handle_timeout`] is due next.
+    /// When [`Feeder::poll_output`] is due next.
     pub fn poll_timeout(&self) -> Option<Now> {
         let streaming = self.streaming()?;
         let beat = streaming.last_sent + self.timing.heartbeat;
@@ -269,7 +308,7 @@ mod tests {
     fn a_stream_begins_behind_the_matchpoint_and_continues_what_was_sent() {
         let mut feeder = streaming();
         assert_eq!(feeder.next(), Some(v(11)));
-        feeder.handle_sent(ms(1), v(20));
+        feeder.handle_sent(ms(1), v(20), NULL_VLSN);
         assert_eq!(feeder.next(), Some(v(21)));
         assert_eq!(feeder.handle_ack(ms(2), ack(20, 10)), Ok(Some(ack(20, 10))));
         assert_eq!(feeder.handle_ack(ms(3), ack(20, 10)), Ok(None));
@@ -282,7 +321,7 @@ mod tests {
     #[test]
     fn an_ack_of_what_was_never_sent_or_of_another_term_is_a_fault() {
         let mut feeder = streaming();
-        feeder.handle_sent(ms(1), v(20));
+        feeder.handle_sent(ms(1), v(20), NULL_VLSN);
         for bad in [ack(21, 20), ack(19, 20)] {
             assert!(matches!(feeder.handle_ack(ms(2), bad), Err(StreamFault::BadAck { .. })));
         }
@@ -303,21 +342,53 @@ mod tests {
         let mut feeder = streaming();
         assert_eq!(feeder.poll_timeout(), Some(ms(100)));
         assert_eq!(feeder.silence_ends(), Some(ms(1000)));
-        assert_eq!(feeder.handle_timeout(ms(99)), None);
-        assert_eq!(feeder.handle_timeout(ms(100)), Some(FeederOutput::SendPosition));
-        feeder.handle_sent(ms(100), v(10));
+        assert_eq!(feeder.poll_output(ms(99), NULL_VLSN), None);
+        let beat = FeederOutput::SendPosition { answer: true };
+        assert_eq!(feeder.poll_output(ms(100), NULL_VLSN), Some(beat));
+        feeder.handle_sent(ms(100), v(10), NULL_VLSN);
         assert_eq!(feeder.poll_timeout(), Some(ms(200)));
         feeder.handle_ack(ms(150), ack(10, 10)).unwrap();
-        feeder.handle_sent(ms(1100), v(10));
+        feeder.handle_sent(ms(1100), v(10), NULL_VLSN);
         assert_eq!(feeder.poll_timeout(), Some(ms(1150)));
-        assert_eq!(feeder.handle_timeout(ms(1150)), Some(FeederOutput::CloseSilent(ms(1000))));
+        let close = FeederOutput::CloseSilent(ms(1000));
+        assert_eq!(feeder.poll_output(ms(1150), NULL_VLSN), Some(close));
+        assert_eq!(feeder.handle_timeout(ms(1150)), Some(ms(1000)));
+    }
+
+    #[test]
+    fn few_entries_gather_while_the_replica_owes_an_answer() {
+        let mut feeder = streaming();
+        assert_eq!(feeder.gathers(v(11)), None, "nothing is under way");
+        feeder.handle_sent(ms(1), v(12), NULL_VLSN);
+        let enough = v(12 + ENOUGH_ENTRIES);
+        assert_eq!(feeder.gathers(v(12)), None, "there is nothing to send");
+        assert_eq!(feeder.gathers(v(13)), Some(enough));
+        assert_eq!(feeder.gathers(enough.next()), None);
+        feeder.handle_ack(ms(2), ack(11, 10)).unwrap();
+        assert_eq!(feeder.gathers(v(13)), Some(enough));
+        feeder.handle_ack(ms(3), ack(12, 10)).unwrap();
+        assert_eq!(feeder.gathers(v(13)), None);
+    }
+
+    #[test]
+    fn dtvlsn_travels_alone_once_it_reaches_what_was_sent_and_rides_with_entries_before() {
+        let mut feeder = streaming();
+        feeder.handle_sent(ms(1), v(20), v(10));
+        assert_eq!(feeder.poll_output(ms(2), v(10)), None);
+        assert_eq!(feeder.poll_output(ms(2), v(15)), None);
+        let alone = FeederOutput::SendPosition { answer: false };
+        assert_eq!(feeder.poll_output(ms(2), v(20)), Some(alone));
+        feeder.handle_sent(ms(3), v(25), v(20));
+        assert_eq!(feeder.poll_output(ms(4), v(20)), None);
+        feeder.handle_sent(ms(5), v(25), v(25));
+        assert_eq!(feeder.poll_output(ms(6), v(25)), None);
     }
 
     #[test]
     fn lag_is_counted_from_the_durable_position() {
         let mut feeder = streaming();
-        feeder.handle_sent(ms(10), v(20));
-        feeder.handle_sent(ms(30), v(40));
+        feeder.handle_sent(ms(10), v(20), NULL_VLSN);
+        feeder.handle_sent(ms(30), v(40), NULL_VLSN);
         feeder.handle_ack(ms(35), ack(40, 20)).unwrap();
         assert_eq!(feeder.lag(ms(50), v(100)), Lag { entries: 80, time: ms(20) });
         feeder.handle_ack(ms(60), ack(40, 40)).unwrap();

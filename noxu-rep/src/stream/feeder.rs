@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use noxu_log::{EntryRun, Log};
-use noxu_util::{Fingerprint, Vlsn};
+use noxu_log::{EntryRun, Log, Reader, Until};
+use noxu_util::{Fingerprint, NULL_VLSN, Vlsn};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -44,6 +44,7 @@ pub struct FeederStream<'a> {
     host: &'a dyn FeederHost,
     clock: Clock,
     core: &'a Mutex<Feeder>,
+    reader: Reader,
 }
 
 impl<'a> FeederStream<'a> {
@@ -56,7 +57,7 @@ impl<'a> FeederStream<'a> {
         clock: Clock,
         core: &'a Mutex<Feeder>,
     ) -> Self {
-        Self { term, log, channel, host, clock, core }
+        Self { term, log, channel, host, clock, core, reader: log.reader() }
     }
 
     /// The sender: ships entries as they are appended, until the host closes the stream or
@@ -74,52 +75,59 @@ impl<'a> FeederStream<'a> {
         let outcome = self.read_acks();
         self.core.lock().handle_closed();
         self.channel.close();
-        self.log.wake_readers();
+        self.reader.wake();
         outcome
     }
 
     fn send_all(&self) -> Result<()> {
         let mut announced = Dtvlsn::default();
+        // What has gathered for long enough.
+        let mut gathered = NULL_VLSN;
         loop {
             // Taken before anything is looked at, so that a wake between the look and the wait
             // ends the wait.
-            let token = self.log.wake_token();
+            let moment = self.reader.moment();
             let closing = self.host.is_closing();
-            let Some(next) = self.core.lock().next() else { return Ok(()) };
-            let dtvlsn = self.dtvlsn(announced)?;
+            let now = self.clock.now();
+            let (next, enough, due) = {
+                let core = self.core.lock();
+                let Some(next) = core.next() else { return Ok(()) };
+                (next, core.gathers(moment.last), core.poll_timeout())
+            };
+            let wait = due.unwrap_or(now).saturating_sub(now);
             if closing {
                 // Nobody else could tell the replica before there is a new master.
+                let dtvlsn = self.dtvlsn(announced)?;
                 if dtvlsn.vlsn > announced.vlsn {
                     self.send_position(next.prev(), dtvlsn, false)?;
                 }
                 return self.channel.send(&StreamMessage::Goodbye.encode());
             }
-            if let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? {
+            if let Some(enough) = enough
+                && next > gathered
+            {
+                self.reader.wait(Until::CueOrBeyond(enough), moment, wait)?;
+                gathered = self.reader.moment().last;
+                continue;
+            }
+            if moment.last >= next {
+                let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? else {
+                    continue; // cut off meanwhile
+                };
+                announced = self.dtvlsn(announced)?;
                 // Before the bytes leave: their acknowledgement may be here before `send` returns.
-                self.core.lock().handle_sent(self.clock.now(), run.last);
-                self.send_run(&run, dtvlsn)?;
-                announced = dtvlsn;
+                self.core.lock().handle_sent(now, run.last, announced.vlsn);
+                self.send_run(&run, announced)?;
                 continue;
             }
-            if dtvlsn.vlsn > announced.vlsn {
-                self.send_position(next.prev(), dtvlsn, false)?;
-                announced = dtvlsn;
-                continue;
-            }
-            let now = self.clock.now();
-            let (output, due) = {
-                let core = self.core.lock();
-                (core.handle_timeout(now), core.poll_timeout())
-            };
+            let output = self.core.lock().poll_output(now, self.host.dtvlsn());
             match output {
-                Some(FeederOutput::SendPosition) => {
-                    self.send_position(next.prev(), dtvlsn, true)?;
+                Some(FeederOutput::SendPosition { answer }) => {
+                    announced = self.dtvlsn(announced)?;
+                    self.send_position(next.prev(), announced, answer)?;
                 }
                 Some(FeederOutput::CloseSilent(silent)) => return Err(self.silent(silent)),
-                None => {
-                    let wait = due.unwrap_or(now).saturating_sub(now);
-                    self.log.wait_appended(next.prev(), token, wait)?;
-                }
+                None => self.reader.wait(Until::Beyond(next.prev()), moment, wait)?,
             }
         }
     }
@@ -161,9 +169,8 @@ impl<'a> FeederStream<'a> {
             want_received: self.host.wants_received(),
             answer,
         };
-        self.channel.send(&StreamMessage::Position(position).encode())?;
-        self.core.lock().handle_sent(self.clock.now(), last);
-        Ok(())
+        self.core.lock().handle_sent(self.clock.now(), last, dtvlsn.vlsn);
+        self.channel.send(&StreamMessage::Position(position).encode())
     }
 
     /// The DTVLSN to announce, with its fingerprint; the one before if that cannot be looked up any
@@ -182,7 +189,7 @@ impl<'a> FeederStream<'a> {
             let now = self.clock.now();
             let wait = {
                 let core = self.core.lock();
-                if let Some(FeederOutput::CloseSilent(silent)) = core.handle_timeout(now) {
+                if let Some(silent) = core.handle_timeout(now) {
                     return Err(self.silent(silent));
                 }
                 let Some(due) = core.silence_ends() else { return Ok(()) };
@@ -193,6 +200,8 @@ impl<'a> FeederStream<'a> {
                 StreamMessage::Ack(ack) => {
                     let moved = self.core.lock().handle_ack(self.clock.now(), ack)?;
                     if let Some(ack) = moved {
+                        // The sender first: what has gathered is on its way while others are told.
+                        self.reader.cue();
                         self.host.handle_ack(ack);
                     }
                 }
