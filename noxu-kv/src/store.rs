@@ -315,7 +315,7 @@ impl Store {
             });
         }
         if batch.writes.is_empty() {
-            return Ok(self.nothing_to_commit(self.shared.machine.view().visible()));
+            return self.nothing_to_commit(self.shared.machine.view().visible());
         }
         let writes = batch.writes.iter().map(|(key, value)| (&**key, value.as_deref()));
         let bodies = encode(writes, wall_ms());
@@ -350,7 +350,7 @@ impl Store {
         commits.record(submitted.vlsn(), keys);
         commits.forget_through(self.oldest_judged());
         drop(commits);
-        Ok(PendingCommit { store: self.clone(), state: Pending::Submitted(submitted) })
+        Ok(PendingCommit(Pending::Submitted(submitted)))
     }
 
     /// No transaction with an older snapshot will ask to commit.
@@ -360,16 +360,13 @@ impl Store {
         open_txns.keys().next().map_or(visible, |oldest| visible.min(*oldest))
     }
 
-    fn nothing_to_commit(&self, at: Vlsn) -> PendingCommit {
-        PendingCommit { store: self.clone(), state: Pending::Nothing(at) }
-    }
-
-    fn token(&self, vlsn: Vlsn) -> Result<CommitToken> {
-        let header = self.shared.node.log().header(vlsn).map_err(RepError::from)?;
+    /// The commit of a transaction that wrote nothing names the state it read.
+    fn nothing_to_commit(&self, at: Vlsn) -> Result<PendingCommit> {
+        let header = self.shared.node.log().header(at).map_err(RepError::from)?;
         let (term, fingerprint) = header.map_or((Term::ZERO, Fingerprint::ZERO), |(header, _)| {
             (header.term, header.fingerprint)
         });
-        Ok(CommitToken { vlsn, term, fingerprint })
+        Ok(PendingCommit(Pending::Nothing(CommitToken { vlsn: at, term, fingerprint })))
     }
 
     /// Makes the state durable as far as it may be, so that a restart replays little, and the log's
@@ -532,7 +529,7 @@ impl Txn {
         work.snapshot().check()?;
         let snapshot = work.snapshot().vlsn();
         if work.is_read_only() {
-            return Ok(guard.store.nothing_to_commit(snapshot));
+            return guard.store.nothing_to_commit(snapshot);
         }
         let bodies = work.encode(wall_ms());
         let footprint = work.footprint();
@@ -540,33 +537,39 @@ impl Txn {
     }
 }
 
-/// A commit that is in the log: wait for its durability, ask, or be called back.
-pub struct PendingCommit {
-    store: Store,
-    state: Pending,
-}
+/// A commit that is in the log: wait for its durability, ask, or be called back. It does not keep
+/// the store open.
+pub struct PendingCommit(Pending);
 
 enum Pending {
     Submitted(Submitted),
-    /// There was nothing to write; the VLSN is what was read.
-    Nothing(Vlsn),
+    /// There was nothing to write.
+    Nothing(CommitToken),
 }
 
 impl PendingCommit {
     /// For a caller that may not wait: the node's own threads see to the disk.
     fn started(self) -> Self {
-        if let Pending::Submitted(submitted) = &self.state {
+        if let Pending::Submitted(submitted) = &self.0 {
             submitted.start();
         }
         self
     }
 
+    fn token(&self) -> CommitToken {
+        match &self.0 {
+            Pending::Submitted(submitted) => CommitToken {
+                vlsn: submitted.vlsn(),
+                term: submitted.term(),
+                fingerprint: submitted.fingerprint(),
+            },
+            Pending::Nothing(token) => *token,
+        }
+    }
+
     /// VLSN of the commit; of the snapshot if there was nothing to write.
     pub fn vlsn(&self) -> Vlsn {
-        match &self.state {
-            Pending::Submitted(submitted) => submitted.vlsn(),
-            Pending::Nothing(at) => *at,
-        }
+        self.token().vlsn
     }
 
     /// Waits until the durability asked for is met.
@@ -574,41 +577,29 @@ impl PendingCommit {
     /// # Errors
     /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
     pub fn wait(self) -> Result<CommitToken> {
-        if let Pending::Submitted(submitted) = &self.state {
+        if let Pending::Submitted(submitted) = &self.0 {
             submitted.wait()?;
         }
-        self.store.token(self.vlsn())
+        Ok(self.token())
     }
 
     /// The outcome, if it is known by now.
     pub fn poll(&self) -> Option<Result<CommitToken>> {
-        if let Pending::Submitted(submitted) = &self.state {
-            match submitted.poll()? {
-                Ok(()) => {}
-                Err(cause) => return Some(Err(cause.into())),
-            }
-        }
-        Some(self.store.token(self.vlsn()))
+        let outcome = match &self.0 {
+            Pending::Submitted(submitted) => submitted.poll()?,
+            Pending::Nothing(_) => Ok(()),
+        };
+        Some(outcome.map(|()| self.token()).map_err(KvError::from))
     }
 
     /// Calls `done` once with what [`PendingCommit::wait`] would return, from a thread of the node;
     /// it must not block.
     pub fn on_done(self, done: impl FnOnce(Result<CommitToken>) + Send + 'static) {
-        let Self { store, state } = self;
-        match state {
-            Pending::Nothing(at) => done(store.token(at)),
-            Pending::Submitted(submitted) => {
-                let vlsn = submitted.vlsn();
-                // A weak handle: a store must not be kept open by a commit nobody answers.
-                let shared = Arc::downgrade(&store.shared);
-                submitted.on_done(move |outcome| {
-                    let token = outcome.map_err(KvError::from).and_then(|()| {
-                        let closed = || KvError::Stopped { cause: "the store was closed".into() };
-                        Store { shared: shared.upgrade().ok_or_else(closed)? }.token(vlsn)
-                    });
-                    done(token);
-                });
-            }
+        let token = self.token();
+        match self.0 {
+            Pending::Nothing(token) => done(Ok(token)),
+            Pending::Submitted(submitted) => submitted
+                .on_done(move |outcome| done(outcome.map(|()| token).map_err(KvError::from))),
         }
     }
 }

@@ -112,6 +112,11 @@ impl<W> Commits<W> {
         self.dtvlsn
     }
 
+    /// The last entry registered.
+    pub fn last(&self) -> Vlsn {
+        self.last
+    }
+
     /// Everything through it may be applied: each commit there has been reported, one way or the
     /// other, and so has the start of the term.
     pub fn visible(&self) -> Vlsn {

@@ -117,6 +117,11 @@ impl Class {
         usize::from(self.0)
     }
 
+    /// Its bit in a set of classes.
+    pub fn bit(self) -> u16 {
+        1 << self.0
+    }
+
     /// Whether the master's own fsync is waited for.
     pub fn needs_local_sync(self) -> bool {
         self.0 % 2 == 1

@@ -3,17 +3,18 @@
 //! # Lock order
 //! `state` -> the log's locks, for the append; so registration order is VLSN order. Whoever holds a
 //! lock of the log never waits for `state`: the log calls its hooks with none held, and makes room
-//! for a waiting appender before it calls them. `feeders` and each session's `core` are leaves.
+//! for a waiting appender before it calls them. `feeders`, `followers` and each session's `core`
+//! are leaves.
 //! Callbacks, wake-ups and applying happen with no lock held.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use noxu_log::{Log, NewEntry};
-use noxu_util::{Incarnation, Name, Term, Vlsn};
+use noxu_util::{Fingerprint, Incarnation, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock::Clock;
@@ -60,6 +61,10 @@ pub struct Master {
     wants_received: AtomicBool,
     /// Writes are served: the term's start is durable on a quorum and applied.
     serving: AtomicBool,
+    /// Classes whose commits may be written, for a look without the lock; see [`Class::bit`].
+    admitted: AtomicU16,
+    /// Released committers that are woken when what they wait for has been applied.
+    followers: Mutex<Vec<Thread>>,
     closing: AtomicBool,
     feeders: Mutex<BTreeMap<SessionId, Arc<FeederSession>>>,
     next_session: AtomicU64,
@@ -150,6 +155,8 @@ impl Master {
             dtvlsn: AtomicI64::new(dtvlsn.sequence()),
             wants_received: AtomicBool::new(false),
             serving: AtomicBool::new(false),
+            admitted: AtomicU16::new(0),
+            followers: Mutex::default(),
             closing: AtomicBool::new(false),
             feeders: Mutex::default(),
             next_session: AtomicU64::new(1),
@@ -167,6 +174,10 @@ impl Master {
     /// `InsufficientReplicas`; [`RepError::Stopped`].
     pub fn admit(self: &Arc<Self>, durability: Durability) -> Result<Admission> {
         let class = durability.class();
+        let admission = Admission { master: Arc::clone(self), durability };
+        if self.admitted.load(Ordering::Acquire) & class.bit() != 0 {
+            return Ok(admission);
+        }
         let mut state = self.state.lock();
         let mut since = None;
         loop {
@@ -176,8 +187,8 @@ impl Master {
             let able = serving && state.commits.can_satisfy(class);
             let room = class.acks() != AckPolicy::None
                 || state.commits.unreplicated_bytes() < self.limits.max_unreplicated_bytes;
-            if serving {
-                self.serving.store(true, Ordering::Release);
+            if serving && !self.serving.swap(true, Ordering::AcqRel) {
+                self.publish_admitted(&state);
             }
             if able && room {
                 break;
@@ -210,7 +221,18 @@ impl Master {
             self.changed.wait_for(&mut state, limit.saturating_sub(waited));
             state.waiting -= 1;
         }
-        Ok(Admission { master: Arc::clone(self), durability })
+        Ok(admission)
+    }
+
+    /// Of a class that asks for replicas, only their number decides once writes are served. Others
+    /// are slowed down by what is not replicated, which changes all the time.
+    fn publish_admitted(&self, state: &State) {
+        let serving = self.serving.load(Ordering::Acquire) && state.closed.is_none();
+        let admitted = |class: &Class| {
+            serving && class.acks() != AckPolicy::None && state.commits.can_satisfy(*class)
+        };
+        let bits = Class::all().filter(admitted).fold(0, |bits, class| bits | class.bit());
+        self.admitted.store(bits, Ordering::Release);
     }
 
     /// Highest VLSN known durable on a majority.
@@ -268,6 +290,7 @@ impl Master {
         session.core.lock().handle_synced_up(self.clock.now(), start);
         let mut state = self.state.lock();
         state.commits.handle_connected(&session.name, session.incarnation, session.id);
+        self.publish_admitted(&state);
         let waiting = state.waiting > 0;
         drop(state);
         if waiting {
@@ -280,6 +303,7 @@ impl Master {
         let mut state = self.state.lock();
         self.feeders.lock().remove(&session.id);
         state.commits.handle_disconnected(session.id);
+        self.publish_admitted(&state);
         drop(state);
         self.changed.notify_all();
     }
@@ -292,47 +316,64 @@ impl Master {
     }
 
     /// Tells everybody what an event has changed.
+    ///
+    /// Of the committers that it releases the first is woken, applies what has become visible and
+    /// then wakes the others: each of them wakes once, to find everything done.
     fn settle(&self, mut state: MutexGuard<'_, State>, changed: Changed) {
+        let dtvlsn = state.commits.dtvlsn();
+        if changed.dtvlsn {
+            self.dtvlsn.store(dtvlsn.sequence(), Ordering::Release);
+        }
+        let idle = dtvlsn == state.commits.last();
+        let waiting = state.waiting > 0 && changed != Changed::default();
+        // Under the lock, and not once the mastership is over: a rollback may have taken back what
+        // was visible, and a late event must not bring it forward again.
+        let raised = !state.commits.is_closed() && self.applier.raise(state.commits.visible());
+        let mut threads = Vec::new();
+        let mut callbacks = Vec::new();
+        if state.commits.has_released() {
+            for (waker, outcome) in state.commits.poll_released() {
+                match waker {
+                    Waker::Thread(thread) => threads.push(thread),
+                    Waker::Callback(callback) => callbacks.push((callback, outcome)),
+                }
+            }
+        }
+        if raised && threads.len() > 1 {
+            // Before the bounds: who finds its commit satisfied, woken or not, wakes its followers.
+            self.followers.lock().extend(threads.drain(1..));
+        }
         if changed.bounds {
             for class in Class::all() {
                 self.publish_bound(&state, class);
             }
             self.wants_received.store(state.commits.waits_for_received(), Ordering::Release);
         }
-        let dtvlsn = state.commits.dtvlsn();
-        if changed.dtvlsn {
-            self.dtvlsn.store(dtvlsn.sequence(), Ordering::Release);
-        }
-        let visible = state.commits.visible();
-        let released =
-            if state.commits.has_released() { state.commits.poll_released() } else { Vec::new() };
-        let waiting = state.waiting > 0 && changed != Changed::default();
-        // Under the lock, and not once the mastership is over: a rollback may have taken back what
-        // was visible, and a late event must not bring it forward again.
-        let raised = !state.commits.is_closed() && self.applier.raise(visible);
         drop(state);
 
-        let mut helped = false;
-        for (waker, outcome) in released {
-            match waker {
-                Waker::Thread(thread) => {
-                    thread.unpark();
-                    helped = true;
-                }
-                Waker::Callback(callback) => callback(outcome),
-            }
-        }
-        // A committer that was just woken applies; without one the applier thread does.
-        if raised && !helped {
+        // A committer that is woken applies; without one the applier thread does.
+        if raised && threads.is_empty() {
             self.applier.signal();
+        }
+        threads.iter().for_each(Thread::unpark);
+        for (callback, outcome) in callbacks {
+            callback(outcome);
         }
         if waiting {
             self.changed.notify_all();
         }
         if changed.dtvlsn {
-            self.log.wake_readers();
+            if idle {
+                // Nothing else is to come that DTVLSN could ride with.
+                self.log.wake_readers();
+            }
             self.housekeeper.handle_dtvlsn(dtvlsn);
         }
+    }
+
+    fn wake_followers(&self) {
+        let followers = std::mem::take(&mut *self.followers.lock());
+        followers.iter().for_each(Thread::unpark);
     }
 
     fn publish_bound(&self, state: &State, class: Class) {
@@ -394,7 +435,10 @@ impl Master {
 
     /// Takes no more writes; those written may still be reported.
     pub(crate) fn stop_writes(&self, cause: &str) {
-        self.state.lock().closed.get_or_insert_with(|| cause.to_owned());
+        let mut state = self.state.lock();
+        state.closed.get_or_insert_with(|| cause.to_owned());
+        self.publish_admitted(&state);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -416,6 +460,7 @@ impl Master {
     pub(crate) fn close(&self, cause: &str) {
         let mut state = self.state.lock();
         state.closed.get_or_insert_with(|| cause.to_owned());
+        self.publish_admitted(&state);
         state.commits.handle_closed();
         self.closing.store(true, Ordering::Release);
         self.settle(state, Changed::default());
@@ -507,7 +552,14 @@ impl Admission {
         if raised {
             master.applier.signal();
         }
-        Ok(Submitted { master, vlsn: appended.last, class, local: durability.local, deadline })
+        Ok(Submitted {
+            master,
+            vlsn: appended.last,
+            fingerprint: appended.last_fingerprint,
+            class,
+            local: durability.local,
+            deadline,
+        })
     }
 }
 
@@ -517,6 +569,7 @@ impl Admission {
 pub struct Submitted {
     master: Arc<Master>,
     vlsn: Vlsn,
+    fingerprint: Fingerprint,
     class: Class,
     local: SyncPolicy,
     deadline: Duration,
@@ -537,6 +590,11 @@ impl Submitted {
     /// The term it was written in.
     pub fn term(&self) -> Term {
         self.master.term
+    }
+
+    /// Fingerprint of the log through the commit entry.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// Whether the policy is met by now; `None` while that is open.
@@ -603,19 +661,24 @@ impl Submitted {
 
     fn wait_until(&self, until: Duration) -> Option<Result<()>> {
         let outcome = self.park_until(until);
-        // The event that woke this thread left the applying to it.
-        if let Err(cause) = self.master.applier.help() {
-            return Some(Err(cause));
+        let applied = self.see_applied(outcome.as_ref().is_some_and(Result::is_ok));
+        self.master.wake_followers();
+        match applied {
+            Ok(()) => outcome,
+            Err(cause) => Some(Err(cause)),
         }
-        if let Some(Ok(())) = outcome
-            && self.master.applier.limit() >= self.vlsn
-        {
+    }
+
+    /// Applies what the event that woke this thread has made visible, this commit included if it
+    /// is `satisfied` and can be.
+    fn see_applied(&self, satisfied: bool) -> Result<()> {
+        let applier = &self.master.applier;
+        applier.help()?;
+        if satisfied && applier.limit() >= self.vlsn {
             let left = self.deadline.saturating_sub(self.master.clock.now());
-            if let Err(cause) = self.master.applier.wait_applied(self.vlsn, left) {
-                return Some(Err(cause));
-            }
+            applier.wait_applied(self.vlsn, left)?;
         }
-        outcome
+        Ok(())
     }
 
     fn park_until(&self, until: Duration) -> Option<Result<()>> {
