@@ -12,7 +12,7 @@
 
 use bytes::Bytes;
 use noxu_util::codec::{u32_at, u64_at};
-use noxu_util::{CHAIN_INPUT_BYTES, Fingerprint, Term, Vlsn, checksum};
+use noxu_util::{CHAIN_INPUT_BYTES, Fingerprint, MAX_VLSN, Term, Vlsn, checksum};
 
 /// Bytes of an entry before its body.
 pub const ENTRY_HEADER_BYTES: usize = 32;
@@ -98,12 +98,12 @@ pub struct EntryHeader {
 }
 
 impl EntryHeader {
-    /// Decodes the fields; `None` where a field is outside its range (negative VLSN, unknown flags,
+    /// Decodes the fields; `None` where a field is outside its range (VLSN, unknown flags,
     /// reserved bits). Says nothing about the checksum.
     pub fn decode(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Option<Self> {
         let vlsn = i64::try_from(u64_at(bytes, 8)).ok()?;
         let reserved = u16::from_le_bytes([bytes[22], bytes[23]]);
-        if vlsn == 0 || reserved != 0 {
+        if !(1..=MAX_VLSN.sequence()).contains(&vlsn) || reserved != 0 {
             return None;
         }
         Some(Self {

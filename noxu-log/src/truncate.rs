@@ -293,7 +293,16 @@ pub(crate) fn finish(
         }
     }
     let names = env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))?;
-    let first_beyond = intent.cut.segment() + u32::from(intent.cut.offset() > 0);
+    let (holder, offset) = (intent.cut.segment(), intent.cut.offset());
+    if offset > 0 && !names.contains(&segment_name(holder)) {
+        return Err(LogError::Corrupt {
+            segment: holder,
+            offset: offset.into(),
+            expected: format!("{}, in which the log is to be cut", segment_name(holder)),
+            found: "no such file".into(),
+        });
+    }
+    let first_beyond = holder.saturating_add(u32::from(offset > 0));
     let beyond = names.iter().filter_map(|name| parse_segment_name(name));
     let mut beyond: Vec<u32> = beyond.filter(|number| *number >= first_beyond).collect();
     beyond.sort_unstable();

@@ -4,7 +4,7 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use crate::{BadName, GroupId, Name, Vlsn};
+use crate::{BadName, GroupId, MAX_VLSN, Name, Vlsn};
 
 /// Why bytes could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,14 +110,14 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A VLSN as an i64 that is not negative.
+    /// A VLSN as an i64 between 0 and [`MAX_VLSN`].
     pub fn vlsn(&mut self, what: &'static str) -> Result<Vlsn, CodecError> {
         let raw = i64::from_le_bytes(self.array(what)?);
-        if raw < 0 {
+        if !(0..=MAX_VLSN.sequence()).contains(&raw) {
             return Err(CodecError::OutOfRange {
                 what,
                 found: raw.to_string(),
-                expected: "a VLSN of 0 or more",
+                expected: "a VLSN from 0 to 2^62",
             });
         }
         Ok(Vlsn::new(raw))

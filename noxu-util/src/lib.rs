@@ -15,4 +15,4 @@ pub use identity::{BadName, GroupId, Incarnation, MAX_NAME_BYTES, Name};
 pub use latency::{Latencies, LatencyHistogram};
 pub use lsn::{Lsn, NULL_LSN};
 pub use term::Term;
-pub use vlsn::{NULL_VLSN, Vlsn};
+pub use vlsn::{MAX_VLSN, NULL_VLSN, Vlsn};

@@ -12,6 +12,10 @@ pub struct Vlsn(i64);
 /// The absent VLSN. Sorts before every real one; its [`Vlsn::next`] is 1.
 pub const NULL_VLSN: Vlsn = Vlsn(0);
 
+/// The highest VLSN that is taken from disk or wire, 2^62: far more entries than a group can write,
+/// and far enough from the end of the range that sums with lengths and counts never overflow.
+pub const MAX_VLSN: Vlsn = Vlsn(1 << 62);
+
 impl Vlsn {
     /// The VLSN with this sequence number; 0 is [`NULL_VLSN`].
     ///

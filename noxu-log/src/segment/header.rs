@@ -9,7 +9,7 @@
 //! on its own.
 
 use noxu_util::codec::{Put, u32_at, u64_at};
-use noxu_util::{Fingerprint, GroupId, Term, Vlsn, checksum};
+use noxu_util::{Fingerprint, GroupId, MAX_VLSN, Term, Vlsn, checksum};
 
 use crate::entry::ChainState;
 
@@ -122,8 +122,11 @@ impl SegmentHeader {
         }
         let first = i64::try_from(u64_at(raw, 32))
             .ok()
-            .filter(|first| *first > 0)
+            .filter(|first| (1..=MAX_VLSN.sequence()).contains(first))
             .ok_or(HeaderFault::Range { field: "first VLSN" })?;
+        if u32_at(raw, 56) != 0 {
+            return Err(HeaderFault::Range { field: "reserved" });
+        }
         let mut group = [0; 16];
         group.copy_from_slice(&raw[16..32]);
         Ok(Self {
@@ -157,6 +160,23 @@ mod tests {
         let bytes = sample().encode();
         assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES as usize);
         assert_eq!(SegmentHeader::decode(&bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn a_field_out_of_range_under_a_right_checksum_is_named() {
+        for (at, value, field) in [
+            (32, 0, "first VLSN"),
+            (32, (1 << 62) + 1, "first VLSN"),
+            (32, u64::MAX, "first VLSN"),
+            (56, 1, "reserved"),
+        ] {
+            let mut bytes = sample().encode();
+            let width = if at == 32 { 8 } else { 4 };
+            bytes[at..at + width].copy_from_slice(&u64::to_le_bytes(value)[..width]);
+            let crc = checksum::crc(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(SegmentHeader::decode(&bytes), Err(HeaderFault::Range { field }));
+        }
     }
 
     #[test]

@@ -1,0 +1,230 @@
+//! Decoders of what comes over the wire. What is accepted is encoded and decoded again, and is the
+//! same.
+
+use noxu_log::{Anchor, GroupIdentity};
+use noxu_rep::wire::frame::{FRAME_LENGTH_BYTES, decode_length, encode_length};
+use noxu_rep::wire::handshake::{
+    Capabilities, HandshakeMsg, Hello, NodeKind, RejectReason, VersionRange, Welcome,
+};
+use noxu_rep::wire::message::{Ack, Dtvlsn, Head, Position, StreamMessage};
+use noxu_rep::wire::probe::{self, ProbeAnswer};
+use noxu_rep::wire::restore::{ManifestHead, RestoreMsg, SegmentOffer};
+use noxu_rep::wire::syncup::{SyncupMsg, Verdict};
+use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn};
+
+/// A length and a frame behind it, cut out of a stream.
+pub fn frame(input: &[u8]) -> bool {
+    let mut accepted = false;
+    let mut rest = input;
+    while let Some((field, after)) = rest.split_first_chunk::<FRAME_LENGTH_BYTES>() {
+        let Ok(len) = decode_length(*field, 1 << 20) else { return accepted };
+        assert!(len <= 1 << 20);
+        assert_eq!(encode_length(len, 1 << 20), Ok(*field));
+        let Some(next) = after.get(len..) else { return accepted };
+        accepted = true;
+        rest = next;
+    }
+    accepted
+}
+
+pub fn frame_seeds() -> Vec<Vec<u8>> {
+    vec![vec![0; 4], [&[3, 0, 0, 0][..], b"abc", &[1, 0, 0, 0], b"d"].concat()]
+}
+
+pub fn handshake(input: &[u8]) -> bool {
+    let Ok(message) = HandshakeMsg::decode(input) else { return false };
+    assert_eq!(HandshakeMsg::decode(&message.encode()).as_ref(), Ok(&message));
+    true
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+pub fn handshake_seeds() -> Vec<Vec<u8>> {
+    let group = GroupId::from_bytes([5; 16]);
+    let hello = Hello {
+        versions: VersionRange::SPOKEN,
+        group: Some(group),
+        group_name: Some(name("g")),
+        node: name("n1"),
+        address: "127.0.0.1:7000".into(),
+        incarnation: Incarnation::from_u64(9),
+        kind: NodeKind::Electable,
+        log_format: 1,
+        segment_bytes: Some(1 << 26),
+        term: Term::new(3),
+        capabilities: Capabilities::OURS,
+        wall_clock_ms: 1_700_000_000_000,
+    };
+    let fresh = Hello { group: None, group_name: None, segment_bytes: None, ..hello.clone() };
+    let welcome = Welcome {
+        version: 1,
+        group,
+        group_name: name("g"),
+        segment_bytes: 1 << 26,
+        log_format: 1,
+        node: name("n2"),
+        incarnation: Incarnation::from_u64(8),
+        term: Term::new(4),
+        capabilities: Capabilities::OURS,
+        clock_skew_ms: Some(-5),
+    };
+    let reasons = [
+        RejectReason::Version { ours: VersionRange::SPOKEN, theirs: VersionRange::SPOKEN },
+        RejectReason::WrongGroup { name: name("g"), ours: group, theirs: GroupId::default() },
+        RejectReason::DuplicateNode { node: name("n1"), incarnation: Incarnation::from_u64(1) },
+        RejectReason::UnknownMember { node: name("n9"), members: vec![name("n1"), name("n2")] },
+        RejectReason::NotMaster { master: Some("n2:7000".into()) },
+        RejectReason::Other { code: 200, message: "newer".into() },
+    ];
+    [HandshakeMsg::Hello(hello), HandshakeMsg::Hello(fresh), HandshakeMsg::Welcome(welcome)]
+        .into_iter()
+        .chain(reasons.map(HandshakeMsg::Rejected))
+        .map(|message| message.encode())
+        .collect()
+}
+
+pub fn syncup(input: &[u8]) -> bool {
+    let Ok(message) = SyncupMsg::decode(input) else { return false };
+    let again = SyncupMsg::decode(&message.encode());
+    assert_eq!(again.expect("its own encoding"), message);
+    true
+}
+
+pub fn syncup_seeds() -> Vec<Vec<u8>> {
+    let vlsn = Vlsn::new(7);
+    let messages = [
+        SyncupMsg::EntryRequest { vlsn },
+        SyncupMsg::Entry { vlsn, lsn: 64, fingerprint: 1, is_sync: true },
+        SyncupMsg::EntryNotFound,
+        SyncupMsg::AlternateMatchpoint { vlsn, lsn: 64, fingerprint: 1, is_sync: false },
+        SyncupMsg::StartStream { start_vlsn: vlsn },
+        SyncupMsg::RestoreRequest { failed_vlsn: vlsn },
+        SyncupMsg::RestoreResponse,
+        SyncupMsg::Probe {
+            terms: vec![(Term::new(1), Vlsn::new(1)), (Term::new(2), vlsn)],
+            samples: vec![(Vlsn::new(6), 64, 2), (vlsn, 200, 3)],
+        },
+        SyncupMsg::ProbeResult {
+            first: Vlsn::new(1),
+            last: vlsn,
+            verdicts: vec![Verdict::Agree, Verdict::Disagree, Verdict::Missing],
+            hints: vec![(Vlsn::new(3), 100, 4)],
+        },
+    ];
+    messages.map(|message| message.encode()).to_vec()
+}
+
+pub fn message(input: &[u8]) -> bool {
+    let Ok(message) = StreamMessage::decode(input) else { return false };
+    let encoded = message.encode();
+    assert_eq!(StreamMessage::decode(&encoded).as_ref(), Ok(&message));
+    true
+}
+
+pub fn message_seeds() -> Vec<Vec<u8>> {
+    let dtvlsn = Dtvlsn { vlsn: Vlsn::new(4), fingerprint: Fingerprint::from_u64(5) };
+    let head = Head {
+        term: Term::new(2),
+        first: Vlsn::new(5),
+        previous_fingerprint: Fingerprint::from_u64(6),
+        dtvlsn,
+        want_received: true,
+    };
+    let (term, last) = (Term::new(2), Vlsn::new(9));
+    let position = Position { term, last, dtvlsn, want_received: false, answer: true };
+    let ack = Ack { term, received: last, durable: last, applied: Vlsn::new(8) };
+    let entries = super::decoders::entry_seeds();
+    let entries = entries.first().expect("a run of entries");
+    [
+        StreamMessage::Entries { head, bytes: entries },
+        StreamMessage::Fragment { head, total: 100, offset: 40, bytes: b"part" },
+        StreamMessage::Position(position),
+        StreamMessage::Ack(ack),
+        StreamMessage::Goodbye,
+    ]
+    .map(|message| message.encode())
+    .to_vec()
+}
+
+pub fn restore(input: &[u8]) -> bool {
+    let Ok(message) = RestoreMsg::decode(input) else { return false };
+    let again = RestoreMsg::decode(&message.encode());
+    assert_eq!(again.expect("its own encoding"), message);
+    true
+}
+
+pub fn restore_seeds() -> Vec<Vec<u8>> {
+    let vlsn = Vlsn::new(70);
+    let head = ManifestHead {
+        group: GroupIdentity {
+            id: GroupId::from_bytes([3; 16]),
+            name: name("g"),
+            segment_bytes: 1 << 20,
+        },
+        provider: name("n1"),
+        term: Term::new(3),
+        anchor: Anchor {
+            vlsn: Vlsn::new(60),
+            lsn: Lsn::new(2, 900),
+            term: Term::new(2),
+            fingerprint: Fingerprint::from_u64(1),
+            next_lsn: Lsn::new(3, 64),
+            group_config: b"config".to_vec(),
+        },
+        group_config: b"config".to_vec(),
+        checkpoint: Some(Vlsn::new(65)),
+        target: vlsn,
+        target_fingerprint: Fingerprint::from_u64(2),
+        segments: 1,
+    };
+    let offer =
+        SegmentOffer { number: 3, bytes: 300 << 10, digest: [1; 32], blocks: vec![[2; 32]; 2] };
+    let bytes = b"bytes".to_vec();
+    let messages = [
+        RestoreMsg::Open {
+            session: 1,
+            group: Some(GroupId::from_bytes([3; 16])),
+            node: name("n1"),
+        },
+        RestoreMsg::Manifest(head.clone()),
+        RestoreMsg::Manifest(ManifestHead { checkpoint: None, ..head }),
+        RestoreMsg::Segment(offer),
+        RestoreMsg::BlockRequest { request: 1, segment: 3, block: 1 },
+        RestoreMsg::Block { request: 1, bytes: bytes.clone() },
+        RestoreMsg::CheckpointRequest { request: 2, offset: 9 },
+        RestoreMsg::CheckpointChunk {
+            request: 2,
+            offset: 9,
+            last: true,
+            digest: [4; 32],
+            bytes: bytes.clone(),
+        },
+        RestoreMsg::TailRequest { request: 3, from: vlsn },
+        RestoreMsg::TailRun { request: 3, more: false, bytes },
+        RestoreMsg::Failure { reason: "gone".into() },
+        RestoreMsg::Done,
+    ];
+    messages.map(|message| message.encode()).to_vec()
+}
+
+pub fn probe(input: &[u8]) -> bool {
+    let asked = probe::decode_question(input).is_ok();
+    let Ok(answer) = ProbeAnswer::decode(input) else { return asked };
+    assert_eq!(ProbeAnswer::decode(&answer.encode()).as_ref(), Ok(&answer));
+    true
+}
+
+pub fn probe_seeds() -> Vec<Vec<u8>> {
+    let answer = ProbeAnswer {
+        is_master: true,
+        term: Term::new(2),
+        first: Vlsn::new(1),
+        last: Vlsn::new(9),
+        dtvlsn: Vlsn::new(8),
+        node: name("n1"),
+        master: "n1:7000".into(),
+    };
+    vec![probe::encode_question(), answer.encode()]
+}
