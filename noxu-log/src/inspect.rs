@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use noxu_util::{Lsn, Vlsn};
+use noxu_util::{Lsn, NULL_VLSN, Vlsn};
 
 use crate::control_file::{ControlFile, ControlState};
 use crate::entry::{ChainState, Entry};
@@ -18,7 +18,7 @@ use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, parse_segment_name, segment_name, side_name};
-use crate::segment::scan::scan_entries;
+use crate::segment::scan::{SummaryBuilder, scan_entries};
 use crate::segment::side_file::{Digests, SideFile};
 use crate::tail_mark::{MarkRead, TailMark};
 
@@ -49,6 +49,8 @@ pub struct SegmentReport {
     pub file_bytes: u64,
     /// Digest of the file, if the segment is sealed.
     pub digest: Option<blake3::Hash>,
+    /// Bytes of its index: of its side file if it is sealed, in the memory of an open log if not.
+    pub index_bytes: u64,
 }
 
 /// What walking the entries of a log found.
@@ -353,6 +355,7 @@ impl Inspection {
                     end: side.summary.end,
                     file_bytes,
                     digest: Some(side.digests.segment),
+                    index_bytes: side.encode().len() as u64,
                 });
                 continue;
             }
@@ -364,13 +367,17 @@ impl Inspection {
                 end: header.chain_before(),
                 ending: Ending::Clean,
             };
+            let mut index = SummaryBuilder::new(header, NULL_VLSN, NULL_VLSN);
             let _ = self.walk_segment(
                 &*file,
                 &header,
                 is_last,
                 header.first,
                 &mut walk,
-                &mut |_, _| ControlFlow::Continue(()),
+                &mut |lsn, entry| {
+                    index.push(lsn.offset(), &entry.header);
+                    ControlFlow::Continue(())
+                },
             )?;
             reports.push(SegmentReport {
                 header,
@@ -378,6 +385,7 @@ impl Inspection {
                 end: walk.end_lsn.offset(),
                 file_bytes,
                 digest: None,
+                index_bytes: index.sample_memory_bytes() as u64,
             });
             if walk.ending != Ending::Clean {
                 return Ok((reports, walk.ending));

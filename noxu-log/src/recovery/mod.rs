@@ -406,6 +406,11 @@ fn find_end(
                 && next.as_ref().map_or(true, |next| next.chain_before() == side.summary.last)
         }));
     }
+    // A segment is sealed once the first entry of its successor is durable: a successor that cannot be
+    // read is damage then, and not a roll that was cut short.
+    for side in sides.iter().flatten() {
+        known.synced = known.synced.max(side.summary.last.vlsn.next());
+    }
     let is_known = |at: usize| sides.get(at).is_some_and(Option::is_some);
     let (places, jobs): (Vec<usize>, Vec<_>) = heads
         .iter()

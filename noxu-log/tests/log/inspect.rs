@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors};
+use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors, read_whole};
 use noxu_log::inspect::{Ending, Inspection, Walk};
 use noxu_log::{LogError, MarkRead};
 use noxu_util::{Lsn, NULL_VLSN};
@@ -160,8 +160,11 @@ fn segment_reports_say_what_is_sealed_and_digests_are_compared() {
     for (report, sealed) in reports.iter().zip(&sealed) {
         assert_eq!(report.digest, Some(sealed.digest));
         assert_eq!((report.header.first, report.last.vlsn), (sealed.first, sealed.last));
+        let side = dir().join(format!("log/{:010}.nside", sealed.number));
+        assert_eq!(report.index_bytes, read_whole(&env, &side).unwrap().len() as u64);
     }
-    assert!(reports[sealed.len()..].iter().all(|report| report.digest.is_none()));
+    let open = &reports[sealed.len()..];
+    assert!(open.iter().all(|report| report.digest.is_none() && report.index_bytes >= 32));
     assert_eq!(inspection.check_digests().unwrap(), (sealed.len(), Vec::new()));
     env.corrupt(&dir().join("log/0000000001.nlog"), 1000, 1).unwrap();
     assert_eq!(inspection.check_digests().unwrap(), (sealed.len(), vec![1]));

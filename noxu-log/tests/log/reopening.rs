@@ -125,3 +125,24 @@ fn a_damaged_side_file_is_rebuilt() {
     log.seal_through(Vlsn::new(200)).unwrap();
     assert_eq!(log.sealed_segments(), sealed);
 }
+
+#[test]
+fn a_rotten_header_behind_a_sealed_segment_is_damage_even_if_the_tail_mark_is_lost_too() {
+    let (env, log) = fresh(4096);
+    for n in 1..=100 {
+        put(&log, 1, &body(n, 100));
+    }
+    log.sync_now().unwrap();
+    log.seal_through(Vlsn::new(100)).unwrap();
+    let (before, last) = (log.positions(), log.positions().last_lsn.segment());
+    assert_eq!(log.sealed_segments().last().unwrap().number + 1, last);
+    log.close().unwrap();
+    drop(log);
+    env.remove(&Path::new(DIR).join("tail-mark")).unwrap();
+    flip(&env, &segment(last), 40);
+    let (log, report) = open(&env);
+    assert_eq!(report.repaired_headers, [last]);
+    assert!(report.head_uncertain);
+    assert_eq!(log.positions().last, before.last);
+    assert_eq!(bodies(&log, Vlsn::new(1), 1000).len(), 100);
+}
