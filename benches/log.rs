@@ -176,14 +176,20 @@ fn bare_commit(file: &dyn EnvFile, body: &[u8], at: &mut u64) {
 }
 
 /// Appends `count` entries of `bytes` and reopens the log, so that its tail is empty.
-fn filled(count: u64, bytes: usize) -> Bench {
+fn filled(count: i64, bytes: usize) -> Bench {
+    filled_with(count, bytes, true)
+}
+
+fn filled_with(count: i64, bytes: usize, sealed: bool) -> Bench {
     let bench = Bench::on_disk();
     let body = vec![7; bytes];
     for _ in 0..count / 256 {
         bench.log.append(TERM, &batch_of(&body, 256)).expect("appended");
     }
     let last = bench.log.sync_now().expect("synced");
-    bench.log.seal_through(last).expect("sealed");
+    if sealed {
+        bench.log.seal_through(last).expect("sealed");
+    }
     bench.log.close().expect("closed");
     let Bench { log, dir, on_disk, .. } = bench;
     drop(log);
@@ -226,16 +232,28 @@ fn read(c: &mut Criterion) {
     group.finish();
 }
 
+/// Opening a log: 1 and 4 GiB of sealed segments, of which only side files are read, and 1 GiB that
+/// was never sealed, of which every entry is verified, on one thread and on two.
 fn recovery(c: &mut Criterion) {
     let mut group = c.benchmark_group("recovery");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
-    let bench = filled((1 << 30) / (1 << 10), (1 << 10) - 32);
-    let Bench { log, dir, on_disk, .. } = bench;
-    drop(log);
-    group.bench_function("open_1GiB", |b| {
-        b.iter(|| Log::open(Arc::new(RealEnv), &dir, LogConfig::default()).expect("reopened"));
-    });
-    drop(on_disk);
+    for (name, gib, sealed, threads) in [
+        ("open_1GiB_sealed", 1, true, 1),
+        ("open_4GiB_sealed", 4, true, 1),
+        ("open_1GiB_unsealed_1_thread", 1, false, 1),
+        ("open_1GiB_unsealed_2_threads", 1, false, 2),
+    ] {
+        let Bench { log, dir, on_disk, .. } = filled_with(gib << 20, (1 << 10) - 32, sealed);
+        drop(log);
+        let config = LogConfig { recovery_threads: threads, ..LogConfig::default() };
+        let open = || Log::open(Arc::new(RealEnv), &dir, config.clone()).expect("reopened");
+        let (log, report) = open();
+        assert_eq!(log.positions().last, Vlsn::new(gib << 20));
+        assert_eq!(report.scanned_segments > 1, !sealed, "{report:?}");
+        drop(log);
+        group.bench_function(name, |b| b.iter(open));
+        drop(on_disk);
+    }
     group.finish();
 }
 

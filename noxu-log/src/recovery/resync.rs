@@ -14,6 +14,9 @@ use noxu_util::{Fingerprint, Vlsn};
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader};
 use crate::tail_mark::Mark;
 
+/// How often each byte behind a damaged entry may be hashed, on average, in search of the next one.
+const HASHED_PER_BYTE: usize = 8;
+
 /// Where the chain goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Resumed {
@@ -58,6 +61,9 @@ fn further_on(
     mark: Option<&Mark>,
     last: Vlsn,
 ) -> Option<Resumed> {
+    // Bytes that may still be hashed: what looks like many long entries must not take for ever. A
+    // place that is given up is as if nothing valid followed, and more is fetched from a peer.
+    let mut budget = bytes.len() * HASHED_PER_BYTE;
     (bad + 1..bytes.len().saturating_sub(ENTRY_HEADER_BYTES - 1)).find_map(|at| {
         let header = header_at(bytes, at)?;
         // Entries of 32 bytes and more lie between: a number beyond what fits is chance.
@@ -66,6 +72,10 @@ fn further_on(
         if !(1..=room).contains(&between) || header.term < before.term {
             return None;
         }
+        if header.entry_bytes() > bytes.len() - at {
+            return None;
+        }
+        budget = budget.checked_sub(header.entry_bytes())?;
         if let Some(mark) = mark
             && header.vlsn == mark.vlsn.next()
         {
@@ -81,7 +91,7 @@ fn further_on(
         let end = at + valid_but_for_its_chain(&bytes[at..], &header)?;
         let after = header.chain();
         let leads_astray = mark.is_some_and(|mark| {
-            fingerprint_of(&bytes[end..], after, mark.vlsn)
+            fingerprint_of(&bytes[end..], after, mark.vlsn, &mut budget)
                 .is_some_and(|found| found != mark.fingerprint)
         });
         (!leads_astray).then_some(Resumed { after, after_offset: at, at: end })
@@ -100,9 +110,15 @@ fn valid_but_for_its_chain(bytes: &[u8], header: &EntryHeader) -> Option<usize> 
 }
 
 /// Fingerprint of entry `vlsn`, if the chain from `chain` on reaches it.
-fn fingerprint_of(mut bytes: &[u8], mut chain: ChainState, vlsn: Vlsn) -> Option<Fingerprint> {
+fn fingerprint_of(
+    mut bytes: &[u8],
+    mut chain: ChainState,
+    vlsn: Vlsn,
+    budget: &mut usize,
+) -> Option<Fingerprint> {
     while chain.vlsn < vlsn {
         let entry = chain.check_next(bytes, u32::MAX).ok()?;
+        *budget = budget.saturating_sub(entry.header.entry_bytes());
         bytes = &bytes[entry.header.entry_bytes()..];
     }
     (chain.vlsn == vlsn).then_some(chain.fingerprint)
@@ -110,4 +126,65 @@ fn fingerprint_of(mut bytes: &[u8], mut chain: ChainState, vlsn: Vlsn) -> Option
 
 fn header_at(bytes: &[u8], at: usize) -> Option<EntryHeader> {
     EntryHeader::decode(bytes.get(at..)?.first_chunk::<ENTRY_HEADER_BYTES>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{EntryFlags, EntryKind, NewEntry};
+
+    /// Entries with these bodies, and the chain before each of them and after the last.
+    fn encode(bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<ChainState>) {
+        let mut chain = ChainState { term: noxu_util::Term::new(1), ..ChainState::default() };
+        let (mut bytes, mut chains) = (Vec::new(), vec![chain]);
+        for body in bodies {
+            let entry = NewEntry::new(EntryKind(16), EntryFlags::COMMIT, body);
+            let (header, _) = entry.place(chain.vlsn.next(), chain.term, chain.fingerprint);
+            bytes.extend_from_slice(&header);
+            bytes.extend_from_slice(body);
+            chain = EntryHeader::decode(&header).unwrap().chain();
+            chains.push(chain);
+        }
+        (bytes, chains)
+    }
+
+    #[test]
+    fn what_looks_like_many_long_entries_is_given_up_in_bounded_time() {
+        // Headers with lengths that fit and numbers that could be, one every 32 bytes.
+        let len = 4 << 20;
+        let mut bytes = vec![0; len];
+        for at in (ENTRY_HEADER_BYTES..len).step_by(ENTRY_HEADER_BYTES) {
+            let body_len = (len - at - ENTRY_HEADER_BYTES) as u32;
+            bytes[at + 4..at + 8].copy_from_slice(&body_len.to_le_bytes());
+            bytes[at + 8..at + 16].copy_from_slice(&2u64.to_le_bytes());
+            bytes[at + 16..at + 20].copy_from_slice(&1u32.to_le_bytes());
+        }
+        let begun = std::time::Instant::now();
+        assert_eq!(resume(&bytes, 0, &ChainState::default(), None, Vlsn::new(1 << 40)), None);
+        // Every one of them hashed would be 275 GiB.
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn the_image_of_a_log_inside_a_damaged_body_is_not_taken_for_the_log() {
+        // Entry 1 holds a copy of a log with the numbers that come next, and is damaged in its header.
+        let (image, _) = encode(&[vec![], vec![1; 10], vec![2; 10], vec![3; 10]]);
+        let second = ENTRY_HEADER_BYTES;
+        let bodies = [image[second..].to_vec(), vec![4; 50], vec![5; 50], vec![6; 50]];
+        let (mut bytes, chains) = encode(&bodies);
+        bytes[24] ^= 1;
+        let mark = |vlsn: usize| Mark {
+            vlsn: chains[vlsn].vlsn,
+            term: chains[vlsn].term,
+            fingerprint: chains[vlsn].fingerprint,
+            ..Mark::default()
+        };
+        for at in 2..=4 {
+            let resumed = resume(&bytes, 0, &chains[0], Some(&mark(at)), Vlsn::new(at as i64));
+            let first_real = ENTRY_HEADER_BYTES + bodies[0].len();
+            let resumed = resumed.unwrap();
+            assert!(resumed.at > first_real, "mark at {at}: {resumed:?}");
+            assert_eq!(resumed.after, chains[resumed.after.vlsn.sequence() as usize]);
+        }
+    }
 }
