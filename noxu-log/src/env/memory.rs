@@ -23,6 +23,7 @@ pub struct MemoryEnv {
 #[derive(Debug, Default)]
 struct Tree {
     nodes: BTreeMap<PathBuf, Node>,
+    free: FreePieces,
     locked: BTreeSet<PathBuf>,
 }
 
@@ -125,7 +126,8 @@ impl Tree {
             (Some(Node::File(content)), _) => Ok(Arc::clone(content)),
             (None, OpenMode::Read | OpenMode::ReadWrite) => Err(io::ErrorKind::NotFound.into()),
             (None, OpenMode::CreateNew | OpenMode::CreateOrOpen) => {
-                let content = Arc::default();
+                let free = Arc::clone(&self.free);
+                let content = Arc::new(RwLock::new(Content { pieces: Vec::new(), len: 0, free }));
                 self.nodes.insert(path.to_owned(), Node::File(Arc::clone(&content)));
                 Ok(content)
             }
@@ -185,14 +187,19 @@ fn is_root(path: &Path) -> bool {
     path.parent().is_none()
 }
 
-/// Bytes of a file, in pieces so that growing copies nothing; a missing piece is all zeros.
-#[derive(Debug, Default)]
+/// Bytes of a file, in pieces so that growing copies nothing. What a piece does not hold is zeros.
+#[derive(Debug)]
 struct Content {
-    pieces: Vec<Option<Box<[u8]>>>,
+    pieces: Vec<Vec<u8>>,
     len: u64,
+    free: FreePieces,
 }
 
+/// Pieces of files that are gone, for the next ones: fresh memory costs a page fault each 4 KiB.
+type FreePieces = Arc<Mutex<Vec<Vec<u8>>>>;
+
 const PIECE_BYTES: usize = 256 << 10;
+const MOST_FREE: usize = 1024;
 
 impl Content {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> usize {
@@ -201,11 +208,11 @@ impl Content {
         while done < wanted {
             let (index, within) = split(offset + done as u64);
             let take = (PIECE_BYTES - within).min(wanted - done);
-            let out = &mut buf[done..done + take];
-            match self.pieces.get(index) {
-                Some(Some(piece)) => out.copy_from_slice(&piece[within..within + take]),
-                _ => out.fill(0),
-            }
+            let held = self.pieces.get(index).and_then(|piece| piece.get(within..));
+            let held = held.unwrap_or_default();
+            let (there, hole) = buf[done..done + take].split_at_mut(held.len().min(take));
+            there.copy_from_slice(&held[..there.len()]);
+            hole.fill(0);
             done += take;
         }
         wanted
@@ -215,14 +222,21 @@ impl Content {
         while !bytes.is_empty() {
             let (index, within) = split(offset);
             if self.pieces.len() <= index {
-                self.pieces.resize(index + 1, None);
+                self.pieces.resize_with(index + 1, Vec::new);
             }
-            let piece =
-                self.pieces[index].get_or_insert_with(|| vec![0; PIECE_BYTES].into_boxed_slice());
-            let take = (PIECE_BYTES - within).min(bytes.len());
-            piece[within..within + take].copy_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            offset += take as u64;
+            let piece = &mut self.pieces[index];
+            if piece.capacity() == 0 {
+                *piece = self.free.lock().pop().unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES));
+            }
+            if piece.len() < within {
+                piece.resize(within, 0);
+            }
+            let (now, later) = bytes.split_at((PIECE_BYTES - within).min(bytes.len()));
+            let (over, beyond) = now.split_at((piece.len() - within).min(now.len()));
+            piece[within..within + over.len()].copy_from_slice(over);
+            piece.extend_from_slice(beyond);
+            bytes = later;
+            offset += now.len() as u64;
         }
         self.len = self.len.max(offset);
     }
@@ -230,12 +244,29 @@ impl Content {
     fn set_len(&mut self, len: u64) {
         if len < self.len {
             let (index, within) = split(len);
-            self.pieces.truncate(index + 1);
-            if let Some(Some(piece)) = self.pieces.get_mut(index) {
-                piece[within..].fill(0);
+            self.give_back(index + 1);
+            if let Some(piece) = self.pieces.get_mut(index) {
+                piece.truncate(within);
             }
         }
         self.len = len;
+    }
+
+    /// Gives back the pieces from `index` on.
+    fn give_back(&mut self, index: usize) {
+        let mut free = self.free.lock();
+        for mut piece in self.pieces.drain(index.min(self.pieces.len())..) {
+            if free.len() < MOST_FREE && piece.capacity() == PIECE_BYTES {
+                piece.clear();
+                free.push(piece);
+            }
+        }
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.give_back(0);
     }
 }
 
@@ -349,5 +380,26 @@ mod tests {
         file.read_at(&mut back[..20], start).unwrap();
         assert_eq!(back[..10], bytes[..10]);
         assert_eq!(back[10..20], [0; 10]);
+    }
+
+    #[test]
+    fn a_file_never_holds_what_another_one_left() {
+        let env = MemoryEnv::new();
+        let left = env.open(Path::new("left"), OpenMode::CreateNew).unwrap();
+        left.write_at(&[IoSlice::new(&vec![7; 2 * PIECE_BYTES])], 0).unwrap();
+        env.remove(Path::new("left")).unwrap();
+        drop(left);
+        assert_eq!(env.tree.lock().free.lock().len(), 2);
+        let file = env.open(Path::new("new"), OpenMode::CreateNew).unwrap();
+        file.write_at(&[IoSlice::new(b"x")], 10).unwrap();
+        file.write_at(&[IoSlice::new(b"y")], PIECE_BYTES as u64 + 10).unwrap();
+        file.set_len(PIECE_BYTES as u64 + 5).unwrap();
+        file.allocate(2 * PIECE_BYTES as u64).unwrap();
+        let mut back = vec![1; 2 * PIECE_BYTES];
+        assert_eq!(file.read_at(&mut back, 0).unwrap(), back.len());
+        let mut expected = vec![0; 2 * PIECE_BYTES];
+        expected[10] = b'x';
+        assert!(back == expected);
+        assert!(env.tree.lock().free.lock().is_empty());
     }
 }
