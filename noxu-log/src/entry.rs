@@ -196,15 +196,17 @@ impl<'a> NewEntry<'a> {
         ENTRY_HEADER_BYTES + self.body.len()
     }
 
-    /// The header at its place in the log: what remains to be computed inside the append lock.
+    /// The header at its place in the log, as bytes and as fields: what remains to be computed inside
+    /// the append lock.
     pub fn place(
         &self,
         vlsn: Vlsn,
         term: Term,
         previous: Fingerprint,
-    ) -> ([u8; ENTRY_HEADER_BYTES], Fingerprint) {
+    ) -> ([u8; ENTRY_HEADER_BYTES], EntryHeader) {
+        let body_len = self.body.len() as u32;
         let mut header = [0; ENTRY_HEADER_BYTES];
-        header[4..8].copy_from_slice(&(self.body.len() as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&body_len.to_le_bytes());
         header[8..16].copy_from_slice(&vlsn.sequence().to_le_bytes());
         header[16..20].copy_from_slice(&term.number().to_le_bytes());
         header[20] = self.kind.0;
@@ -213,7 +215,10 @@ impl<'a> NewEntry<'a> {
         header[24..32].copy_from_slice(&fingerprint.as_u64().to_le_bytes());
         let crc = checksum::crc_append(self.body_crc, &header[4..]);
         header[0..4].copy_from_slice(&crc.to_le_bytes());
-        (header, fingerprint)
+        let Self { kind, flags, .. } = *self;
+        let fields =
+            EntryHeader { crc, body_len, vlsn, term, kind, flags, reserved: 0, fingerprint };
+        (header, fields)
     }
 }
 
@@ -439,7 +444,9 @@ mod tests {
         for body in bodies {
             let entry = NewEntry::new(EntryKind(20), EntryFlags::COMMIT, body);
             let vlsn = chain.vlsn.next();
-            let (header, fingerprint) = entry.place(vlsn, Term::new(3), chain.fingerprint);
+            let (header, fields) = entry.place(vlsn, Term::new(3), chain.fingerprint);
+            assert_eq!(EntryHeader::decode(&header), Some(fields));
+            let fingerprint = fields.fingerprint;
             out.extend_from_slice(&header);
             out.extend_from_slice(body);
             chain = ChainState { vlsn, term: Term::new(3), fingerprint };

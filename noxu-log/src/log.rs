@@ -503,11 +503,10 @@ impl Log {
         let first = state.end.vlsn.next();
         for entry in entries {
             let lsn = state.place(entry.entry_bytes());
-            let (header, _) = entry.place(state.end.vlsn.next(), term, state.end.fingerprint);
+            let (header, fields) = entry.place(state.end.vlsn.next(), term, state.end.fingerprint);
             let parts = [&header, entry.body()];
             state.tail.push(lsn, &state.end, state.last_sync, parts);
-            let header = EntryHeader::decode(&header).expect("an entry placed here is valid");
-            state.advance(lsn, &header);
+            state.advance(lsn, &fields);
         }
         Ok(self.shared.appended(state, first, bytes))
     }

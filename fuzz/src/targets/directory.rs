@@ -12,7 +12,7 @@ use noxu_log::{
     ChainState, Cut, EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, LostNote, NewEntry,
 };
 use noxu_util::codec::Put;
-use noxu_util::{Fingerprint, GroupId, Incarnation, Term, Vlsn, checksum};
+use noxu_util::{GroupId, Incarnation, Term, Vlsn, checksum};
 
 /// The node directory.
 pub fn dir() -> &'static Path {
@@ -388,11 +388,11 @@ fn write_entry(
         return;
     }
     let vlsn = chain.vlsn.next();
-    let (header, fingerprint): (_, Fingerprint) = entry.place(vlsn, term, chain.fingerprint);
+    let (header, fields) = entry.place(vlsn, term, chain.fingerprint);
     file.resize(file.len().max(at + entry.entry_bytes()), 0);
     file[at..at + 32].copy_from_slice(&header);
     file[at + 32..at + entry.entry_bytes()].copy_from_slice(entry.body());
-    *chain = ChainState { vlsn, term, fingerprint };
+    *chain = ChainState { vlsn, term, fingerprint: fields.fingerprint };
 }
 
 /// An edit program of one operation on the `file`-th file of base `base`.

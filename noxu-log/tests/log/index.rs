@@ -144,7 +144,7 @@ impl Model {
     fn push(&mut self, entry: &NewEntry<'_>) {
         let chain = self.chain();
         let (vlsn, term) = (chain.vlsn.next(), Term::new(self.term));
-        let (header, fingerprint) = entry.place(vlsn, term, chain.fingerprint);
+        let (header, fields) = entry.place(vlsn, term, chain.fingerprint);
         let is_sync = entry.flags().is_sync();
         self.entries.push(Kept {
             vlsn,
@@ -152,7 +152,7 @@ impl Model {
             is_sync,
             is_txn_end: entry.flags().is_commit() || (is_sync && entry.kind().is_engine()),
             lsn: self.place(entry.entry_bytes()),
-            fingerprint,
+            fingerprint: fields.fingerprint,
             bytes: [&header, entry.body()].concat(),
         });
     }

@@ -392,11 +392,10 @@ fn a_repair_takes_only_what_fits_and_changes_nothing_otherwise() {
     let too_much = sample.run(vlsn_of(5), vlsn_of(6));
     assert!(matches!(log.repair(&too_much), Err(LogError::NotFaulty { .. })));
     let other = NewEntry::new(EntryKind(16), EntryFlags::NONE, b"another body");
-    let (raw, fingerprint) =
-        other.place(vlsn_of(5), Term::new(1), sample.chain(vlsn_of(4)).fingerprint);
+    let (raw, fields) = other.place(vlsn_of(5), Term::new(1), sample.chain(vlsn_of(4)).fingerprint);
     let bytes = [&raw[..], b"another body"].concat();
     let run = EntryRun::verify(bytes.into(), sample.chain(vlsn_of(4)), u32::MAX).unwrap();
-    assert_eq!(run.last_fingerprint, fingerprint);
+    assert_eq!(run.last_fingerprint, fields.fingerprint);
     let calls = env.trace().iter().filter(|call| call.function == "write_at").count();
     assert!(matches!(log.repair(&run), Err(LogError::ChainMismatch { .. })));
     assert_eq!(env.trace().iter().filter(|call| call.function == "write_at").count(), calls);
