@@ -1,10 +1,11 @@
 //! Noxu's log, in the ways it can be appended to.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use noxu_log::env::RealEnv;
 use noxu_log::{
-    DEFAULT_SEGMENT_BYTES, EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, NewEntry,
+    DEFAULT_SEGMENT_BYTES, EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, MarkPolicy,
+    NewEntry,
 };
 use noxu_util::{GroupId, Term, Vlsn};
 use tempfile::TempDir;
@@ -22,8 +23,13 @@ pub(crate) enum How {
     /// A write of its own.
     WritePerBatch,
     /// The sync of it.
-    Synced,
+    Synced(MarkPolicy),
+    /// The sync of the [`IN_FLIGHT`]th entry before it.
+    Handles(MarkPolicy),
 }
+
+/// Entries that one thread has on their way, where it does not wait for each.
+pub(crate) const IN_FLIGHT: u64 = 1024;
 
 /// A log in a directory of its own.
 pub(crate) struct Noxu {
@@ -36,7 +42,7 @@ pub(crate) struct Noxu {
 /// How far each of the flusher's turns brought `durable`.
 #[derive(Clone, Default)]
 pub(crate) struct Turns {
-    inner: Arc<Mutex<TurnsOf>>,
+    inner: Arc<(Mutex<TurnsOf>, Condvar)>,
 }
 
 #[derive(Default)]
@@ -47,12 +53,26 @@ struct TurnsOf {
 
 impl Turns {
     fn note(&self, durable: Vlsn) {
-        self.inner.lock().expect("no worker panics").durable.push(durable);
+        self.lock().durable.push(durable);
+        self.inner.1.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TurnsOf> {
+        self.inner.0.lock().expect("no worker panics")
+    }
+
+    /// Waits until at most `most` entries through `last` are not durable.
+    fn wait_within(&self, last: Vlsn, most: u64) {
+        let far = |turns: &mut TurnsOf| {
+            let durable = turns.durable.last().copied().unwrap_or(Vlsn::new(0));
+            last.since(durable) >= most
+        };
+        drop(self.inner.1.wait_while(self.lock(), far).expect("no worker panics"));
     }
 
     /// Ends a slice.
     fn cut(&self) {
-        let mut inner = self.inner.lock().expect("no worker panics");
+        let mut inner = self.lock();
         let turns = std::mem::take(&mut inner.durable);
         let Some(last) = turns.last() else { return };
         inner.durable.push(*last);
@@ -61,12 +81,12 @@ impl Turns {
 
     /// Entries of each turn of the last slice.
     pub(crate) fn last_slice(&self) -> Vec<u64> {
-        self.inner.lock().expect("no worker panics").slices.last().cloned().unwrap_or_default()
+        self.lock().slices.last().cloned().unwrap_or_default()
     }
 
     /// Mean entries of a turn, over all slices.
     pub(crate) fn mean(&self) -> f64 {
-        let inner = self.inner.lock().expect("no worker panics");
+        let inner = self.lock();
         let turns: usize = inner.slices.iter().map(Vec::len).sum();
         let entries: u64 = inner.slices.iter().flatten().sum();
         entries as f64 / turns as f64
@@ -85,8 +105,9 @@ impl Noxu {
             segment_bytes: DEFAULT_SEGMENT_BYTES,
         })
         .expect("founded");
+        log.fill_ahead().expect("filled");
         let turns = Turns::default();
-        if how == How::Synced {
+        if !matches!(how, How::IntoTheTail | How::WritePerBatch) {
             let noted = turns.clone();
             log.on_durable(move |durable| noted.note(durable));
         }
@@ -100,8 +121,13 @@ impl Contender for Noxu {
     }
 
     fn settle(&self) {
+        if matches!(self.how, How::Synced(_) | How::Handles(_)) {
+            // A slice of synced entries is short. The file goes on, filled as it is.
+            self.log.sync_now().expect("synced");
+            self.turns.cut();
+            return;
+        }
         let last = self.log.sync_now().expect("synced");
-        self.turns.cut();
         self.log.seal_through(last).expect("sealed");
         self.log.drop_front(last, |_| Vec::new()).expect("dropped");
     }
@@ -124,7 +150,11 @@ impl Worker for Appender<'_> {
         match self.noxu.how {
             How::IntoTheTail => {}
             How::WritePerBatch => log.write_now().expect("written"),
-            How::Synced => log.wait_durable(appended.last).expect("durable"),
+            How::Synced(_) => log.wait_durable(appended.last).expect("durable"),
+            How::Handles(_) => {
+                log.request_sync();
+                self.noxu.turns.wait_within(appended.last, IN_FLIGHT);
+            }
         }
         self.bodies.len()
     }

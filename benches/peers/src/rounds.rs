@@ -22,8 +22,11 @@ pub(crate) struct Plan {
 pub(crate) struct Slice {
     /// Entries appended in a second.
     pub(crate) rate: f64,
-    /// Processor time of one entry, in nanoseconds, all threads and the kernel's part included.
-    pub(crate) cpu_ns: f64,
+    /// Processor time of one entry in the threads that append, in nanoseconds, the kernel's part
+    /// included.
+    pub(crate) own_ns: f64,
+    /// The same of the threads behind them.
+    pub(crate) behind_ns: f64,
 }
 
 /// The turns of each contender: one to warm up, which does not count, and `plan.rounds`.
@@ -52,24 +55,36 @@ const MOST_BETWEEN_LOOKS: usize = 512;
 
 fn turn(contender: &dyn Contender, threads: usize, batch: usize, time: Duration) -> Slice {
     let entries = AtomicU64::new(0);
+    let own_ns = AtomicU64::new(0);
     let start = Barrier::new(threads + 1);
     let mut begin = None;
     std::thread::scope(|scope| {
         for thread in 0..threads {
-            let (entries, start) = (&entries, &start);
-            scope.spawn(move || {
+            let (entries, own_ns, start) = (&entries, &own_ns, &start);
+            let appender = std::thread::Builder::new().name("appender".to_owned());
+            let appender = appender.spawn_scoped(scope, move || {
                 let mut worker = contender.worker(thread, batch);
                 start.wait();
+                let before = used(ClockId::ThreadCPUTime);
                 entries.fetch_add(work(&mut *worker, time), Ordering::Relaxed);
+                let own = used(ClockId::ThreadCPUTime) - before;
+                own_ns.fetch_add(own.as_nanos() as u64, Ordering::Relaxed);
             });
+            appender.expect("a thread");
         }
-        begin = Some((Instant::now(), cpu_time()));
+        begin = Some((Instant::now(), used(ClockId::ProcessCPUTime)));
         start.wait();
     });
     let (begin, cpu_before) = begin.expect("set above");
     let entries = entries.into_inner() as f64;
-    let (time, cpu) = (begin.elapsed(), cpu_time() - cpu_before);
-    Slice { rate: entries / time.as_secs_f64(), cpu_ns: cpu.as_nanos() as f64 / entries }
+    let time = begin.elapsed();
+    let all_ns = (used(ClockId::ProcessCPUTime) - cpu_before).as_nanos() as f64;
+    let own_ns = own_ns.into_inner() as f64;
+    Slice {
+        rate: entries / time.as_secs_f64(),
+        own_ns: own_ns / entries,
+        behind_ns: (all_ns - own_ns).max(0.0) / entries,
+    }
 }
 
 fn work(worker: &mut dyn Worker, time: Duration) -> u64 {
@@ -92,8 +107,8 @@ fn work(worker: &mut dyn Worker, time: Duration) -> u64 {
     entries as u64
 }
 
-/// Processor time this process has used.
-fn cpu_time() -> Duration {
-    let used = clock_gettime(ClockId::ProcessCPUTime);
+/// Processor time used so far.
+fn used(clock: ClockId) -> Duration {
+    let used = clock_gettime(clock);
     Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
 }

@@ -6,8 +6,9 @@ use crate::rounds::Slice;
 pub(crate) fn rates<const N: usize>(all: [&Vec<Slice>; N]) -> String {
     let cells = all.map(|slices| {
         let rate = median(slices.iter().map(|slice| slice.rate));
-        let cpu_ns = median(slices.iter().map(|slice| slice.cpu_ns));
-        format!("{} ({cpu_ns:.0})", show(rate))
+        let own = show_ns(median(slices.iter().map(|slice| slice.own_ns)));
+        let behind = show_ns(median(slices.iter().map(|slice| slice.behind_ns)));
+        format!("{} ({own} + {behind})", show(rate))
     });
     cells.join(" | ")
 }
@@ -17,7 +18,7 @@ pub(crate) fn ratio(of: &[Slice], to: &[Slice]) -> String {
     format!("{:.2}", median(of.iter().zip(to).map(|(of, to)| of.rate / to.rate)))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -30,9 +31,10 @@ fn show(rate: f64) -> String {
     }
 }
 
-/// The most memory that this process ever used, in KiB; 0 where the kernel does not tell.
-pub(crate) fn peak_memory_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+pub(crate) fn show_ns(ns: f64) -> String {
+    match ns {
+        ns if ns >= 10_000.0 => format!("{:.0} us", ns / 1e3),
+        ns if ns >= 1_000.0 => format!("{:.1} us", ns / 1e3),
+        ns => format!("{ns:.0} ns"),
+    }
 }
