@@ -1,25 +1,32 @@
 //! Benchmarks of the log alone: append, group commit, sequential read, lookup, recovery.
 //!
-//! `cargo bench --bench log`. Files lie in the system's temporary directory (`TMPDIR`).
+//! `cargo bench --bench log [-- FILTER]`. Files lie in the system's temporary directory (`TMPDIR`).
+//! After each group follows the most memory that it used. The log beside bare loops and another log,
+//! in one run and with ratios: `benches/peers`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use criterion::{
-    BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+    Bencher, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use noxu_log::env::{Env, EnvFile, MemoryEnv, OpenMode, RealEnv};
 use noxu_log::{
-    DEFAULT_SEGMENT_BYTES, EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, NewEntry,
+    DEFAULT_SEGMENT_BYTES, EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, MarkPolicy,
+    NewEntry,
 };
-use noxu_util::{GroupId, Term, Vlsn};
+use noxu_util::{GroupId, NULL_VLSN, Term, Vlsn};
 
 const PUT: EntryKind = EntryKind(16);
 const TERM: Term = Term::new(1);
 /// Bytes after which a bench's log is emptied, outside the measured time.
 const KEEP_BYTES: u64 = 1 << 30;
+/// The same of a log in memory.
+const KEEP_IN_MEMORY_BYTES: u64 = 256 << 20;
+/// Entries that one thread has on their way where it does not wait for each.
+const IN_FLIGHT: u64 = 1024;
 
 /// A log on real files, or in memory, emptied from time to time.
 struct Bench {
@@ -30,30 +37,40 @@ struct Bench {
 }
 
 impl Bench {
-    fn on_disk() -> Self {
+    fn on_disk(tail_mark: MarkPolicy) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().to_owned();
-        Self::open(Arc::new(RealEnv), path, Some(dir))
+        Self::open(Arc::new(RealEnv), path, Some(dir), tail_mark)
     }
 
     fn in_memory() -> Self {
-        Self::open(Arc::new(MemoryEnv::default()), "/bench".into(), None)
+        Self::open(Arc::new(MemoryEnv::default()), "/bench".into(), None, MarkPolicy::Strict)
     }
 
-    fn open(env: Arc<dyn Env>, dir: PathBuf, on_disk: Option<tempfile::TempDir>) -> Self {
-        let (log, _) = Log::open(env, &dir, LogConfig::default()).expect("the log opens");
+    fn open(
+        env: Arc<dyn Env>,
+        dir: PathBuf,
+        on_disk: Option<tempfile::TempDir>,
+        tail_mark: MarkPolicy,
+    ) -> Self {
+        let config = LogConfig { tail_mark, ..LogConfig::default() };
+        let (log, _) = Log::open(env, &dir, config).expect("the log opens");
         log.found(GroupIdentity {
             id: GroupId::random(),
             name: "bench".parse().expect("a name"),
             segment_bytes: DEFAULT_SEGMENT_BYTES,
         })
         .expect("founded");
+        if on_disk.is_some() {
+            log.fill_ahead().expect("filled");
+        }
         Self { log, dir, on_disk, appended: AtomicU64::new(0) }
     }
 
     /// Drops the log's front if it has grown too long. Not to be timed.
     fn empty(&self, bytes: u64) {
-        if self.appended.fetch_add(bytes, Ordering::Relaxed) + bytes < KEEP_BYTES {
+        let keep = if self.on_disk.is_some() { KEEP_BYTES } else { KEEP_IN_MEMORY_BYTES };
+        if self.appended.fetch_add(bytes, Ordering::Relaxed) + bytes < keep {
             return;
         }
         self.appended.store(0, Ordering::Relaxed);
@@ -78,13 +95,23 @@ fn threads_do(threads: u64, iterations: u64, work: impl Fn(u64) + Sync) -> Durat
     begin.elapsed()
 }
 
+/// Prints the most memory used since the last time, and begins to watch anew.
+fn report_memory(group: &str) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) {
+        println!("{group}: peak memory {}\n", peak.trim());
+        // Where the kernel does not let us, the next figure includes this one.
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+    }
+}
+
 fn append_nosync(c: &mut Criterion) {
     let mut group = c.benchmark_group("append_nosync");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     let shapes = [(100, 1), (100, 16), (100, 256), (1 << 10, 1), (64 << 10, 1)];
     for (bytes, batch) in shapes {
         for threads in [1, 8, 64] {
-            let bench = Bench::on_disk();
+            let bench = Bench::on_disk(MarkPolicy::Strict);
             let body = vec![7; bytes];
             group.throughput(Throughput::Elements(batch as u64));
             let id =
@@ -103,6 +130,7 @@ fn append_nosync(c: &mut Criterion) {
         }
     }
     group.finish();
+    report_memory("append_nosync");
 }
 
 /// A batch of equal entries.
@@ -131,6 +159,7 @@ fn append_in_memory(c: &mut Criterion) {
         });
     }
     group.finish();
+    report_memory("append_nosync_memory_env");
 }
 
 fn append_sync(c: &mut Criterion) {
@@ -146,11 +175,16 @@ fn append_sync(c: &mut Criterion) {
         let mut at = 0;
         b.iter(|| bare_commit(&*file, &body, &mut at));
     });
-    for bytes in [100, 1 << 10, 64 << 10] {
+    for (tail_mark, bytes) in [
+        (MarkPolicy::Strict, 100),
+        (MarkPolicy::Lazy, 100),
+        (MarkPolicy::Strict, 1 << 10),
+        (MarkPolicy::Strict, 64 << 10),
+    ] {
         for threads in [1, 8, 64] {
-            let bench = Bench::on_disk();
+            let bench = Bench::on_disk(tail_mark);
             let body = vec![7; bytes];
-            let id = BenchmarkId::new(format!("{bytes}B"), format!("{threads}threads"));
+            let id = BenchmarkId::new(format!("{bytes}B_{tail_mark}"), format!("{threads}blocked"));
             group.bench_function(id, |b| {
                 b.iter_custom(|iterations| {
                     let time = threads_do(threads, iterations, |each| {
@@ -165,8 +199,46 @@ fn append_sync(c: &mut Criterion) {
                 });
             });
         }
+        if bytes == 100 {
+            let id =
+                BenchmarkId::new(format!("{bytes}B_{tail_mark}"), format!("{IN_FLIGHT}handles"));
+            group
+                .bench_function(id, append_with_handles(Bench::on_disk(tail_mark), vec![7; bytes]));
+        }
     }
     group.finish();
+    report_memory("append_sync");
+}
+
+/// One thread appends and asks for syncs, and waits only while [`IN_FLIGHT`] are not durable.
+fn append_with_handles(bench: Bench, body: Vec<u8>) -> impl FnMut(&mut Bencher<'_>) {
+    let durable: Arc<(Mutex<Vlsn>, Condvar)> = Arc::new((Mutex::new(NULL_VLSN), Condvar::new()));
+    let told = Arc::clone(&durable);
+    bench.log.on_durable(move |vlsn| {
+        *told.0.lock().expect("no hook panics") = vlsn;
+        told.1.notify_all();
+    });
+    move |b| {
+        let wait_within = |last: Vlsn, most: u64| {
+            let known = durable.0.lock().expect("no hook panics");
+            let far = |durable: &mut Vlsn| last.sequence() - durable.sequence() >= most as i64;
+            drop(durable.1.wait_while(known, far).expect("no hook panics"));
+        };
+        b.iter_custom(|iterations| {
+            let begin = Instant::now();
+            let mut last = NULL_VLSN;
+            for _ in 0..iterations {
+                let entry = NewEntry::new(PUT, EntryFlags::COMMIT, &body);
+                last = bench.log.append(TERM, &[entry]).expect("appended").last;
+                bench.log.request_sync();
+                wait_within(last, IN_FLIGHT);
+            }
+            wait_within(last, 1);
+            let time = begin.elapsed();
+            bench.empty(iterations * (body.len() as u64 + 32));
+            time
+        });
+    }
 }
 
 fn bare_commit(file: &dyn EnvFile, body: &[u8], at: &mut u64) {
@@ -181,7 +253,7 @@ fn filled(count: i64, bytes: usize) -> Bench {
 }
 
 fn filled_with(count: i64, bytes: usize, sealed: bool) -> Bench {
-    let bench = Bench::on_disk();
+    let bench = Bench::on_disk(MarkPolicy::Strict);
     let body = vec![7; bytes];
     for _ in 0..count / 256 {
         bench.log.append(TERM, &batch_of(&body, 256)).expect("appended");
@@ -230,6 +302,7 @@ fn read(c: &mut Criterion) {
         b.iter(|| bench.log.header(Vlsn::new(rng.i64(last + 1..=end))).expect("readable"));
     });
     group.finish();
+    report_memory("read");
 }
 
 /// Opening a log: 1 and 4 GiB of sealed segments, of which only side files are read, and 1 GiB that
@@ -255,6 +328,7 @@ fn recovery(c: &mut Criterion) {
         drop(on_disk);
     }
     group.finish();
+    report_memory("recovery");
 }
 
 criterion_group! {
