@@ -33,6 +33,9 @@ pub(crate) trait Stability: Send + Sync {
 
     /// Makes durable that nothing at or below `floor` may be rolled back.
     fn raise_commit_floor(&self, floor: Vlsn) -> Result<()>;
+
+    /// The table is durable through `vlsn`: nothing up to there is ever replayed again.
+    fn note_checkpoint(&self, vlsn: Vlsn);
 }
 
 /// One entry of the log, as the applier needs it.
@@ -216,6 +219,11 @@ impl Machine {
         Ok(core.view.table.flushed().vlsn)
     }
 
+    /// Everything through it is on disk in the table.
+    pub(crate) fn checkpointed(&self) -> Vlsn {
+        self.core.view.table.flushed().vlsn
+    }
+
     /// The content at the newest VLSN that is durable, as a stream.
     pub(crate) fn open_checkpoint(&self) -> Result<CheckpointStream> {
         loop {
@@ -369,6 +377,7 @@ impl Core {
         // before it came that nobody reads what is hidden.
         let _gate = (!newest_only).then(|| self.upkeep.keeps_versions.lock());
         table.flush(mark, newest_only)?;
+        self.stability.note_checkpoint(table.flushed().vlsn);
         Ok(())
     }
 

@@ -34,6 +34,10 @@ impl StateMachine for Machine {
         .map_err(report)
     }
 
+    fn checkpointed(&self) -> Vlsn {
+        Self::checkpointed(self)
+    }
+
     fn checkpoint(&self) -> Result<Vlsn> {
         Self::checkpoint(self).map_err(report)
     }

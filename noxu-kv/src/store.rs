@@ -625,6 +625,10 @@ impl Stability for NodeStability {
     fn raise_commit_floor(&self, floor: Vlsn) -> Result<()> {
         Ok(self.0.raise_commit_floor(floor)?)
     }
+
+    fn note_checkpoint(&self, vlsn: Vlsn) {
+        self.0.note_checkpoint(vlsn);
+    }
 }
 
 fn wall_ms() -> u64 {

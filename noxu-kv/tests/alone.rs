@@ -3,9 +3,10 @@
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use noxu_kv::{Batch, Config, Consistency, KvError, MemoryImage, StateKind, Store};
+use noxu_log::RetentionConfig;
 use noxu_log::env::MemoryEnv;
 use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
 use noxu_util::{Name, Term};
@@ -92,6 +93,36 @@ fn ranges_and_prefixes_run_both_ways() {
     assert_eq!(keys(snapshot.prefix(b"b").unwrap()), ["b1", "b2", "b3"]);
     let back: Vec<_> = snapshot.prefix(b"b").unwrap().rev().map(|item| item.unwrap().1).collect();
     assert_eq!(back, [b"b3", b"b2", b"b1"]);
+}
+
+#[test]
+fn the_log_is_dropped_by_itself_and_never_above_what_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = Vec::new();
+    for term in 1..4 {
+        let mut config = config(dir.path(), term);
+        // Whatever may go is to go.
+        config.node.log.retention =
+            RetentionConfig { keep_bytes: 0, byte_budget: Some(1), ..RetentionConfig::default() };
+        let store = Store::open(config).unwrap();
+        store.wait_applied(store.node().log().positions().last, SECONDS).unwrap();
+        assert_eq!(all(&store), expected, "in term {term}");
+        let before = store.node().status().retention.first;
+        for n in 0..600u32 {
+            let key = format!("{:04}", n * 7 % 1000 + term).into_bytes();
+            let value = vec![term as u8; 10_000];
+            store.put(&key, &value, Durability::LOCAL).unwrap();
+            // In this order: the checkpoint may move on in between, the front may not pass it.
+            let gone = store.node().status().retention.first.prev();
+            assert!(gone <= store.status().checkpoint, "{gone} is gone");
+        }
+        let deadline = Instant::now() + SECONDS;
+        while store.node().status().retention.first == before {
+            assert!(Instant::now() < deadline, "{:?}", store.node().status().retention);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        expected = all(&store);
+    }
 }
 
 #[test]

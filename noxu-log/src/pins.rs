@@ -315,8 +315,12 @@ impl Pin {
     /// nothing. Cheap: takes no lock unless the front of the log was waiting for it.
     pub fn advance(&self, vlsn: Vlsn) {
         let before = self.place.from.fetch_max(vlsn.sequence(), Ordering::SeqCst);
+        if before >= vlsn.sequence() {
+            return;
+        }
         let Some(shared) = self.shared.upgrade() else { return };
         let watched = shared.pins.watched.load(Ordering::SeqCst);
+        // Between the two lies the end of the segment that the front waits to drop.
         if before <= watched && vlsn.sequence() > watched {
             shared.keeper.request_retention();
         }

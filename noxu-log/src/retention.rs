@@ -122,7 +122,7 @@ pub enum HeldBy {
         /// Everything through it is.
         through: Vlsn,
     },
-    /// The state machine needs it to come up.
+    /// The state machine needs it to come up, and nothing else keeps it.
     Checkpoint {
         /// Everything through it is in the checkpoint.
         through: Vlsn,
@@ -423,7 +423,8 @@ fn plan(state: &State, table: &Table, config: &RetentionConfig, cause: Cause) ->
         let held_by = held_by();
         if last.vlsn > checkpoint {
             plan.checkpoint_wanted = held_by.is_none().then_some(last.vlsn);
-            plan.held_by = HeldBy::Checkpoint { through: checkpoint };
+            // What is needed anyway needs no checkpoint yet.
+            plan.held_by = held_by.unwrap_or(HeldBy::Checkpoint { through: checkpoint });
         } else if let Some(held_by) = held_by {
             plan.held_by = held_by;
         } else {

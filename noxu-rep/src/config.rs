@@ -78,6 +78,9 @@ pub struct NodeConfig {
     pub shutdown_grace: Duration,
     /// How long a replica that comes too early is kept waiting for a mastership.
     pub early_replica_wait: Duration,
+    /// How long a voter that is away keeps its place in this node's log, within the budgets of the
+    /// log's retention; one that stays away longer is restored. Default 1 day.
+    pub absence_grace: Duration,
     /// The log.
     pub log: LogConfig,
     /// Called after each rollback, by a thread of the node.
@@ -100,6 +103,7 @@ impl NodeConfig {
             dial_timeout: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(1),
             early_replica_wait: Duration::from_secs(1),
+            absence_grace: Duration::from_hours(24),
             log: LogConfig::default(),
             on_rollback: None,
         }

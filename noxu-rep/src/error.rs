@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use noxu_log::{EntryError, LogError};
 use noxu_util::codec::CodecError;
-use noxu_util::{Term, Vlsn};
+use noxu_util::{Name, Term, Vlsn};
 
 use crate::core::replica::StreamFault;
 
@@ -86,6 +86,18 @@ pub enum RepError {
     NeedsRestore {
         /// The last VLSN that was tried.
         failed_vlsn: Vlsn,
+    },
+
+    /// A replica is no longer fed, because the log's budget ran out and it lost its place: unless its
+    /// own log still reaches the master's, only a network restore brings it back.
+    #[error("{replica} lost its place at entry {at}: the log's front has moved to {first}")]
+    LostPlace {
+        /// The replica.
+        replica: Name,
+        /// The first entry that it had not acknowledged as durable.
+        at: Vlsn,
+        /// The first entry that the log holds.
+        first: Vlsn,
     },
 
     /// The node asked for a restore ended it.

@@ -28,6 +28,7 @@ use crate::config::{GroupChoice, NodeConfig, RoleConfig};
 use crate::core::durability::Durability;
 use crate::core::quorum::Quorum;
 use crate::driver::applier::Applier;
+use crate::driver::checkpointer::{self, Checkpointer};
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::master::{Admission, Master, Submitted};
 use crate::driver::seat::{HousekeeperSlot, Seat, open_sound};
@@ -78,6 +79,15 @@ impl NodeContext {
         self.housekeeper.read().as_ref().map_or(NULL_VLSN, |housekeeper| housekeeper.dtvlsn())
     }
 
+    /// Everything through `vlsn` is in a checkpoint that the state machine has taken by itself: its
+    /// log is not needed for another open. Nothing happens while the log is being replaced by a
+    /// restore.
+    pub fn note_checkpoint(&self, vlsn: Vlsn) {
+        if let Some(housekeeper) = &*self.housekeeper.read() {
+            housekeeper.handle_checkpoint(vlsn);
+        }
+    }
+
     /// Makes durable, before a checkpoint at `vlsn`, that nothing at or below it may be rolled back.
     /// `vlsn` must be at or below [`NodeContext::dtvlsn`].
     ///
@@ -112,8 +122,8 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) applier: Arc<Applier>,
     pub(crate) housekeeper: Arc<Housekeeper>,
+    checkpointer: Checkpointer,
     dispatcher: Arc<Dispatcher>,
-    provider: OnceLock<Arc<RestoreProvider>>,
     seat: OnceLock<Weak<Seat>>,
     role: Mutex<RoleState>,
     /// The role changed, the node stops, or the replica loop is to look again.
@@ -307,24 +317,22 @@ impl Node {
         self.inner().applier.wait_applied(vlsn, timeout)
     }
 
-    /// Makes the state durable and lets the log go below it as far as `keep_from` allows: whole
-    /// sealed segments below both go. Returns the VLSN through which the log is gone.
+    /// Makes the state durable and drops what may go of the log below it and below `keep_from`,
+    /// whatever the configuration would keep: whole sealed segments that no connected replica and no
+    /// restore under way needs. Members that are away lose their places. Nobody has to call it: the
+    /// log is dropped by itself as [`LogConfig::retention`](noxu_log::LogConfig::retention) says.
+    /// Returns the VLSN through which the log is gone.
     ///
     /// # Errors
     /// The state machine's and the log's.
     pub fn drop_front(&self, keep_from: Vlsn) -> Result<Vlsn> {
         let inner = self.inner();
-        inner.housekeeper.raise_floor(Vlsn::default())?;
-        let checkpoint = inner.applier.machine().checkpoint()?;
+        let machine = inner.applier.machine();
+        let checkpoint = checkpointer::checkpoint(&inner.log, &**machine, &inner.housekeeper)?;
         inner.log.seal_through(inner.housekeeper.dtvlsn().min(inner.log.positions().durable))?;
         let limit = if keep_from.is_null() { checkpoint } else { checkpoint.min(keep_from.prev()) };
-        let config = inner.log.control().state().group_config;
-        // There is one configuration until members can change; it is in force everywhere.
-        let provider = inner.provider.get().ok_or_else(Seat::gone)?;
-        provider.with_pin(|pin| {
-            let limit = pin.map_or(limit, |pin| pin.min(limit));
-            Ok(inner.log.drop_front(limit, |_| config)?)
-        })
+        inner.log.forget_absent();
+        Ok(inner.log.drop_through(limit)?)
     }
 
     /// A snapshot of everything the node can say about itself.
@@ -460,7 +468,7 @@ impl Inner {
             applier,
             housekeeper,
             dispatcher,
-            provider: OnceLock::new(),
+            checkpointer: Checkpointer::default(),
             seat: OnceLock::new(),
             role: Mutex::new(RoleState {
                 role: Role::Replica,
@@ -506,12 +514,25 @@ impl Inner {
             self.log.clone(),
             Arc::clone(self.applier.machine()),
         ));
-        let _ = self.provider.set(Arc::clone(&provider)); // once per life
         self.dispatcher.register(RESTORE_SERVICE_NAME, provider);
         self.spawn("applier", |node| node.applier.run_thread());
         self.spawn("housekeeper", |node| {
             node.housekeeper.run_thread(|now| node.master().and_then(|m| m.handle_timeout(now)))
         });
+        self.spawn("checkpointer", |node| {
+            let (machine, housekeeper) = (&**node.applier.machine(), &*node.housekeeper);
+            node.checkpointer.run_thread(&node.log, machine, housekeeper, |cause| {
+                node.note_error(cause);
+            });
+            Ok(())
+        });
+        let weak = Arc::downgrade(self);
+        self.log.on_checkpoint_wanted(move |vlsn| {
+            if let Some(node) = weak.upgrade() {
+                node.checkpointer.request(vlsn);
+            }
+        });
+        self.log.set_checkpoint(self.applier.machine().checkpointed());
         self.applier.signal();
         match self.config.role {
             RoleConfig::Master { term } => self.become_master(term),
@@ -952,6 +973,7 @@ impl Inner {
             term: control.term,
             master,
             positions: self.log.positions(),
+            retention: self.log.retention(),
             dtvlsn: mastership.as_ref().map_or_else(|| self.housekeeper.dtvlsn(), |m| m.dtvlsn()),
             visible: self.applier.limit(),
             applied: self.applier.applied(),
@@ -995,6 +1017,7 @@ impl Inner {
         }
         self.applier.stop();
         self.housekeeper.stop();
+        self.checkpointer.stop();
         self.log.wake_readers();
     }
 

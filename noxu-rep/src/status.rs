@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use noxu_log::{GroupIdentity, Positions};
+use noxu_log::{GroupIdentity, Positions, Retention};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 pub use crate::driver::master::ReplicaStatus;
@@ -85,6 +85,8 @@ pub struct Status {
     pub master: Option<String>,
     /// The log's positions.
     pub positions: Positions,
+    /// How much of the log is kept, and for whom.
+    pub retention: Retention,
     /// Highest VLSN known durable on a majority.
     pub dtvlsn: Vlsn,
     /// Everything through it may be seen by readers here.

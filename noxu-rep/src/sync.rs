@@ -4,7 +4,7 @@
 //! the node then stops loudly, because it can no longer say what its state is.
 
 use noxu_log::{EntryRun, Log};
-use noxu_util::Vlsn;
+use noxu_util::{NULL_VLSN, Vlsn};
 
 use crate::error::Result;
 
@@ -21,7 +21,16 @@ pub trait StateMachine: Send + Sync {
     /// above it end. Afterwards [`StateMachine::applied`] is at or below `matchpoint`.
     fn roll_back_to(&self, matchpoint: Vlsn, replay: &dyn LogReader) -> Result<()>;
 
-    /// Makes the state durable; returns the VLSN through which it is.
+    /// Everything through it is in the last checkpoint: after an open replay starts after it or
+    /// later, so that the node's own log may be dropped through it. Never moves back but for an
+    /// installed checkpoint. NULL, which has the log kept, until [`StateMachine::checkpoint`] or
+    /// [`NodeContext::note_checkpoint`](crate::NodeContext::note_checkpoint) says more.
+    fn checkpointed(&self) -> Vlsn {
+        NULL_VLSN
+    }
+
+    /// Makes the state durable; returns the VLSN through which it is. Also called by a thread of the
+    /// node when only a checkpoint is missing for the log to be dropped as configured.
     fn checkpoint(&self) -> Result<Vlsn>;
 
     /// A consistent snapshot of the state, for a node that restores.

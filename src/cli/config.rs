@@ -1,13 +1,15 @@
 //! Node settings: flags over a TOML file over defaults, checked as a whole.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use noxu_log::RetentionConfig;
 use noxu_util::{Name, Term};
 use serde::Deserialize;
 
 use super::error::CliError;
-use super::sizes::parse_bytes;
+use super::sizes::{parse_age, parse_bytes};
 use crate::door::DurabilityName;
 
 /// What a node starts as, until there are elections.
@@ -62,6 +64,21 @@ pub(super) struct NodeFlags {
     /// With --create-group: size of the log's files, the same on all nodes for ever [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     segment_size: Option<String>,
+    /// Log kept though nobody is known to need it, for replicas that a new master has not met [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    keep_bytes: Option<String>,
+    /// Log kept though nobody is known to need it, by age [default: 0s]
+    #[arg(long, value_name = "AGE")]
+    keep_age: Option<String>,
+    /// Log beyond which replicas that still need it lose it and are restored; never what this node needs itself [default: 16GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_log_bytes: Option<String>,
+    /// Age of log beyond which replicas that still need it lose it and are restored [default: none]
+    #[arg(long, value_name = "AGE")]
+    max_log_age: Option<String>,
+    /// How long a voter that is away keeps its place in the log, within those limits [default: 1d]
+    #[arg(long, value_name = "AGE")]
+    absence_grace: Option<String>,
     /// Client connections at a time [default: 1024]
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -88,6 +105,11 @@ struct NodeFile {
     term: Option<u32>,
     durability: Option<String>,
     segment_size: Option<String>,
+    keep_bytes: Option<String>,
+    keep_age: Option<String>,
+    max_log_bytes: Option<String>,
+    max_log_age: Option<String>,
+    absence_grace: Option<String>,
     max_clients: Option<usize>,
 }
 
@@ -129,12 +151,32 @@ pub(super) struct NodeSettings {
     pub(super) master_term: Option<Term>,
     /// Default durability of clients.
     pub(super) durability: DurabilityName,
+    /// How much log is kept.
+    pub(super) kept: KeptLog,
     /// Client connections.
     pub(super) max_clients: usize,
 }
 
+/// How much log is kept, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeptLog {
+    /// Bytes kept though nobody is known to need them.
+    pub(super) keep_bytes: u64,
+    /// Age of what is kept so.
+    pub(super) keep_age: Duration,
+    /// Bytes beyond which nobody's place is held.
+    pub(super) max_bytes: Option<u64>,
+    /// Age beyond which nobody's place is held.
+    pub(super) max_age: Option<Duration>,
+    /// How long the place of a voter that is away is held.
+    pub(super) absence_grace: Duration,
+}
+
 /// Segment sizes that make sense: an entry header each way.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 31;
+
+/// How long a voter may be away and still find its place, unless its node is told otherwise.
+const DEFAULT_ABSENCE_GRACE: Duration = Duration::from_hours(24);
 
 impl NodeFlags {
     /// Merges flags, file and defaults, and checks the whole.
@@ -208,6 +250,43 @@ impl NodeFlags {
                 name: group.map(|group| self::name("--group", group)).transpose()?,
             }
         };
+        let defaults = RetentionConfig::default();
+        let bytes = |flag: &str, own: &Option<String>, file: &Option<String>| {
+            setting(flag, own.as_ref().or(file.as_ref()), parse_bytes)
+        };
+        let age = |flag: &str, own: &Option<String>, file: &Option<String>| {
+            setting(flag, own.as_ref().or(file.as_ref()), parse_age)
+        };
+        let max_bytes = bytes("--max-log-bytes", &self.max_log_bytes, &file.max_log_bytes)?
+            .or(defaults.byte_budget);
+        let kept = KeptLog {
+            // Whoever gives only the upper limit means that one.
+            keep_bytes: bytes("--keep-bytes", &self.keep_bytes, &file.keep_bytes)?
+                .unwrap_or(defaults.keep_bytes.min(max_bytes.unwrap_or(u64::MAX))),
+            keep_age: age("--keep-age", &self.keep_age, &file.keep_age)?
+                .unwrap_or(defaults.keep_age),
+            max_bytes,
+            max_age: age("--max-log-age", &self.max_log_age, &file.max_log_age)?
+                .or(defaults.age_budget),
+            absence_grace: age("--absence-grace", &self.absence_grace, &file.absence_grace)?
+                .unwrap_or(DEFAULT_ABSENCE_GRACE),
+        };
+        if let Some(max) = kept.max_bytes
+            && kept.keep_bytes > max
+        {
+            return Err(CliError::Usage(format!(
+                "--keep-bytes {} is more than --max-log-bytes {max}",
+                kept.keep_bytes
+            )));
+        }
+        if let Some(max) = kept.max_age
+            && kept.keep_age > max
+        {
+            return Err(CliError::Usage(format!(
+                "--keep-age {:?} is more than --max-log-age {max:?}",
+                kept.keep_age
+            )));
+        }
         Ok(NodeSettings {
             name,
             dir,
@@ -221,6 +300,7 @@ impl NodeFlags {
             group,
             master_term,
             durability,
+            kept,
             max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
         })
     }
@@ -234,6 +314,15 @@ impl NodeFile {
             CliError::Usage(format!("{}:{line}: {}", path.display(), error.message()))
         })
     }
+}
+
+/// Reads the text given for `flag`, if there is one.
+fn setting<T>(
+    flag: &str,
+    text: Option<&String>,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, CliError> {
+    text.map(|text| parse(text).map_err(|e| CliError::Usage(format!("{flag}: {e}")))).transpose()
 }
 
 fn name(flag: &str, text: &str) -> Result<Name, CliError> {
@@ -278,16 +367,21 @@ mod tests {
         std::fs::write(
             &path,
             "name = \"n9\"\ndir = \"data\"\nrole = \"master\"\nterm = 4\ncreate_group = \"g\"\n\
-             members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n",
+             members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
+             keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n",
         )
         .unwrap();
         let flags = NodeFlags {
             config: Some(path),
             name: Some("n1".into()),
             term: Some(7),
+            max_log_bytes: Some("9MiB".into()),
             ..NodeFlags::default()
         };
         let settings = flags.settings().unwrap();
+        let kept = &settings.kept;
+        assert_eq!((kept.keep_bytes, kept.max_bytes), (2 << 20, Some(9 << 20)));
+        assert_eq!((kept.keep_age, kept.max_age), (Duration::from_hours(1), None));
         assert_eq!(settings.name.as_str(), "n1");
         assert_eq!(settings.dir, Path::new("data"));
         assert_eq!(settings.master_term, Some(Term::new(7)));
@@ -320,6 +414,13 @@ mod tests {
         let create = || NodeFlags { term: Some(1), create_group: Some("g".into()), ..master() };
         let foreign = NodeFlags { members: vec!["n2".into()], ..create() };
         assert!(error(&foreign).contains("does not hold this node, n1"));
+        let much = NodeFlags { keep_bytes: Some("17GiB".into()), ..flags() };
+        assert!(error(&much).contains("more than --max-log-bytes"));
+        let ages = ("2d".to_owned(), "36h".to_owned());
+        let old = NodeFlags { keep_age: Some(ages.0), max_log_age: Some(ages.1), ..flags() };
+        assert!(error(&old).contains("more than --max-log-age"));
+        let unit = NodeFlags { absence_grace: Some("7".into()), ..flags() };
+        assert!(error(&unit).contains("--absence-grace"));
         let tiny = NodeFlags { segment_size: Some("1".into()), ..create() };
         assert!(error(&tiny).contains("4096 to"));
         assert!(error(&NodeFlags { name: Some("a b".into()), ..flags() }).contains("\"a b\""));

@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Node(node::NodeCommand),
+    Node(Box<node::NodeCommand>),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Log(log::Log),

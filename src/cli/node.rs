@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use noxu_kv::{Config, KvError, Store};
+use noxu_log::{LogConfig, RetentionConfig};
 use noxu_rep::{GroupChoice, NodeConfig, RepError, RoleConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -135,7 +136,17 @@ fn node_config(settings: &NodeSettings) -> NodeConfig {
         },
         GroupSetting::Join { name } => GroupChoice::Join { name: name.clone() },
     };
+    let kept = &settings.kept;
+    let retention = RetentionConfig {
+        keep_bytes: kept.keep_bytes,
+        keep_age: kept.keep_age,
+        byte_budget: kept.max_bytes,
+        age_budget: kept.max_age,
+        ..RetentionConfig::default()
+    };
     NodeConfig {
+        log: LogConfig { retention, ..LogConfig::default() },
+        absence_grace: kept.absence_grace,
         listen: settings.listen.clone(),
         role: match settings.master_term {
             Some(term) => RoleConfig::Master { term },

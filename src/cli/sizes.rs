@@ -1,4 +1,6 @@
-//! Sizes: bytes as people write and read them.
+//! Sizes: bytes and ages as people write and read them.
+
+use std::time::Duration;
 
 /// Reads a number of bytes: `4096`, `64KiB`, `1.5 MiB`, `1GiB`; `k`, `M`, `G` alone mean the same.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -22,6 +24,23 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
         Ok(number) if number.is_finite() => Ok((number * factor as f64) as u64),
         _ => Err(expected()),
     }
+}
+
+/// Reads an age: `90s`, `15min`, `36h`, `7d`.
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?} is no age: expected for instance 90s, 15min, 36h, 7d");
+    let text = text.trim();
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let seconds: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let count: u64 = digits.parse().map_err(|_| expected())?;
+    count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(expected)
 }
 
 /// A number of bytes with three digits: `1.23 MiB`.
@@ -67,6 +86,12 @@ mod tests {
         }
         for bad in ["", "MiB", "1 parsec", "-1", "1.2.3", "99999999999999999GiB"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for (text, seconds) in [("90s", 90), ("15 min", 900), ("36h", 129_600), ("7d", 604_800)] {
+            assert_eq!(parse_age(text), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in ["", "7", "d", "-1d", "1.5h", "99999999999999999d"] {
+            assert!(parse_age(bad).is_err(), "{bad}");
         }
         assert_eq!(show_bytes(999), "999 B");
         assert_eq!(show_bytes(1536), "1.50 KiB");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use noxu_kv::{Batch, KvError, Store, Txn, Value};
+use noxu_log::Retention;
 use noxu_rep::{Durability, Node, Role};
 use noxu_util::{NULL_VLSN, Vlsn};
 
@@ -184,7 +185,7 @@ impl Backend for StoreBackend {
             replication.push(line("last_error", error));
         }
         let sealed = self.node().log().sealed_segments();
-        let log = vec![
+        let mut log = vec![
             line("first_vlsn", vlsn(positions.first)),
             line("last_vlsn", vlsn(positions.last)),
             line("last_lsn", positions.last_lsn.to_string()),
@@ -199,6 +200,7 @@ impl Backend for StoreBackend {
                 sealed.iter().map(|s| u64::from(s.bytes)).sum::<u64>().to_string(),
             ),
         ];
+        log.extend(retention_lines(&status.retention));
         let store = vec![
             line("applied_vlsn", vlsn(store.applied)),
             line("checkpoint_vlsn", vlsn(store.checkpoint)),
@@ -223,6 +225,35 @@ impl Backend for StoreBackend {
         let gone = self.node().drop_front(NULL_VLSN).map_err(KvError::from)?;
         Ok(gone.next().sequence())
     }
+}
+
+/// How much log is kept, why, and for whom.
+fn retention_lines(retention: &Retention) -> Vec<(String, String)> {
+    let line = |key: &str, value: String| (key.to_owned(), value);
+    let mut lines = vec![
+        line("kept_bytes", retention.bytes.to_string()),
+        line("kept_segments", retention.segments.to_string()),
+        line("front_time_ms", retention.first_ms.unwrap_or(0).to_string()),
+        line("front_held_by", retention.held_by.to_string()),
+        line("lost_places", retention.lost_places.to_string()),
+    ];
+    for (index, place) in retention.holders.iter().enumerate() {
+        let state = match (place.lost, place.is_away) {
+            (Some(_), _) => "lost",
+            (None, true) => "away",
+            (None, false) => "held",
+        };
+        let from = place.from.sequence();
+        let holder = &place.holder;
+        lines.push(line(
+            &format!("place{index}"),
+            format!(
+                "holder={holder},from={from},bytes_behind={},state={state}",
+                place.bytes_behind
+            ),
+        ));
+    }
+    lines
 }
 
 /// "host:port" as two; `None` if it is not that.

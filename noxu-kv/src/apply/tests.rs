@@ -11,11 +11,13 @@ use crate::table::lsm::LsmTable;
 use crate::table::memory::{MemoryImage, MemoryTable};
 use crate::value::table_key;
 
-/// A DTVLSN set by hand, and the commit floor it was asked to make durable.
+/// A DTVLSN set by hand, the commit floor it was asked to make durable, and the
+/// checkpoint it was told of.
 #[derive(Default)]
 struct ByHand {
     dtvlsn: AtomicI64,
     floor: AtomicI64,
+    checkpoint: AtomicI64,
 }
 
 impl Stability for Arc<ByHand> {
@@ -26,6 +28,10 @@ impl Stability for Arc<ByHand> {
     fn raise_commit_floor(&self, floor: Vlsn) -> Result<()> {
         self.floor.fetch_max(floor.sequence(), Ordering::SeqCst);
         Ok(())
+    }
+
+    fn note_checkpoint(&self, vlsn: Vlsn) {
+        self.checkpoint.fetch_max(vlsn.sequence(), Ordering::SeqCst);
     }
 }
 
@@ -252,6 +258,8 @@ fn nothing_above_the_dtvlsn_reaches_the_disk() {
     stability.dtvlsn.store(3, Ordering::SeqCst);
     assert_eq!(machine.checkpoint().unwrap().sequence(), 3, "the part sealed at 3 is stable now");
     assert_eq!(stability.floor.load(Ordering::SeqCst), 3);
+    assert_eq!(stability.checkpoint.load(Ordering::SeqCst), 3);
+    assert_eq!(machine.checkpointed().sequence(), 3);
     roll_back(&machine, &log, 3).unwrap();
     assert_eq!(contents(&machine), contents_of(&log, 3));
     let error = roll_back(&machine, &log, 2).unwrap_err();

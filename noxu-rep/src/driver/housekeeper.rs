@@ -127,6 +127,11 @@ impl Housekeeper {
         Ok(())
     }
 
+    /// Everything through `vlsn` is in the state machine's checkpoint.
+    pub fn handle_checkpoint(&self, vlsn: Vlsn) {
+        self.log.set_checkpoint(vlsn);
+    }
+
     /// The thread: `expire(now)` gives up on commits and returns when the next one is due.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use noxu_log::{Log, NewEntry};
+use noxu_log::{Log, NewEntry, Pin};
 use noxu_util::{Fingerprint, Incarnation, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -487,6 +487,8 @@ impl Master {
 pub(crate) struct SessionHost<'a> {
     pub(crate) master: &'a Master,
     pub(crate) session: SessionId,
+    /// The replica's place in the log.
+    pub(crate) pin: &'a Pin,
 }
 
 impl FeederHost for SessionHost<'_> {
@@ -500,6 +502,7 @@ impl FeederHost for SessionHost<'_> {
 
     fn handle_ack(&self, ack: Ack) {
         self.master.handle_ack(self.session, ack);
+        self.pin.advance(ack.durable.next());
     }
 
     fn is_closing(&self) -> bool {

@@ -2,6 +2,7 @@
 //! decided in `core`.
 
 pub mod applier;
+pub(crate) mod checkpointer;
 pub mod housekeeper;
 pub mod master;
 pub(crate) mod replica_loop;

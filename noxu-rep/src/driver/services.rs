@@ -4,7 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use noxu_util::{GroupId, Name};
+use noxu_log::{Holder, HolderKind, Lost, Pin};
+use noxu_util::{GroupId, Name, Vlsn};
 
 use crate::clock::wall_clock_ms;
 use crate::driver::master::{FeederSession, Master, SessionHost};
@@ -120,12 +121,13 @@ fn feed(
         tracing::info!(replica = %session.name, "no matchpoint: the replica goes to restore");
         return Ok(());
     };
+    let pin = pin(node, session, start)?;
     master.handle_stream_open(session, start);
     tracing::info!(replica = %session.name, %start, "streaming");
-    let host = SessionHost { master, session: session.id };
+    let host = SessionHost { master, session: session.id, pin: &pin };
     let stream =
         FeederStream::new(master.term(), &node.log, channel, &host, node.clock, &session.core);
-    std::thread::scope(|scope| {
+    let streamed = std::thread::scope(|scope| {
         let sender = std::thread::Builder::new()
             .name(format!("feed-{}", session.name))
             .spawn_scoped(scope, || stream.run_sender())
@@ -140,7 +142,25 @@ fn feed(
             (Err(a), Err(s)) => Err(if matches!(a, RepError::Closed { .. }) { s } else { a }),
             (a, s) => a.and(s),
         }
-    })
+    });
+    // That is what closed the channel, or what a read ahead of it met.
+    match pin.lost() {
+        Some(Lost { at, anchor, .. }) => {
+            Err(RepError::LostPlace { replica: session.name.clone(), at, first: anchor.next() })
+        }
+        None => streamed,
+    }
+}
+
+/// Keeps the log from `start` on for a replica; a voter keeps its place for a while when it goes.
+fn pin(node: &Inner, session: &FeederSession, start: Vlsn) -> Result<Pin> {
+    let holder = Holder::new(HolderKind::Feeder, session.name.as_str());
+    let channel = Arc::clone(&session.channel);
+    let mut pin = node.log.pin_with(holder, start, move |_| channel.close())?;
+    if node.members().contains(&session.name) {
+        pin.set_grace(node.config.absence_grace);
+    }
+    Ok(pin)
 }
 
 fn welcome(node: &Inner, master: Option<&Master>, hello: &Hello) -> Result<Welcome, RejectReason> {

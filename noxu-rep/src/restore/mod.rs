@@ -3,8 +3,8 @@
 //!
 //! # How to call it
 //! On every node with a log, register a [`provider::RestoreProvider`] for
-//! [`RESTORE_SERVICE_NAME`](crate::net::dispatcher::RESTORE_SERVICE_NAME), and drop the log's front
-//! only inside [`provider::RestoreProvider::with_pin`]. On the node that restores:
+//! [`RESTORE_SERVICE_NAME`](crate::net::dispatcher::RESTORE_SERVICE_NAME); it pins
+//! the front of the log while it serves somebody. On the node that restores:
 //! 1. [`session::fetch`] over a channel to the master's service. It changes nothing outside
 //!    `restore/`, may run while the old log is open, and ends with everything committed there.
 //!    After an error call it again with a new channel: it resumes.

@@ -2,8 +2,8 @@
 //! entries after the segments.
 //!
 //! # Invariants
-//! - What a session was offered stays on disk while it lasts: the front of the log is only dropped
-//!   inside [`RestoreProvider::with_pin`].
+//! - What a session was offered stays on disk while it lasts, or the session ends: it holds a pin on
+//!   the front of the log, and looks whether it still has it before each answer.
 //! - A question is answered from what was offered or not at all; a provider that cannot answer says
 //!   so and ends the session.
 
@@ -14,9 +14,8 @@ use std::time::Duration;
 
 use noxu_log::env::{EnvFile, OpenMode};
 use noxu_log::segment::name::{log_dir, segment_name};
-use noxu_log::{Log, LogError};
+use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
 use noxu_util::{Name, Vlsn};
-use parking_lot::Mutex;
 
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
@@ -33,6 +32,9 @@ const _: () = assert!(
 /// Silence of the restoring node after which a session ends and its pin goes.
 pub const SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// How long the front stays for a node that has fetched everything and is to return as a replica.
+const RETURN_GRACE: Duration = Duration::from_mins(1);
+
 /// Most sessions at once; each may keep the front of the log from being dropped.
 pub const MAX_SESSIONS: usize = 4;
 
@@ -44,22 +46,13 @@ pub struct RestoreProvider {
     node: Name,
     log: Log,
     machine: Arc<dyn StateMachine>,
-    /// By session: everything above this VLSN must stay.
-    pins: Mutex<BTreeMap<u64, Vlsn>>,
-    next_session: AtomicUsize,
+    sessions: AtomicUsize,
 }
 
 impl RestoreProvider {
     /// A provider for the log and state machine of the node named `node`.
     pub fn new(node: Name, log: Log, machine: Arc<dyn StateMachine>) -> Self {
-        Self { node, log, machine, pins: Mutex::default(), next_session: AtomicUsize::new(0) }
-    }
-
-    /// Calls `drop_front` with the lowest VLSN above which sessions need everything, if any do. No
-    /// session begins meanwhile.
-    pub fn with_pin<T>(&self, drop_front: impl FnOnce(Option<Vlsn>) -> T) -> T {
-        let pins = self.pins.lock();
-        drop_front(pins.values().min().copied())
+        Self { node, log, machine, sessions: AtomicUsize::new(0) }
     }
 
     /// Serves one session to its end.
@@ -96,14 +89,16 @@ impl RestoreProvider {
         }
         // The log may hold commits that are finished but not sealed yet.
         self.log.seal_through(self.log.control().state().commit_floor)?;
-        let (mut session, head, offers) = self.begin(mine)?;
+        let (mut session, head, offers) = self.begin(mine, &node)?;
         tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
         channel.send(&RestoreMsg::Manifest(head).encode())?;
         for offer in offers {
             channel.send(&RestoreMsg::Segment(offer).encode())?;
         }
         loop {
-            match receive(channel)? {
+            let question = receive(channel)?;
+            session.pin.check()?;
+            match question {
                 RestoreMsg::BlockRequest { request, segment, block } => {
                     let bytes = session.block(segment, block)?;
                     send(channel, &RestoreMsg::Block { request, bytes })?;
@@ -115,7 +110,10 @@ impl RestoreProvider {
                 RestoreMsg::TailRequest { request, from } => {
                     session.tail(channel, request, from)?;
                 }
-                RestoreMsg::Done => return Ok(()),
+                RestoreMsg::Done => {
+                    session.pin.set_grace(RETURN_GRACE);
+                    return Ok(());
+                }
                 other => return Err(RepError::protocol("", "a question", other.name())),
             }
         }
@@ -125,22 +123,20 @@ impl RestoreProvider {
     fn begin(
         &self,
         group: noxu_log::GroupIdentity,
+        node: &Name,
     ) -> Result<(Session<'_>, ManifestHead, Vec<SegmentOffer>)> {
-        let id = self.next_session.fetch_add(1, Ordering::Relaxed) as u64;
-        let anchor = {
-            let mut pins = self.pins.lock();
-            let anchor = self.log.positions().anchor;
-            pins.insert(id, anchor.vlsn);
-            anchor
-        };
+        let pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
+        self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut session = Session {
             provider: self,
-            id,
+            pin,
             file: None,
             lengths: BTreeMap::new(),
             checkpoint: None,
             checkpoint_offset: 0,
         };
+        // Behind the pin; a budget may have moved the front since, when the first answer says so.
+        let anchor = self.log.positions().anchor;
         // The checkpoint before the target: so the target is never below it.
         let mut checkpoint = None;
         if !anchor.vlsn.is_null() {
@@ -178,7 +174,11 @@ impl RestoreProvider {
 
 impl ServiceHandler for RestoreProvider {
     fn admit(&self, _peer: &str) -> Admission {
-        if self.pins.lock().len() < MAX_SESSIONS { Admission::Accept } else { Admission::Busy }
+        if self.sessions.load(Ordering::Relaxed) < MAX_SESSIONS {
+            Admission::Accept
+        } else {
+            Admission::Busy
+        }
     }
 
     fn serve(&self, channel: Arc<dyn Channel>) {
@@ -192,7 +192,8 @@ impl ServiceHandler for RestoreProvider {
 /// One restoring node's session; its pin goes with it.
 struct Session<'a> {
     provider: &'a RestoreProvider,
-    id: u64,
+    /// On the front of the log as it was when the session began.
+    pin: Pin,
     /// The segment read last.
     file: Option<(u32, Arc<dyn EnvFile>)>,
     /// Lengths of the segments offered.
@@ -203,7 +204,7 @@ struct Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.provider.pins.lock().remove(&self.id);
+        self.provider.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ use noxu_log::Log;
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, read_whole, write_whole};
 use noxu_log::{
     EntryFlags, EntryKind, EntryRun, GroupIdentity, LogConfig, LogError, LostEntries, NewEntry,
+    RetentionConfig,
 };
 use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
@@ -46,8 +47,12 @@ fn group(segment_bytes: u32) -> GroupIdentity {
     GroupIdentity { id, name: name("orders"), segment_bytes }
 }
 
+/// Keeps nothing below a checkpoint, once the log is told of one, whoever needs it.
 fn config() -> LogConfig {
-    LogConfig { prefill: false, sync_interval: Duration::from_hours(1), ..LogConfig::default() }
+    let retention =
+        RetentionConfig { keep_bytes: 0, byte_budget: Some(1), ..RetentionConfig::default() };
+    let sync_interval = Duration::from_hours(1);
+    LogConfig { prefill: false, sync_interval, retention, ..LogConfig::default() }
 }
 
 /// A state machine whose state is a text, kept in a file of the environment.
@@ -173,6 +178,12 @@ impl Master {
         }
         let provider = Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine));
         Self { provider, log }
+    }
+
+    /// Drops everything below what is settled from under whoever holds it.
+    fn run_out_of_budget(&self) {
+        self.log.set_checkpoint(self.log.control().state().commit_floor);
+        assert!(self.log.retain().unwrap() > NULL_VLSN);
     }
 
     /// One session of a node with this master.
@@ -344,22 +355,52 @@ fn a_session_that_broke_off_is_resumed_and_no_block_is_fetched_twice() {
 #[test]
 fn the_front_is_pinned_while_a_session_lasts() {
     let (master, env) = (Master::new(100), memory());
-    let anchor = master.log.positions().anchor.vlsn;
-    assert_eq!(master.provider.with_pin(|pin| pin), None);
+    let first = master.log.positions().anchor.vlsn.next();
+    let held = || master.log.retention().holders;
+    assert_eq!(held(), []);
     let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
     let mut seen = Vec::new();
     thread::scope(|scope| {
         let serving = scope.spawn(|| master.provider.run(&channel_b));
         fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
             if progress.phase == Phase::Tail {
-                seen.push(master.provider.with_pin(|pin| pin));
+                seen.extend(held());
             }
         })
         .unwrap();
         serving.join().unwrap().unwrap();
     });
-    assert!(!seen.is_empty() && seen.iter().all(|pin| *pin == Some(anchor)), "{seen:?}");
-    assert_eq!(master.provider.with_pin(|pin| pin), None);
+    assert!(!seen.is_empty() && seen.iter().all(|place| place.from == first), "{seen:?}");
+    let after = held();
+    assert!(after.len() == 1 && after[0].is_away, "it stays until the node is fed: {after:?}");
+}
+
+#[test]
+fn a_session_that_has_lost_its_place_ends_and_says_so() {
+    let (master, env) = (Master::new(100), memory());
+    let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+    let refused = thread::scope(|scope| {
+        let serving = scope.spawn(|| master.provider.run(&channel_b));
+        let mut dropped = false;
+        let fetched = fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
+            if progress.phase == Phase::Segments && !dropped {
+                dropped = true;
+                master.run_out_of_budget();
+            }
+        });
+        let served = serving.join().unwrap().unwrap_err();
+        let lost = matches!(served, RepError::Log(LogError::LostPlace { .. }));
+        assert!(lost, "{served}");
+        fetched.unwrap_err()
+    });
+    // Unless the node was just sending its next question, when it finds the channel closed.
+    let told = matches!(&refused, RepError::RestoreRefused { reason, .. } if reason.contains("lost its place"));
+    assert!(told || refused.is_disconnect(), "{refused}");
+    // The next session begins from the new front.
+    master.restore(&env, &restoring()).unwrap();
+    let machine = Machine::open(&env, "/n2-state");
+    install(&env, dir(), &config(), &*machine).unwrap();
+    check_restored(&env, &master, true);
 }
 
 /// A state machine that can do nothing.

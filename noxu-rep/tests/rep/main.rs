@@ -5,6 +5,7 @@ mod broken_wires;
 mod door;
 mod durability_policies;
 mod restore_nodes;
+mod retention_nodes;
 mod rig;
 mod rollback_and_rejoin;
 mod rollback_in_place;
