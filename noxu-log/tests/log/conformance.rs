@@ -1,7 +1,13 @@
 //! The checklist that storages of replicated logs are held against, as far as it concerns the log.
+//!
+//! initial state, state with entries, state after reopening, vote saved and read, read ranges (empty,
+//! inner, limited by bytes, beyond the end), new entries seen at once, purge (up to nothing, the
+//! middle, all that may go), last position after it, truncation (after nothing, the middle, the last,
+//! beyond), appends (one, many, across segments): each has its test here. What concerns snapshots and
+//! the state machine is in noxu-kv and noxu-rep.
 
 use noxu_log::env::{FaultEnv, MemoryEnv, Survivors};
-use noxu_log::{Cut, LogError};
+use noxu_log::{Cut, LogConfig, LogError};
 use noxu_util::{Lsn, NULL_LSN, NULL_VLSN, Term};
 
 use crate::rig::{append, bodies, body, dir, fill, group, open, quiet, try_open, vlsn_of};
@@ -48,6 +54,40 @@ fn state_with_entries_and_after_reopening_is_the_same() {
     drop(log);
     let log = open(&env);
     assert_eq!((log.positions(), log.term_table(), bodies(&log)), before);
+}
+
+#[test]
+fn ranges_are_read_empty_inner_limited_by_bytes_and_beyond_the_end() {
+    let log = try_open(&MemoryEnv::new(), LogConfig { tail_bytes: 0, ..quiet() }).unwrap();
+    assert!(log.read(vlsn_of(1), 100).unwrap().is_none(), "an empty log");
+    assert!(log.read(vlsn_of(9), 100).unwrap().is_none(), "beyond an empty log");
+    assert_eq!(log.header(vlsn_of(1)).unwrap(), None);
+    fill(&log, 1, 20, 100);
+    // In memory, then in files.
+    for written in [false, true] {
+        if written {
+            log.sync_now().unwrap();
+        }
+        let entry = 32 + 100;
+        for (from, max_bytes, last) in [
+            (1, usize::MAX >> 1, 20),
+            (7, 0, 7),
+            (7, entry, 7),
+            (7, 2 * entry - 1, 7),
+            (7, 2 * entry, 8),
+            (7, 5 * entry + 1, 11),
+            (20, usize::MAX >> 1, 20),
+        ] {
+            let run = log.read(vlsn_of(from), max_bytes).unwrap().unwrap();
+            assert_eq!((run.first, run.last), (vlsn_of(from), vlsn_of(last)), "{max_bytes}");
+        }
+        assert!(log.read(vlsn_of(21), 100).unwrap().is_none(), "beyond the end");
+        assert!(log.read(vlsn_of(1 << 40), 100).unwrap().is_none(), "far beyond the end");
+    }
+    // Nobody waits for a write to see what was appended.
+    append(&log, 1, b"new").unwrap();
+    let run = log.read(vlsn_of(21), 100).unwrap().unwrap();
+    assert_eq!(run.entries().next().unwrap().body, b"new");
 }
 
 #[test]
@@ -206,7 +246,7 @@ fn a_directory_is_open_only_once() {
 
 #[test]
 fn too_large_a_body_is_refused_and_appends_nothing() {
-    let config = noxu_log::LogConfig { max_body_bytes: 1000, ..quiet() };
+    let config = LogConfig { max_body_bytes: 1000, ..quiet() };
     let log = try_open(&MemoryEnv::new(), config).unwrap();
     let error = append(&log, 1, &[0; 1001]).unwrap_err();
     assert!(matches!(error, LogError::TooLarge { found: 1001, limit: 1000, .. }), "{error}");
