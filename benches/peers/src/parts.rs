@@ -77,8 +77,8 @@ pub(crate) fn measure(plan: Plan, page: &mut Page) {
          most of it up to some dozen entries. With sync, it is the device, and from 8 threads up the\n\
          wake-ups. To look closer:\n\n\
          ```sh\n\
-         perf record -F 999 -g target/release/noxu-peers alone tail 1    # or: write 16, sync 8, handles 1\n\
-         perf report --no-children -g none --sort comm,symbol            # comm: appender, noxu-flusher, ...\n\
+         perf record -F 999 -g benches/peers/target/release/noxu-peers alone tail 1   # or: write 16, sync 8\n\
+         perf report --no-children -g none --sort comm,symbol   # comm: appender, noxu-flusher, ...\n\
          ```\n",
         show_ns(hash),
         show_ns(chain),

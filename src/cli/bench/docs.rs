@@ -32,7 +32,9 @@ pub(super) fn page(machine: &Machine, works: &[Work], all: &[Measured], secs: u3
          cargo run --release -- bench --write-docs --secs {secs}   # this page\n\
          cargo run --release -- bench --plain --secs {secs}        # the same, a line per figure\n\
          cargo run --release -- bench --plain --secs {secs} \\\n    {}\n\
-         cargo bench                                    # the parts, with criterion\n```\n",
+         cargo bench                                    # the parts, with criterion\n\
+         cargo run --release --manifest-path benches/peers/Cargo.toml -- --write-docs   # docs/peers.md\n\
+         ```\n",
         names.join(" \\\n    ")
     );
     page
@@ -69,7 +71,9 @@ of three. `local_sync` and `local_nosync`: a group of one node, on its disk and 
     (
         "Log",
         "The log alone, entries of 100 bytes, `b` of them to a batch. `sync`: each thread waits until
-its batch is synced. `nosync`: appended to the shared tail, written in the background.",
+its batch is synced. `nosync`: appended to the shared tail, written in the background. Beside another
+log and bare loops, with ratios and with what an append's time consists of: `benches/peers`, which
+writes docs/peers.md.",
         |work| matches!(work, Work::Append { .. }),
     ),
     (
