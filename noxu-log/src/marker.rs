@@ -27,7 +27,7 @@
 //! 6. A truncation, and whoever else moves the end of the log back, holds the writer and the marker:
 //!    no mark of the old end can be written after that of the new one.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use noxu_util::{Latencies, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -98,10 +98,8 @@ pub struct SyncLatencies {
     pub mark: Latencies,
 }
 
-/// Under Lazy, how long after a flush without a successor the mark is synced.
-const LAZY_IDLE: Duration = Duration::from_millis(1);
-/// Under Lazy, how long after a flush the mark is synced at the latest.
-const LAZY_LIMIT: Duration = Duration::from_millis(10);
+/// Under Lazy, how many times its delay after a flush the mark is synced at the latest.
+const LAZY_LIMIT: u32 = 10;
 
 /// The right to write the tail mark.
 #[derive(Debug)]
@@ -249,6 +247,7 @@ impl LazyMarks {
     /// Body of the thread.
     pub(crate) fn run(shared: &Shared) {
         let this = &shared.lazy_marks;
+        let delay = shared.config.lazy_mark_delay;
         let mut request = this.request.lock();
         loop {
             if request.stop {
@@ -259,9 +258,9 @@ impl LazyMarks {
                 continue;
             };
             let flushes = request.flushes;
-            this.wake.wait_until(&mut request, since + LAZY_IDLE);
-            if request.flushes != flushes {
-                this.wake.wait_until(&mut request, since + LAZY_LIMIT);
+            this.wake.wait_until(&mut request, since + delay);
+            if request.flushes != flushes && !request.stop {
+                this.wake.wait_until(&mut request, since + LAZY_LIMIT * delay);
             }
             if request.stop {
                 return;

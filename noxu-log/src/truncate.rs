@@ -218,6 +218,17 @@ impl Shared {
             Some(header) => Some(self.reindex(header, last_sync, last_txn_end, &faulty)?),
             None => None,
         };
+        if let Some(builder) = &rebuilt
+            && builder.last().vlsn != vlsn
+        {
+            // It went bad since it was written, and nobody has read it meanwhile.
+            return Err(LogError::Corrupt {
+                segment: builder.header().number,
+                offset: builder.end().into(),
+                expected: format!("entry {}, which was kept", builder.last().vlsn.next()),
+                found: "no such entry".into(),
+            });
+        }
         let mut state = self.state.lock();
         let state = &mut *state;
         while state.segments.pop_back_if(|segment| segment.header().first > vlsn).is_some() {}

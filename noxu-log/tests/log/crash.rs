@@ -13,22 +13,38 @@ mod mutants;
 mod random;
 mod workload;
 
-use self::enumeration::enumerate;
-use self::workload::{Step, small_workload, workload};
+use noxu_log::MarkPolicy;
 
-fn no_violation(what: &str, steps: &[Step]) {
-    match enumerate(steps, None) {
-        Ok(stats) => println!("{what}: {stats}"),
-        Err(found) => panic!("{what}: {found}"),
+use self::enumeration::enumerate;
+use self::workload::{Step, install_workload, small_workload, workload};
+
+fn no_violation(steps: &[Step], policy: MarkPolicy) {
+    match enumerate(steps, policy, None) {
+        Ok(stats) => println!("{} steps, {policy} mark: {stats}", steps.len()),
+        Err(found) => panic!("{policy} mark: {found}"),
     }
 }
 
 #[test]
 fn a_crash_at_any_call_loses_nothing_acknowledged_and_revives_nothing_cut() {
-    no_violation("workload", &workload());
+    no_violation(&workload(), MarkPolicy::Strict);
+}
+
+#[test]
+fn a_crash_at_any_call_under_lazy_marks_loses_and_revives_nothing() {
+    no_violation(&workload(), MarkPolicy::Lazy);
+}
+
+#[test]
+fn a_crash_in_an_install_leaves_the_old_log_or_the_new_one() {
+    for policy in [MarkPolicy::Strict, MarkPolicy::Lazy] {
+        no_violation(&install_workload(), policy);
+    }
 }
 
 #[test]
 fn a_crash_that_leaves_any_subset_of_few_sectors_loses_and_revives_nothing() {
-    no_violation("small workload", &small_workload());
+    for policy in [MarkPolicy::Strict, MarkPolicy::Lazy] {
+        no_violation(&small_workload(), policy);
+    }
 }

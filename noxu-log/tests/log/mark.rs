@@ -15,7 +15,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::rig::{append, bodies, body, dir, fill, is_damage, open, quiet, try_open, vlsn_of};
 
 fn lazy() -> LogConfig {
-    LogConfig { tail_mark: MarkPolicy::Lazy, ..quiet() }
+    let lazy_mark_delay = Duration::from_millis(1);
+    LogConfig { tail_mark: MarkPolicy::Lazy, lazy_mark_delay, ..quiet() }
 }
 
 /// Everything through it is covered by the mark on the disk.

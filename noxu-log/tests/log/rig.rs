@@ -22,6 +22,7 @@ pub(crate) fn dir() -> &'static Path {
 pub(crate) fn quiet() -> LogConfig {
     LogConfig {
         sync_interval: Duration::from_hours(1),
+        lazy_mark_delay: Duration::from_hours(1),
         prefill: false,
         scrub: None,
         recovery_threads: 1,
@@ -116,6 +117,7 @@ pub(crate) fn is_damage(error: &LogError) -> bool {
     matches!(
         error,
         LogError::Corrupt { .. }
+            | LogError::Faulty { .. }
             | LogError::ChainMismatch { .. }
             | LogError::DamagedFile { .. }
             | LogError::ControlUnreadable { .. }

@@ -6,13 +6,13 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use noxu_log::Mutant;
 use noxu_log::env::{Call, FaultEnv, Survivors};
+use noxu_log::{MarkPolicy, Mutant};
 use noxu_util::Term;
 use parking_lot::Mutex;
 
 use super::ledger::{Lawful, Ledger, Violation, check, ensure, reopen};
-use super::workload::{Run, Step, run};
+use super::workload::{Outcome, Run, Step, run};
 
 /// Up to so many possible images of one crash each is opened; of more, as many are drawn.
 const ALL_IMAGES: u64 = 256;
@@ -60,24 +60,29 @@ impl fmt::Display for Found {
 }
 
 /// Calls that the steps take when nothing fails.
-pub(super) fn calls_of(steps: &[Step]) -> u64 {
+pub(super) fn calls_of(steps: &[Step], policy: MarkPolicy) -> u64 {
     let env = FaultEnv::new();
-    let (failed, ..) = run(&env, steps);
-    assert!(failed.is_none(), "{failed:?}");
+    let error = run(&env, steps, policy).error;
+    assert!(error.is_none(), "{error:?}");
     env.calls()
 }
 
 /// Crashes at every call of the steps and checks what is left, all of it with the bug `mutant`.
-pub(super) fn enumerate(steps: &[Step], mutant: Option<Mutant>) -> Result<Stats, Found> {
+pub(super) fn enumerate(
+    steps: &[Step],
+    policy: MarkPolicy,
+    mutant: Option<Mutant>,
+) -> Result<Stats, Found> {
     let start = Instant::now();
     let undisturbed = FaultEnv::new();
-    if let (Some(_), _, step) = Mutant::with(mutant, || run(&undisturbed, steps)) {
-        let context = format!("step {step}, {}", last_call(&undisturbed));
-        let violation = Violation("it fails without any crash".into());
+    let outcome = Mutant::with(mutant, || run(&undisturbed, steps, policy));
+    if let Some(error) = outcome.error {
+        let context = format!("step {}, {}", outcome.steps, last_call(&undisturbed));
+        let violation = Violation(format!("it fails without any crash: {error}"));
         return Err(Found { context, violation, stats: Stats::default() });
     }
     let calls = undisturbed.calls();
-    let shared = Shared { steps, calls, state: Mutex::default() };
+    let shared = Shared { steps, policy, calls, state: Mutex::default() };
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| Mutant::with(mutant, || while shared.next_call() {}));
@@ -93,6 +98,7 @@ pub(super) fn enumerate(steps: &[Step], mutant: Option<Mutant>) -> Result<Stats,
 
 struct Shared<'a> {
     steps: &'a [Step],
+    policy: MarkPolicy,
     calls: u64,
     state: Mutex<State>,
 }
@@ -128,9 +134,11 @@ impl Shared<'_> {
         env.crash_at(call);
         let context = std::cell::RefCell::new(format!("call {call}"));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let (lawful, made, step) = run(&env, self.steps);
+            let Outcome { lawful, error, made, steps: step } = run(&env, self.steps, self.policy);
             // The last calls are those of dropping the log, which reports no failure.
-            let Some(lawful) = lawful else { return Ok(()) };
+            if error.is_none() {
+                return Ok(());
+            }
             if nothing_changed(&env) {
                 return Ok(());
             }
@@ -141,11 +149,7 @@ impl Shared<'_> {
         let violation = match outcome {
             Ok(Ok(())) => return true,
             Ok(Err(violation)) => violation,
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-                Violation(format!("panicked: {}", text.unwrap_or_default()))
-            }
+            Err(panic) => panicked(&*panic),
         };
         self.state.lock().found.get_or_insert((context.into_inner(), violation));
         false
@@ -206,6 +210,13 @@ impl Shared<'_> {
 
 pub(super) fn last_call(env: &FaultEnv) -> String {
     env.trace().last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// A panic is a violation too.
+pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Violation {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    Violation(format!("panicked: {}", text.unwrap_or_default()))
 }
 
 /// Whether the two latest calls only read: what a crash in the second leaves, one in the first left

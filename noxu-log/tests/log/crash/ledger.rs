@@ -5,15 +5,21 @@ use std::sync::Arc;
 
 use noxu_log::env::{Env, FaultEnv, OpenMode, read_whole};
 use noxu_log::install::{Install, finish_install};
-use noxu_log::{ControlFile, Log, LogError, LostEntries, Positions, Result};
+use noxu_log::{
+    ControlFile, Log, LogError, LostEntries, MarkPolicy, MarkRead, Positions, Result, TailMark,
+};
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use super::workload::config;
-use crate::rig::{Got, dir, read_all, try_open};
+use crate::rig::{Got, dir, read_all, try_open, vlsn_of};
 
 /// What must be true of a log after a crash.
 #[derive(Clone, Default)]
 pub(super) struct Ledger {
+    /// How the log is opened.
+    pub(super) policy: MarkPolicy,
+    /// Whether a fault took a mark, so that acknowledged entries may be taken for a torn write.
+    pub(super) mark_is_lost: bool,
     /// Every entry of the current history, from VLSN 1.
     pub(super) entries: Vec<Got>,
     /// So many of them were acknowledged as durable.
@@ -35,7 +41,7 @@ pub(super) struct Lost {
 
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entries, durable, settled, dropped, voted, lost } = self;
+        let Self { entries, durable, settled, dropped, voted, lost, .. } = self;
         let (count, lost) = (entries.len(), lost.len());
         write!(f, "{count} entries, {durable} durable, {settled} settled, {dropped} dropped, ")?;
         write!(f, "term {voted}, {lost} lost-entries files")
@@ -92,20 +98,21 @@ pub(super) fn staged() -> std::path::PathBuf {
 }
 
 /// Replaces the log, from whatever step it had come to.
-pub(super) fn install(env: &FaultEnv, install: &Install) -> Result<()> {
+pub(super) fn install(env: &FaultEnv, install: &Install, policy: MarkPolicy) -> Result<()> {
     let shared: Arc<dyn Env> = Arc::new(env.clone());
     install.run(&shared, dir(), &staged())?;
-    let (log, _) = Log::open_installed(shared, dir(), config())?;
+    let (log, _) = Log::open_installed(shared, dir(), config(policy))?;
     log.close()?;
     finish_install(env, dir())
 }
 
 /// Opens what a crash left, which may be a replacement to be finished first; true if it was.
 pub(super) fn reopen(env: &FaultEnv, lawful: &Lawful) -> Result<(Log, bool)> {
-    match (try_open(env, config()), &lawful.install) {
+    let policy = lawful.after.policy;
+    match (try_open(env, config(policy)), &lawful.install) {
         (Err(LogError::RestorePending { .. }), Some(replacement)) => {
-            install(env, replacement)?;
-            Ok((try_open(env, config())?, true))
+            install(env, replacement, policy)?;
+            Ok((try_open(env, config(policy))?, true))
         }
         (opened, _) => Ok((opened?, false)),
     }
@@ -113,7 +120,9 @@ pub(super) fn reopen(env: &FaultEnv, lawful: &Lawful) -> Result<(Log, bool)> {
 
 /// Opens what a crash left and checks it against what is lawful; returns the log and where it is.
 pub(super) fn check(env: &FaultEnv, lawful: &Lawful) -> Result<(Log, Ledger), Violation> {
+    check_mark(env, lawful)?;
     let (log, replaced) = reopen(env, lawful)?;
+    ensure(log.faulty().is_empty(), || format!("a crash left damage: {:?}", log.faulty()))?;
     let positions = log.positions();
     let control = log.control().state();
     let found = read_all(&log, 1000)?;
@@ -166,6 +175,20 @@ pub(super) fn check(env: &FaultEnv, lawful: &Lawful) -> Result<(Log, Ledger), Vi
     ledger.voted = voted;
     ledger.settled = ledger.settled.max(control.commit_floor);
     Ok((log, ledger))
+}
+
+/// Strict promises that the mark on disk covers everything that was acknowledged.
+fn check_mark(env: &FaultEnv, lawful: &Lawful) -> Result<(), Violation> {
+    let covered = lawful.before.durable.min(lawful.after.durable) as i64;
+    if lawful.after.policy != MarkPolicy::Strict || covered == 0 {
+        return Ok(());
+    }
+    match TailMark::inspect(env, dir())? {
+        MarkRead::Valid(mark) => ensure(mark.vlsn >= vlsn_of(covered), || {
+            format!("the mark ends with {}, {covered} were acknowledged", mark.vlsn)
+        }),
+        other => Err(Violation(format!("{covered} were acknowledged, the mark is {other:?}"))),
+    }
 }
 
 /// The relations between positions, and those that follow from the entries.

@@ -1,11 +1,12 @@
 //! Random: workloads made by lot, crashed at a call made by lot, and again in the recovery.
 
+use noxu_log::MarkPolicy;
 use noxu_log::env::FaultEnv;
 use proptest::prelude::*;
 
 use super::enumeration::{calls_of, go_on, last_call};
 use super::ledger::{check, reopen};
-use super::workload::{run, step};
+use super::workload::{Outcome, run, step};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
@@ -16,11 +17,13 @@ proptest! {
         crash in any::<prop::sample::Index>(),
         seeds in any::<(u64, u64)>(),
         recovery_crash in 1..60u64,
+        strict in any::<bool>(),
     ) {
+        let policy = if strict { MarkPolicy::Strict } else { MarkPolicy::Lazy };
         let env = FaultEnv::new();
-        env.crash_at(1 + crash.index(calls_of(&steps) as usize) as u64);
-        let (lawful, made, _) = run(&env, &steps);
-        if let Some(lawful) = lawful {
+        env.crash_at(1 + crash.index(calls_of(&steps, policy) as usize) as u64);
+        let Outcome { lawful, error, made, .. } = run(&env, &steps, policy);
+        if error.is_some() {
             let again = env.crash(seeds.0);
             again.crash_at(recovery_crash);
             drop(reopen(&again, &lawful));

@@ -4,7 +4,8 @@ use noxu_log::env::{Env, FaultEnv, MemoryEnv, read_whole, write_whole};
 use noxu_log::install::{ExpectedSegment, Install, stage_segment};
 use noxu_log::segment::name::segment_name;
 use noxu_log::{
-    ChainState, Cut, EntryFlags, EntryKind, Log, LogConfig, LogError, LostNote, NewEntry, Result,
+    ChainState, Cut, EntryFlags, EntryKind, Log, LogConfig, LogError, LostNote, MarkPolicy,
+    NewEntry, Result,
 };
 use noxu_util::{Lsn, Term, Vlsn};
 use proptest::prelude::*;
@@ -141,6 +142,20 @@ pub(super) fn small_workload() -> Vec<Step> {
     ]
 }
 
+/// A few entries, and the replacement of the log.
+pub(super) fn install_workload() -> Vec<Step> {
+    vec![
+        Step::Append(vec![1500, 1500, 1500]),
+        Step::Sync,
+        Step::Seal { unsettled: 1 },
+        Step::Append(vec![1500, 1500, 1500]),
+        Step::Sync,
+        Step::Install(vec![1400, 1400, 1400, 1400]),
+        Step::Append(vec![70]),
+        Step::Sync,
+    ]
+}
+
 pub(super) fn step() -> impl Strategy<Value = Step> {
     let length = || prop_oneof![0..200usize, 200..1800usize, 4000..5000usize];
     let lengths = prop::collection::vec(length(), 1..5);
@@ -161,8 +176,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
 }
 
 /// How every log of these tests is opened.
-pub(super) fn config() -> LogConfig {
-    quiet()
+pub(super) fn config(policy: MarkPolicy) -> LogConfig {
+    LogConfig { tail_mark: policy, ..quiet() }
 }
 
 /// A log and its ledger, step by step.
@@ -176,12 +191,14 @@ pub(super) struct Run {
     /// Entries acknowledged as durable within the step.
     acknowledged: usize,
     install: Option<Install>,
+    /// Why the last step failed.
+    error: Option<LogError>,
 }
 
 impl Run {
     pub(super) fn new(log: Log, ledger: Ledger, made: u64, term: Term) -> Self {
         let acknowledged = ledger.durable;
-        Self { log: Some(log), ledger, made, term, acknowledged, install: None }
+        Self { log: Some(log), ledger, made, term, acknowledged, install: None, error: None }
     }
 
     /// Takes a step; after a failure, what may be on disk.
@@ -190,7 +207,8 @@ impl Run {
         self.acknowledged = before.durable;
         self.install = None;
         let done = self.try_step(env, step);
-        done.map_err(|_| {
+        done.map_err(|error| {
+            self.error = Some(error);
             // What the log itself calls durable is a promise too, to whoever asked meanwhile.
             let called = self.log.as_ref().map_or(0, |log| log.positions().durable.sequence());
             let called = before.entries.len().min(called as usize);
@@ -274,7 +292,16 @@ impl Run {
             }
             Step::Reopen => {
                 self.close(log)?;
-                self.log = Some(try_open(env, config())?);
+                let log = try_open(env, config(self.ledger.policy))?;
+                let uncertain = log.control().state().head_uncertain;
+                let last = log.positions().last;
+                self.log = Some(log);
+                if uncertain || (self.ledger.mark_is_lost && last < vlsn_of(count as i64)) {
+                    // A node would stop here and ask the others.
+                    let reason = "the head is uncertain".into();
+                    return Err(LogError::DamagedFile { path: dir().join("tail-mark"), reason });
+                }
+                assert_eq!(last, vlsn_of(count as i64), "closed in order, opened without an end");
                 Ok(())
             }
             Step::Install(lengths) => {
@@ -292,10 +319,10 @@ impl Run {
                 ledger.dropped = replacement.anchor.vlsn;
                 ledger.settled = floor.max(replacement.last.vlsn);
                 self.install = Some(replacement.clone());
-                install(env, &replacement)?;
+                install(env, &replacement, self.ledger.policy)?;
                 env.remove_dir_all(&staged()).map_err(|e| LogError::io("remove", &staged(), e))?;
                 self.install = None;
-                self.log = Some(try_open(env, config())?);
+                self.log = Some(try_open(env, config(self.ledger.policy))?);
                 Ok(())
             }
         }
@@ -335,12 +362,13 @@ impl Run {
             term: Term::new(self.term.number() + 1),
             acknowledged: 0,
             install: None,
+            error: None,
         };
         donor.ledger.entries.truncate(settled);
         donor.make_entries(lengths);
         (self.made, self.term) = (donor.made, donor.term);
         let other = MemoryEnv::new();
-        let log = try_open(&other, config())?;
+        let log = try_open(&other, quiet())?;
         for got in &donor.ledger.entries {
             log.append(got.term, &[new_entry(got)])?;
         }
@@ -400,15 +428,39 @@ fn new_entry(got: &Got) -> NewEntry<'_> {
     NewEntry::new(got.kind, got.flags, &got.body)
 }
 
-/// Opens a log and takes the steps until one fails; what may be on disk then (`None` if all went
-/// well), how many entries were made, and which step failed.
-pub(super) fn run(env: &FaultEnv, steps: &[Step]) -> (Option<Lawful>, u64, usize) {
-    let Ok(log) = try_open(env, config()) else { return (Some(Lawful::default()), 0, 0) };
-    let mut run = Run::new(log, Ledger::default(), 0, Term::new(1));
+/// How far a workload came.
+pub(super) struct Outcome {
+    /// What may be on disk.
+    pub(super) lawful: Lawful,
+    /// Why it ended early.
+    pub(super) error: Option<LogError>,
+    /// Entries made.
+    pub(super) made: u64,
+    /// Steps taken; the last one failed if there is an error.
+    pub(super) steps: usize,
+}
+
+/// Opens a log and takes the steps until one fails.
+pub(super) fn run(env: &FaultEnv, steps: &[Step], policy: MarkPolicy) -> Outcome {
+    run_with(env, steps, Ledger { policy, ..Ledger::default() })
+}
+
+/// [`run`] with a ledger that says how to open the log and what to forgive.
+pub(super) fn run_with(env: &FaultEnv, steps: &[Step], ledger: Ledger) -> Outcome {
+    let log = match try_open(env, config(ledger.policy)) {
+        Ok(log) => log,
+        Err(error) => {
+            let lawful = Lawful::only(ledger);
+            return Outcome { lawful, error: Some(error), made: 0, steps: 0 };
+        }
+    };
+    let mut run = Run::new(log, ledger, 0, Term::new(1));
     for (at, step) in steps.iter().enumerate() {
         if let Err(lawful) = run.step(env, step) {
-            return (Some(*lawful), run.made, at + 1);
+            let Run { error, made, .. } = run;
+            return Outcome { lawful: *lawful, error, made, steps: at + 1 };
         }
     }
-    (None, run.made, steps.len())
+    let lawful = Lawful::only(run.ledger);
+    Outcome { lawful, error: None, made: run.made, steps: steps.len() }
 }
