@@ -21,6 +21,14 @@ use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 /// Kind of an entry that holds writes of a transaction.
 pub const KIND_WRITES: u8 = 16;
 
+/// What tools call a kind of entry that is the store's; `None` for any other.
+pub const fn kind_name(kind: u8) -> Option<&'static str> {
+    match kind {
+        KIND_WRITES => Some("writes"),
+        _ => None,
+    }
+}
+
 /// A write of a transaction: the table's key and its new value, or none to delete it.
 pub(crate) type Write = (Value, Option<Value>);
 

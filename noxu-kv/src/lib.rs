@@ -13,7 +13,7 @@ mod token;
 mod txn;
 mod value;
 
-pub use encode::KIND_WRITES;
+pub use encode::{KIND_WRITES, kind_name};
 pub use error::{KvError, Result};
 pub use snapshot::{Range, Snapshot};
 pub use store::{Batch, Config, PendingCommit, StateKind, Store, StoreStatus, Txn};

@@ -1,33 +1,63 @@
 //! Inspect: reads a log directory as it stands, for tools: takes no lock and writes nothing, so it
 //! works beside a running node and on a copy that was taken from one.
 //!
-//! The tail mark is read before the segments are listed, the control file after: whatever a running
-//! node does meanwhile, the mark never speaks of more than the files hold, and the anchor explains
-//! every segment that is gone.
+//! # Beside a running node
+//! A running node appends, rolls, seals, drops the front, truncates, repairs. What looks damaged
+//! may be any of these seen half-way, so nothing is called damage at first sight: the place is read
+//! again between two looks at the control file, and only what is there again in a *window* in
+//! which the control file did not change counts. This is enough, because
+//! - the front is dropped only after the anchor in the control file was moved, so the second look
+//!   explains every segment that is gone from the front;
+//! - a truncation writes its intent into the control file before it touches a segment, and clears it
+//!   at the end: in a window without either, nothing was cut;
+//! - without a truncation, a segment that another one follows does not change any more: the next
+//!   one gets its name only after it was written whole and synced (zeros behind its end may go, and
+//!   a damaged block may be replaced, which the second read sees);
+//! - without a truncation, what is at or below the tail mark does not change any more, and the mark
+//!   is read before the segments are listed, so it never speaks of more than they hold.
+//!
+//! What lies beyond the mark may be a write under way. It is read again until it stands still; then
+//! it is called torn, not damaged. A log whose end was cut while it was read is read again from the
+//! newest segment that begins as before.
+//!
+//! # Copies
+//! A copy of a running node's files is a mixture of moments: the mark may be newer than the segments.
+//! See [`Inspection::of_a_copy`].
+
+mod walk;
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use noxu_util::{Lsn, NULL_VLSN, Vlsn};
+use noxu_util::{Lsn, Term, Vlsn};
 
 use crate::control_file::{ControlFile, ControlState};
 use crate::entry::{ChainState, Entry};
-use crate::env::{Env, EnvFile, OpenMode};
+use crate::env::{Env, EnvFile, OpenMode, read_whole};
 use crate::error::{LogError, Result};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::segment::name::{log_dir, parse_segment_name, segment_name, side_name};
-use crate::segment::scan::{SummaryBuilder, scan_entries};
-use crate::segment::side_file::{Digests, SideFile};
+use crate::segment::name::{log_dir, parse_segment_name, segment_name};
 use crate::tail_mark::{MarkRead, TailMark};
+
+use self::walk::{Mode, Walker};
 
 /// A log directory opened for reading only.
 #[derive(Debug)]
 pub struct Inspection {
     env: Arc<dyn Env>,
+    /// The node directory, or the one that holds the segments.
+    dir: PathBuf,
     /// The directory that holds the segments.
     segments_dir: PathBuf,
+    /// Whether there is a control file to look at.
+    has_control: bool,
+    /// The one segment to look at, if it is not all of them.
+    only: Option<u32>,
+    is_copy: bool,
+    /// Nobody changes the files, so that one look is enough.
+    stands_still: bool,
     /// What the control file says; `None` if the directory has none, as a copied `log` folder.
     pub control: Option<Result<ControlState>>,
     /// What the tail mark says.
@@ -37,7 +67,7 @@ pub struct Inspection {
 }
 
 /// One segment, as far as its files tell.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SegmentReport {
     /// Its header.
     pub header: SegmentHeader,
@@ -47,15 +77,35 @@ pub struct SegmentReport {
     pub end: u32,
     /// Length of the file, which may have a tail of zeros.
     pub file_bytes: u64,
-    /// Digest of the file, if the segment is sealed.
+    /// Valid entries.
+    pub entries: u64,
+    /// Terms that begin in it, with their first VLSNs.
+    pub terms: Vec<(Term, Vlsn)>,
+    /// Memory that its index samples take, in bytes, while they are in memory.
+    pub index_bytes: usize,
+    /// What stands where its side file would be.
+    pub side: SideState,
+    /// Digest of the file, if it is sealed.
     pub digest: Option<blake3::Hash>,
-    /// Bytes of its index: of its side file if it is sealed, in the memory of an open log if not.
-    pub index_bytes: u64,
 }
 
-/// What walking the entries of a log found.
+/// What stands where a segment's side file would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SideState {
+    /// Nothing: the segment is not sealed, or the side file is to be made again.
+    Missing,
+    /// The segment's own side file.
+    Valid,
+    /// Something that cannot be read as one, or contradicts the segment, and why. It will be made
+    /// again from the segment.
+    Bad(String),
+}
+
+/// What reading the entries of a log found.
+#[derive(Debug, Clone)]
 pub struct Walk {
+    /// The segments that were read, oldest first.
+    pub segments: Vec<SegmentReport>,
     /// Entries visited.
     pub entries: u64,
     /// Their bytes.
@@ -66,8 +116,14 @@ pub struct Walk {
     pub end_lsn: Lsn,
     /// The last valid entry.
     pub end: ChainState,
-    /// What stands there.
+    /// Damage, in the order of the log.
+    pub faults: Vec<Fault>,
+    /// What stands at the end.
     pub ending: Ending,
+    /// Sealed segments whose digests were compared.
+    pub digests: usize,
+    /// How often the log was cut while it was read, so that a part was read and visited again.
+    pub restarts: u32,
 }
 
 /// What stands where the valid entries end.
@@ -81,29 +137,63 @@ pub enum Ending {
     /// that a crash or the copying tore, or damage to entries that were never marked as synced.
     /// Opening the log cuts them off.
     Torn(Fault),
-    /// Damage: entries that were there are not, or not as they were.
-    Damaged(Fault),
+    /// It cannot be told: a truncation or a restore was cut short there, or the log kept changing
+    /// faster than it could be read. What lies before was verified.
+    Unsettled(Fault),
 }
 
 /// A place where the log is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "segment {} at offset {}: entry {vlsn} expected, found {reason}",
+    "segment {} at offset {}: {expected} expected, found {found}",
     .lsn.segment(),
     .lsn.offset()
 )]
 pub struct Fault {
     /// The place.
     pub lsn: Lsn,
-    /// The entry that should begin there.
-    pub vlsn: Vlsn,
-    /// What is wrong.
-    pub reason: String,
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+    /// First and last of the entries that cannot be read because of it, as far as known; `None` if
+    /// all of them can be: only what is said of them is wrong.
+    pub missing: Option<(Vlsn, Vlsn)>,
 }
 
-/// How often the unfinished end of the last segment is read again: a running node may be in the
-/// middle of writing it.
-const REREADS: usize = 8;
+impl From<&Fault> for LogError {
+    fn from(fault: &Fault) -> Self {
+        Self::Corrupt {
+            segment: fault.lsn.segment(),
+            offset: fault.lsn.offset().into(),
+            expected: fault.expected.clone(),
+            found: fault.found.clone(),
+        }
+    }
+}
+
+/// What is known of a directory at one moment.
+#[derive(Debug, Clone)]
+struct View {
+    /// The control file's bytes, by which a change is seen.
+    control_bytes: Option<Vec<u8>>,
+    control: Option<Result<ControlState>>,
+    mark: MarkRead,
+    segments: Vec<u32>,
+}
+
+impl View {
+    /// Whether the log is being changed, or was left half changed.
+    fn is_unsettled(&self) -> bool {
+        matches!(
+            &self.control,
+            Some(Ok(control)) if control.truncate_intent.is_some() || control.restore_marker
+        )
+    }
+}
+
+/// How often a file that may be in the middle of a change is read again.
+const REREADS: usize = 20;
 
 impl Inspection {
     /// Opens a node directory, or a directory that holds segment files itself.
@@ -113,19 +203,15 @@ impl Inspection {
     /// nor a control file.
     pub fn open(env: Arc<dyn Env>, dir: &Path) -> Result<Self> {
         let names = env.list(dir).map_err(|e| LogError::io("list", dir, e))?;
-        let is_node_dir = names.iter().any(|name| name == "log" || name == "control");
+        let has_control = names.iter().any(|name| name == "control");
+        let is_node_dir = has_control || names.iter().any(|name| name == "log");
         let segments_dir = if is_node_dir { log_dir(dir) } else { dir.to_owned() };
-        let mark = TailMark::inspect(&*env, dir)?;
-        let mut segments = list_segments(&*env, &segments_dir)?;
-        let control =
-            names.iter().any(|name| name == "control").then(|| ControlFile::read(&*env, dir));
-        if let Some(Ok(control)) = &control {
-            segments.retain(|number| *number >= control.anchor.next_segment());
+        let dir = dir.to_owned();
+        let log = Self::new(env, dir, segments_dir, has_control, None)?;
+        if !is_node_dir && log.segments.is_empty() {
+            return Err(LogError::NoLog { path: log.dir });
         }
-        if !is_node_dir && segments.is_empty() {
-            return Err(LogError::NoLog { path: dir.to_owned() });
-        }
-        Ok(Self { env, segments_dir, control, mark, segments })
+        Ok(log)
     }
 
     /// Opens one segment file on its own.
@@ -137,9 +223,49 @@ impl Inspection {
         let number = name
             .and_then(parse_segment_name)
             .ok_or_else(|| LogError::NoLog { path: path.to_owned() })?;
-        let segments_dir = path.parent().unwrap_or(Path::new("")).to_owned();
-        let segments = vec![number];
-        Ok(Self { env, segments_dir, control: None, mark: MarkRead::Absent, segments })
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        Self::new(env, dir.clone(), dir, false, Some(number))
+    }
+
+    fn new(
+        env: Arc<dyn Env>,
+        dir: PathBuf,
+        segments_dir: PathBuf,
+        has_control: bool,
+        only: Option<u32>,
+    ) -> Result<Self> {
+        let mut log = Self {
+            env,
+            dir,
+            segments_dir,
+            has_control,
+            only,
+            is_copy: false,
+            stands_still: false,
+            control: None,
+            mark: MarkRead::Absent,
+            segments: Vec::new(),
+        };
+        let view = log.view()?;
+        (log.control, log.mark, log.segments) = (view.control, view.mark, view.segments);
+        Ok(log)
+    }
+
+    /// Says that the directory was copied file by file while a node was running in it: the control
+    /// file and the tail mark may be of another moment than the segments, so what is missing at
+    /// either end is no damage.
+    #[must_use]
+    pub fn of_a_copy(mut self) -> Self {
+        self.is_copy = true;
+        self.stands_still = true;
+        self
+    }
+
+    /// Says that nobody changes the files, so that what looks damaged need not be looked at again.
+    #[must_use]
+    pub fn of_files_that_stand_still(mut self) -> Self {
+        self.stands_still = true;
+        self
     }
 
     /// Visits the entries from `from` on, each with its place, and verifies all of them and that
@@ -147,277 +273,80 @@ impl Inspection {
     /// before it in that segment are verified too, but not visited.
     ///
     /// # Errors
-    /// `Io`. Damage is no error here: see [`Walk::ending`].
+    /// `Io`. Damage is no error here: see [`Walk::faults`].
     pub fn walk(
         &self,
         from: Vlsn,
         mut visit: impl FnMut(Lsn, &Entry<'_>) -> ControlFlow<()>,
     ) -> Result<Walk> {
-        let mut walk = Walk {
-            entries: 0,
-            entry_bytes: 0,
-            begin: Default::default(),
-            end_lsn: Lsn::default(),
-            end: ChainState::default(),
-            ending: Ending::Clean,
-        };
-        let (mut expected, mut next_number) = (None, None);
-        if let Some(Ok(control)) = &self.control {
-            let anchor = &control.anchor;
-            let before = ChainState {
-                vlsn: anchor.vlsn,
-                term: anchor.term,
-                fingerprint: anchor.fingerprint,
-            };
-            (walk.end, expected) = (before, Some(before));
-            next_number = Some(anchor.next_segment());
-        }
-        for (at, number) in self.segments.iter().copied().enumerate() {
-            let is_last = at + 1 == self.segments.len();
-            let Some(file) = self.open_segment(number)? else {
-                // The running node dropped it from the front.
-                (expected, next_number) = (None, None);
-                continue;
-            };
-            if let Some(wanted) = next_number.filter(|wanted| *wanted != number) {
-                let reason = format!("{} as the next file", segment_name(number));
-                return Ok(walk.damaged(Lsn::new(wanted, 0), reason));
-            }
-            next_number = Some(number + 1);
-            let header = match self.header(number, &*file)? {
-                Ok(header) => header,
-                Err(reason) if is_last && reason.is_unwritten => return Ok(walk),
-                Err(reason) => return Ok(walk.damaged(Lsn::new(number, 0), reason.text)),
-            };
-            let before = header.chain_before();
-            if let Some(expected) = expected.filter(|expected| *expected != before) {
-                walk.end = expected;
-                let reason = format!(
-                    "a segment that follows entry {} of term {} with fingerprint {}, not entry {} of term {} with {}",
-                    before.vlsn,
-                    before.term,
-                    before.fingerprint,
-                    expected.vlsn,
-                    expected.term,
-                    expected.fingerprint
-                );
-                return Ok(walk.damaged(Lsn::new(number, 0), reason));
-            }
-            expected = None;
-            let next_first = self.first_of(at + 1)?;
-            if next_first.is_some_and(|first| first <= from) {
-                continue;
-            }
-            if walk.entries == 0 {
-                walk.begin = (Lsn::new(number, SEGMENT_HEADER_BYTES), header.first);
-                walk.end = before;
-            }
-            if self.walk_segment(&*file, &header, is_last, from, &mut walk, &mut visit)?.is_break()
-            {
-                return Ok(walk);
-            }
-            expected = Some(walk.end);
-        }
-        self.check_against_mark(&mut walk);
-        Ok(walk)
+        Walker::new(self, Mode::Walk, from, &mut visit, &mut |_, _| {})?.run()
     }
 
-    /// Walks one segment; breaks when the walk is over.
-    fn walk_segment(
-        &self,
-        file: &dyn EnvFile,
-        header: &SegmentHeader,
-        is_last: bool,
-        from: Vlsn,
-        walk: &mut Walk,
-        visit: &mut dyn FnMut(Lsn, &Entry<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        let number = header.number;
-        let path = self.segments_dir.join(segment_name(number));
-        let io = |e| LogError::io("read", &path, e);
-        let (mut offset, mut chain) = (SEGMENT_HEADER_BYTES, header.chain_before());
-        let mut stopped = false;
-        let mut wrong_mark = None;
-        for attempt in 0.. {
-            let len = file.len().map_err(io)?;
-            let end = scan_entries(file, offset, len, chain, |offset, entry| {
-                if stopped {
-                    return;
-                }
-                let lsn = Lsn::new(number, offset);
-                if let MarkRead::Valid(mark) = &self.mark
-                    && mark.vlsn == entry.header.vlsn
-                    && mark.fingerprint != entry.header.fingerprint
-                {
-                    wrong_mark = Some((lsn, entry.header.fingerprint, mark.fingerprint));
-                }
-                walk.end = ChainState {
-                    vlsn: entry.header.vlsn,
-                    term: entry.header.term,
-                    fingerprint: entry.header.fingerprint,
-                };
-                walk.end_lsn = Lsn::new(number, offset + entry.header.entry_bytes() as u32);
-                if entry.header.vlsn >= from {
-                    if walk.entries == 0 {
-                        walk.begin = (lsn, entry.header.vlsn);
-                    }
-                    walk.entries += 1;
-                    walk.entry_bytes += entry.header.entry_bytes() as u64;
-                    stopped = visit(lsn, entry).is_break();
-                }
-            })
-            .map_err(io)?;
-            if let Some((lsn, found, marked)) = wrong_mark {
-                walk.end.vlsn = walk.end.vlsn.prev();
-                let reason =
-                    format!("another history: fingerprint {found}, the tail mark says {marked}");
-                *walk = walk.clone().damaged(lsn, reason);
-                return Ok(ControlFlow::Break(()));
-            }
-            if stopped {
-                walk.ending = Ending::Stopped;
-                return Ok(ControlFlow::Break(()));
-            }
-            walk.end_lsn = Lsn::new(number, end.offset);
-            let Some(fault) = end.fault else { return Ok(ControlFlow::Continue(())) };
-            if !has_data(file, end.offset, len).map_err(io)?
-                && (is_last || self.successor_continues(number, &end.chain)?)
-            {
-                return Ok(ControlFlow::Continue(()));
-            }
-            if is_last && (attempt < REREADS || end.offset > offset) {
-                (offset, chain) = (end.offset, end.chain);
-                std::thread::yield_now();
+    /// Verifies all entries, that they continue each other, the side files and their digests, and
+    /// that nothing is missing that the control file or the tail mark speaks of. `progress` is told
+    /// the bytes read and those to read.
+    ///
+    /// # Errors
+    /// As [`Inspection::walk`].
+    pub fn verify(&self, mut progress: impl FnMut(u64, u64)) -> Result<Walk> {
+        let mut all = |_: Lsn, _: &Entry<'_>| ControlFlow::Continue(());
+        Walker::new(self, Mode::Verify, Vlsn::new(1), &mut all, &mut progress)?.run()
+    }
+
+    /// The segments one by one: sealed ones from their side files, the others read in full.
+    ///
+    /// # Errors
+    /// As [`Inspection::walk`].
+    pub fn report(&self) -> Result<Walk> {
+        let mut all = |_: Lsn, _: &Entry<'_>| ControlFlow::Continue(());
+        Walker::new(self, Mode::Report, Vlsn::new(1), &mut all, &mut |_, _| {})?.run()
+    }
+
+    /// Looks at the directory at one moment, as far as one that changes can be looked at.
+    fn view(&self) -> Result<View> {
+        for attempt in 1.. {
+            let control_bytes = self.control_bytes()?;
+            let mark = self.mark()?;
+            let mut segments = match self.only {
+                Some(number) => vec![number],
+                None => list_segments(&*self.env, &self.segments_dir)?,
+            };
+            let control = self.has_control.then(|| ControlFile::read(&*self.env, &self.dir));
+            if self.control_bytes()? != control_bytes && attempt < REREADS {
                 continue;
             }
-            let marked = match &self.mark {
-                MarkRead::Valid(mark) => end.chain.vlsn < mark.vlsn,
-                MarkRead::Absent | MarkRead::Unreadable { .. } => false,
-            };
-            let fault =
-                Fault { lsn: walk.end_lsn, vlsn: end.chain.vlsn.next(), reason: fault.to_string() };
-            walk.ending =
-                if is_last && !marked { Ending::Torn(fault) } else { Ending::Damaged(fault) };
-            return Ok(ControlFlow::Break(()));
+            if let Some(Ok(control)) = &control {
+                segments.retain(|number| *number >= control.anchor.next_segment());
+            }
+            return Ok(View { control_bytes, control, mark, segments });
         }
         unreachable!("the loop above has no end of its own")
     }
 
-    /// Whether the segment after `number` begins where `chain` ends: then no entry is missing
-    /// between them, and zeros there are the rest of a file filled ahead.
-    fn successor_continues(&self, number: u32, chain: &ChainState) -> Result<bool> {
-        let Some(file) = self.open_segment(number + 1)? else { return Ok(false) };
-        let header = self.header(number + 1, &*file)?;
-        Ok(header.map_or_else(|bad| bad.is_unwritten, |next| next.chain_before() == *chain))
-    }
-
-    fn check_against_mark(&self, walk: &mut Walk) {
-        let MarkRead::Valid(mark) = &self.mark else { return };
-        if walk.ending == Ending::Clean && mark.vlsn > walk.end.vlsn {
-            let reason =
-                format!("the end of the log; the tail mark says that {} was synced", mark.vlsn);
-            *walk = walk.clone().damaged(walk.end_lsn, reason);
+    fn control_bytes(&self) -> Result<Option<Vec<u8>>> {
+        if !self.has_control {
+            return Ok(None);
         }
+        read_whole(&*self.env, &self.dir.join("control")).map(Some)
     }
 
-    /// The segments one by one: sealed ones from their side files, the others read in full.
-    /// Stops at the first damaged one, with the damage.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn segment_reports(&self) -> Result<(Vec<SegmentReport>, Ending)> {
-        let mut reports = Vec::new();
-        for (at, number) in self.segments.iter().copied().enumerate() {
-            let is_last = at + 1 == self.segments.len();
-            let Some(file) = self.open_segment(number)? else { continue };
-            let path = self.segments_dir.join(segment_name(number));
-            let file_bytes = file.len().map_err(|e| LogError::io("read", &path, e))?;
-            let header = match self.header(number, &*file)? {
-                Ok(header) => header,
-                Err(reason) if is_last && reason.is_unwritten => continue,
-                Err(reason) => {
-                    let lsn = Lsn::new(number, 0);
-                    let vlsn =
-                        reports.last().map_or(Vlsn::new(1), |r: &SegmentReport| r.last.vlsn.next());
-                    return Ok((
-                        reports,
-                        Ending::Damaged(Fault { lsn, vlsn, reason: reason.text }),
-                    ));
-                }
-            };
-            if let Some(side) = self.side_file(number).filter(|_| !is_last)
-                && side.summary.header == header
-                && u64::from(side.summary.end) == file_bytes
-            {
-                reports.push(SegmentReport {
-                    header,
-                    last: side.summary.last,
-                    end: side.summary.end,
-                    file_bytes,
-                    digest: Some(side.digests.segment),
-                    index_bytes: side.encode().len() as u64,
-                });
-                continue;
-            }
-            let mut walk = Walk {
-                entries: 0,
-                entry_bytes: 0,
-                begin: Default::default(),
-                end_lsn: Lsn::new(number, SEGMENT_HEADER_BYTES),
-                end: header.chain_before(),
-                ending: Ending::Clean,
-            };
-            let mut index = SummaryBuilder::new(header, NULL_VLSN, NULL_VLSN);
-            let _ = self.walk_segment(
-                &*file,
-                &header,
-                is_last,
-                header.first,
-                &mut walk,
-                &mut |lsn, entry| {
-                    index.push(lsn.offset(), &entry.header);
-                    ControlFlow::Continue(())
-                },
-            )?;
-            reports.push(SegmentReport {
-                header,
-                last: walk.end,
-                end: walk.end_lsn.offset(),
-                file_bytes,
-                digest: None,
-                index_bytes: index.sample_memory_bytes() as u64,
-            });
-            if walk.ending != Ending::Clean {
-                return Ok((reports, walk.ending));
-            }
+    /// The mark; one that is just being written may look rotten.
+    fn mark(&self) -> Result<MarkRead> {
+        if self.only.is_some() || self.is_copy {
+            return Ok(MarkRead::Absent);
         }
-        Ok((reports, Ending::Clean))
-    }
-
-    /// Compares every sealed segment with the digests in its side file; returns how many were
-    /// compared and the numbers of those that differ.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn check_digests(&self) -> Result<(usize, Vec<u32>)> {
-        let (mut compared, mut wrong) = (0, Vec::new());
-        for number in self.segments.iter().copied().rev().skip(1).rev() {
-            let Some(side) = self.side_file(number) else { continue };
-            let Some(file) = self.open_segment(number)? else { continue };
-            compared += 1;
-            match Digests::of_file(&*file, side.summary.end) {
-                Ok(digests) if digests == side.digests => {}
-                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                    let path = self.segments_dir.join(segment_name(number));
-                    return Err(LogError::io("read", &path, error));
-                }
-                _ => wrong.push(number),
+        let mut mark = TailMark::inspect(&*self.env, &self.dir)?;
+        for _ in 0..REREADS {
+            if !matches!(mark, MarkRead::Unreadable { .. }) {
+                break;
             }
+            std::thread::yield_now();
+            mark = TailMark::inspect(&*self.env, &self.dir)?;
         }
-        Ok((compared, wrong))
+        Ok(mark)
     }
 
-    /// A segment's file; `None` if the running node dropped it meanwhile.
+    /// A segment's file; `None` if there is none.
     fn open_segment(&self, number: u32) -> Result<Option<Arc<dyn EnvFile>>> {
         let path = self.segments_dir.join(segment_name(number));
         match self.env.open(&path, OpenMode::Read) {
@@ -427,51 +356,26 @@ impl Inspection {
         }
     }
 
-    fn header(
-        &self,
-        number: u32,
-        file: &dyn EnvFile,
-    ) -> Result<std::result::Result<SegmentHeader, BadHeader>> {
+    /// The header of segment `number`.
+    fn head(&self, number: u32, file: &dyn EnvFile) -> Result<Head> {
         let path = self.segments_dir.join(segment_name(number));
         let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
         let count = file.read_at(&mut raw, 0).map_err(|e| LogError::io("read", &path, e))?;
-        let is_unwritten = raw[..count].iter().all(|byte| *byte == 0);
         Ok(match SegmentHeader::decode(&raw[..count]) {
-            Ok(header) if header.number == number => Ok(header),
-            Ok(header) => Err(BadHeader {
-                is_unwritten,
-                text: format!("the header of segment {}", header.number),
-            }),
-            Err(fault) => Err(BadHeader { is_unwritten, text: fault.to_string() }),
+            Ok(header) if header.number == number => Head::Valid(header),
+            Ok(header) => Head::Bad(format!("the header of segment {}", header.number)),
+            Err(_) if raw[..count].iter().all(|byte| *byte == 0) => Head::Unwritten,
+            Err(fault) => Head::Bad(fault.to_string()),
         })
     }
-
-    /// First VLSN of the segment at `at` in the list, if it has a header.
-    fn first_of(&self, at: usize) -> Result<Option<Vlsn>> {
-        let Some(number) = self.segments.get(at) else { return Ok(None) };
-        let Some(file) = self.open_segment(*number)? else { return Ok(None) };
-        Ok(self.header(*number, &*file)?.ok().map(|header| header.first))
-    }
-
-    /// The side file of a segment; `None` if it is missing or damaged: the segment tells the same.
-    fn side_file(&self, number: u32) -> Option<SideFile> {
-        let path = self.segments_dir.join(side_name(number));
-        let bytes = crate::env::read_whole(&*self.env, &path).ok()?;
-        SideFile::decode(&bytes).ok().filter(|side| side.summary.header.number == number)
-    }
 }
 
-impl Walk {
-    fn damaged(mut self, lsn: Lsn, reason: String) -> Self {
-        self.ending = Ending::Damaged(Fault { lsn, vlsn: self.end.vlsn.next(), reason });
-        self
-    }
-}
-
-struct BadHeader {
+/// What stands where a segment's header should.
+enum Head {
+    Valid(SegmentHeader),
     /// Nothing was ever written there.
-    is_unwritten: bool,
-    text: String,
+    Unwritten,
+    Bad(String),
 }
 
 fn list_segments(env: &dyn Env, dir: &Path) -> Result<Vec<u32>> {
@@ -480,22 +384,4 @@ fn list_segments(env: &dyn Env, dir: &Path) -> Result<Vec<u32>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(LogError::io("list", dir, error)),
     }
-}
-
-/// Whether anything but zeros stands in `[from, len)`.
-fn has_data(file: &dyn EnvFile, from: u32, len: u64) -> io::Result<bool> {
-    let mut at = u64::from(from);
-    let mut buffer = vec![0; 256 << 10];
-    while at < len {
-        let wanted = (len - at).min(buffer.len() as u64) as usize;
-        let count = file.read_at(&mut buffer[..wanted], at)?;
-        if buffer[..count].iter().any(|byte| *byte != 0) {
-            return Ok(true);
-        }
-        if count == 0 {
-            return Ok(false);
-        }
-        at += count as u64;
-    }
-    Ok(false)
 }

@@ -7,6 +7,7 @@ mod demo;
 mod error;
 mod log;
 mod node;
+mod out;
 mod progress;
 mod sizes;
 mod status;

@@ -25,7 +25,7 @@
 //! a cut end has no invalid entry any more, and what was kept beyond the mark was valid.
 
 mod decision;
-mod resync;
+pub(crate) mod resync;
 mod survey;
 
 use std::collections::VecDeque;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::Setting;
 use crate::cli::error::CliError;
+use crate::cli::out::print_line;
 use crate::workload::WorkloadError;
 use crate::workload::{KEY_BYTES, VALUE_BYTES};
 
@@ -205,15 +206,15 @@ impl ReplicaArguments {
             match (line.split_once(' '), &opened) {
                 (None, None) if line == "open" => {
                     opened = Some(Opened::open(config.clone())?);
-                    println!("opened");
+                    print_line!("opened")?;
                 }
                 (Some(("reach", vlsn)), Some(opened)) => {
                     let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
                     let (durable, applied) = opened.reach(Vlsn::new(vlsn))?;
-                    println!("reached {} {}", durable.as_micros(), applied.as_micros());
+                    print_line!("reached {} {}", durable.as_micros(), applied.as_micros())?;
                 }
                 (None, Some(opened)) if line == "restored" => {
-                    println!("restored {}", opened.restored()?);
+                    print_line!("restored {}", opened.restored()?)?;
                 }
                 _ => return Err(CliError::Usage(format!("a replica was told {line:?}"))),
             }

@@ -17,6 +17,7 @@ use self::machine::Machine;
 use self::report::{Measured, table};
 use self::work::Work;
 use super::error::CliError;
+use super::out::print_line;
 use super::progress::count_bar;
 use crate::workload::WorkloadError;
 use crate::workload::clients::Clients;
@@ -147,9 +148,9 @@ impl Bench {
         if self.write_docs {
             let text = docs::page(&machine, &works, &all, self.secs);
             std::fs::write(&path, text).map_err(CliError::file(&path))?;
-            println!("written: {}", path.display());
+            print_line!("written: {}", path.display())?;
         } else {
-            println!("{machine}\n{}", table(&all));
+            print_line!("{machine}\n{}", table(&all))?;
         }
         Ok(())
     }

@@ -49,21 +49,21 @@ impl<'a> Group<'a> {
 
     /// Plays all scenes, stops the nodes and compares their logs.
     pub(super) fn play(&mut self, table: &mut Table) -> Result<(), CliError> {
-        scene_title(2, "Three nodes: n1 founds a group, n2 and n3 join it");
+        scene_title(2, "Three nodes: n1 founds a group, n2 and n3 join it")?;
         self.found(table)?;
         scene_title(
             3,
             "Majority-durable load; n3 is killed in the middle (SIGKILL) and comes back",
-        );
+        )?;
         self.load_and_kill(table)?;
-        scene_title(4, "Divergence: n1 writes what reaches nobody, dies, and comes back");
+        scene_title(4, "Divergence: n1 writes what reaches nobody, dies, and comes back")?;
         self.diverge(table)?;
         scene_title(
             5,
             "Network restore: the front of the log is dropped, n3 is wiped and comes back",
-        );
+        )?;
         self.restore(table)?;
-        scene_title(6, "Verification");
+        scene_title(6, "Verification")?;
         self.verify(table)
     }
 
@@ -101,7 +101,7 @@ impl<'a> Group<'a> {
         })?;
         table.time("three processes: from nothing to a group", started.elapsed());
         for node in &self.nodes {
-            say!("{}: peers at {}, clients at {}", node.name, node.peer_addr, node.client_addr);
+            say!("{}: peers at {}, clients at {}", node.name, node.peer_addr, node.client_addr)?;
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl<'a> Group<'a> {
             "{} commits, {} acknowledged by a majority, {rounds} rounds over the input",
             show_count(loaded.commits),
             show_bytes(loaded.bytes)
-        );
+        )?;
         let label = format!("load, {CONNECTIONS} connections, {IN_FLIGHT} in flight each");
         table.rate(&label, loaded.commits, "commits", loaded.time);
         table.throughput(&label, loaded.bytes, loaded.time);
@@ -164,7 +164,7 @@ impl<'a> Group<'a> {
         say!(
             "n3 killed at commit {}, back while the load went on: entries {from} to {to} in {time:.2?}",
             show_count(killed_at)
-        );
+        )?;
         table.rate(
             "catch-up under load, start of the process to applied",
             (to + 1 - from).max(0) as u64,
@@ -194,7 +194,7 @@ impl<'a> Group<'a> {
         say!(
             "n2 and n3 killed; n1 alone wrote {} LOCAL commits, through entry {lonely_last}",
             alone.commits
-        );
+        )?;
         table.rate("LOCAL commits, no replica connected", alone.commits, "commits", alone.time);
         self.nodes[N1].kill();
 
@@ -214,7 +214,7 @@ impl<'a> Group<'a> {
         load(&self.nodes[N2], "majority", &mut source, &mut self.expected.majority, |_| Ok(()))?;
         say!(
             "n1 killed; n2 is master of term 2 and wrote {LONELY_COMMITS} majority commits with n3"
-        );
+        )?;
         table.time("n1's death to n2's last majority commit (by hand)", started.elapsed());
 
         let last = self.nodes[N2].info()?.number("last_vlsn").unwrap_or(0);
@@ -233,8 +233,8 @@ impl<'a> Group<'a> {
             "n1 back: matchpoint {}, {} round trip(s), {rolled_back} entries rolled back",
             field("rollback_matchpoint")?,
             field("rollback_round_trips")?
-        );
-        say!("lost entries: {}", info.text("rollback_lost_file").unwrap_or("none"));
+        )?;
+        say!("lost entries: {}", info.text("rollback_lost_file").unwrap_or("none"))?;
         table.time("deposed master: start to rolled back and caught up", back);
         let saved = verify::lost_bodies(&self.nodes)?.len() as i64;
         if saved != rolled_back {
@@ -260,13 +260,13 @@ impl<'a> Group<'a> {
             say!(
                 "{}: state checkpointed at entry {checkpoint}, log dropped below {first}",
                 self.nodes[which].name
-            );
+            )?;
         }
         let last = self.nodes[N3].info()?.number("last_vlsn").unwrap_or(0);
         self.nodes[N3].kill();
         std::fs::remove_dir_all(&self.nodes[N3].dir)
             .map_err(CliError::file(&self.nodes[N3].dir))?;
-        say!("n3: killed after entry {last}, its directory removed");
+        say!("n3: killed after entry {last}, its directory removed")?;
 
         let Self { demo, pieces, nodes, expected } = self;
         let wanted = demo.restore_size.saturating_sub(demo.size);
@@ -308,8 +308,8 @@ impl<'a> Group<'a> {
         say!(
             "n3: {} fetched and verified, checkpoint of entry {checkpoint} and {segments} segments, in {restoring:.2?}",
             show_bytes(bytes)
-        );
-        say!("n3: everything through entry {last} readable {readable:.2?} after its start");
+        )?;
+        say!("n3: everything through entry {last} readable {readable:.2?} after its start")?;
         if bytes < self.demo.restore_size {
             return Err(CliError::Differs(format!(
                 "{} were to be restored, {} were",
@@ -331,7 +331,7 @@ impl<'a> Group<'a> {
         };
         let live =
             load(&self.nodes[N2], "all", &mut source, &mut self.expected.majority, |_| Ok(()))?;
-        say!("{} commits acknowledged by all three: n3 streams again", live.commits);
+        say!("{} commits acknowledged by all three: n3 streams again", live.commits)?;
         Ok(())
     }
 

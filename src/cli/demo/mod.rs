@@ -17,6 +17,7 @@ use self::group::Group;
 use self::input::Input;
 use self::table::Table;
 use super::error::CliError;
+use super::out::print_line;
 use super::sizes::{parse_bytes, show_bytes, show_count};
 
 /// Show Noxu at work on real files, with failures, and check every promise
@@ -57,13 +58,13 @@ impl Demo {
         if let Some(dir) = &self.load_log {
             return single_log::load_until_killed(dir, &input, self.commits);
         }
-        println!(
+        print_line!(
             "input: {} files, {}, in rounds until {} commits and {}",
             show_count(input.len() as u64),
             show_bytes(input.bytes),
             show_count(self.commits),
             show_bytes(self.size)
-        );
+        )?;
         let dir = tempfile::Builder::new()
             .prefix("noxu-demo-")
             .tempdir()
@@ -72,11 +73,17 @@ impl Demo {
         let started = Instant::now();
         let done = self.scenes(&input, dir.path(), &mut table);
         table.time("all of it", started.elapsed());
-        println!("\n{table}");
-        if done.is_err() || self.keep {
-            println!("kept: {}", dir.keep().display());
+        if matches!(done, Err(CliError::Output(_))) && !self.keep {
+            // Nobody is there any more to look at it.
+            return done;
         }
-        done.inspect(|()| println!("everything checked is as promised"))
+        let shown = print_line!("\n{table}");
+        if done.is_err() || self.keep {
+            print_line!("kept: {}", dir.keep().display())?;
+        }
+        done?;
+        shown?;
+        print_line!("everything checked is as promised")
     }
 
     fn scenes(
@@ -91,12 +98,12 @@ impl Demo {
 }
 
 /// Announces a scene.
-fn scene_title(number: usize, title: &str) {
-    println!("\n{number}. {title}");
+fn scene_title(number: usize, title: &str) -> Result<(), CliError> {
+    print_line!("\n{number}. {title}")
 }
 
 /// Says what was just seen.
 macro_rules! say {
-    ($($part:tt)*) => { println!("   {}", format_args!($($part)*)) };
+    ($($part:tt)*) => { $crate::cli::out::print_line!("   {}", format_args!($($part)*)) };
 }
 use say;

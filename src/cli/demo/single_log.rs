@@ -79,7 +79,7 @@ pub(super) fn scene(
     dir: &Path,
     table: &mut Table,
 ) -> Result<(), CliError> {
-    scene_title(1, "One log: load, kill -9 in the middle, open again, verify, go on");
+    scene_title(1, "One log: load, kill -9 in the middle, open again, verify, go on")?;
     let program = std::env::current_exe().map_err(CliError::file("this program"))?;
     let mut child = Command::new(program)
         .args(["demo", "--load-log"])
@@ -95,7 +95,7 @@ pub(super) fn scene(
     let _ = child.kill();
     let _ = child.wait();
     let reported = reported?;
-    say!("killed after it had reported {} entries durable", show_count(reported as u64));
+    say!("killed after it had reported {} entries durable", show_count(reported as u64))?;
 
     let started = Instant::now();
     let (log, report) = Log::open(Arc::new(RealEnv), dir, LogConfig::default())?;
@@ -106,7 +106,7 @@ pub(super) fn scene(
         show_count(found.sequence() as u64),
         show_bytes(report.torn_bytes),
         report.scanned_segments
-    );
+    )?;
     if found.sequence() < reported {
         return Err(CliError::Differs(format!(
             "{reported} entries were reported durable, {found} are there after the kill"
@@ -149,7 +149,7 @@ pub(super) fn scene(
     let started = Instant::now();
     let read = verify(&log, input, last)?;
     table.throughput("log: read and compare", read, started.elapsed());
-    say!("all {} entries are there, each with its content", show_count(last.sequence() as u64));
+    say!("all {} entries are there, each with its content", show_count(last.sequence() as u64))?;
     Ok(log.close()?)
 }
 

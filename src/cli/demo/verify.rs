@@ -86,7 +86,7 @@ pub(super) fn check_contents(nodes: &[NodeProcess], expected: &Expected) -> Resu
         held.len(),
         show_count(reference.len() as u64),
         show_count(expected.majority.len() as u64)
-    );
+    )?;
     let lost = lost_bodies(nodes)?;
     let (mut there, mut saved) = (0, 0);
     for (key, hash) in &expected.local {
@@ -105,7 +105,7 @@ pub(super) fn check_contents(nodes: &[NodeProcess], expected: &Expected) -> Resu
         say!(
             "LOCAL writes: {there} in the store, {saved} in lost-entries files, none missing of {}",
             expected.local.len()
-        );
+        )?;
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ pub(super) fn check_logs(nodes: &[NodeProcess]) -> Result<(), CliError> {
     say!(
         "logs verified entry by entry and byte-identical where two hold one: {} compared",
         show_bytes(compared)
-    );
+    )?;
     Ok(())
 }
 
@@ -179,9 +179,10 @@ fn read_log(name: &str, dir: &Path) -> Result<(Vlsn, Places), CliError> {
         places.push((lsn, entry.header.fingerprint, entry.header.crc));
         ControlFlow::Continue(())
     })?;
-    match walk.ending {
-        Ending::Clean => Ok((first, places)),
-        other => Err(CliError::Differs(format!("the log of {name} is damaged: {other:?}"))),
+    match (walk.faults.first(), walk.ending) {
+        (None, Ending::Clean) => Ok((first, places)),
+        (Some(fault), _) => Err(CliError::Differs(format!("the log of {name}: {fault}"))),
+        (None, other) => Err(CliError::Differs(format!("the log of {name} ends {other:?}"))),
     }
 }
 
