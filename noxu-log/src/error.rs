@@ -189,6 +189,16 @@ pub enum LogError {
         /// The node directory.
         dir: PathBuf,
     },
+    /// The disk is full. Nothing was appended; the log takes entries again by itself once there is
+    /// room.
+    #[error(
+        "the disk is full, no room to write {path}: the log is read-only until there is room again",
+        path = .path.display()
+    )]
+    ReadOnly {
+        /// What could not be written.
+        path: PathBuf,
+    },
     /// The log was closed.
     #[error("the log in {dir} is closed", dir = .dir.display())]
     Closed {
@@ -232,6 +242,11 @@ impl LogError {
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
     }
 
+    /// Appends are refused, because `path` finds no room.
+    pub(crate) fn read_only(path: &Path) -> Self {
+        Self::ReadOnly { path: path.to_owned() }
+    }
+
     /// What every call after this failure is answered with.
     #[must_use]
     pub fn poisoned(&self) -> Self {
@@ -249,7 +264,10 @@ impl LogError {
     /// Whether the cause is a full disk: nothing is damaged, and space may come back.
     pub fn is_storage_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::ReadOnly { .. } => true,
             Self::Poisoned { cause } => cause.is_storage_full(),
             _ => false,
         }

@@ -11,6 +11,8 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
+use crate::full_disk::LOOK_INTERVAL;
+use crate::group_commit::Room;
 use crate::log::Shared;
 
 /// The mailbox of the flusher threads.
@@ -20,6 +22,8 @@ pub(crate) struct Flusher {
     wake: Condvar,
     /// Set while the thread with the clock sleeps without a deadline: the next append starts it.
     idle: AtomicBool,
+    /// Set while the disk is full: the thread with the clock looks for room.
+    no_room: AtomicBool,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -40,6 +44,7 @@ enum Wanted {
 /// What a flusher thread is to do next.
 enum Task {
     Turn(Wanted),
+    LookForRoom,
     Stop,
 }
 
@@ -94,6 +99,18 @@ impl Flusher {
         }
     }
 
+    /// The disk is full, or is no more.
+    pub(crate) fn look_for_room(&self, look: bool) {
+        if self.no_room.swap(look, Ordering::AcqRel) != look {
+            drop(self.request.lock());
+            self.wake.notify_all();
+        }
+    }
+
+    pub(crate) fn looks_for_room(&self) -> bool {
+        self.no_room.load(Ordering::Acquire)
+    }
+
     /// A flusher thread has left the data stage.
     fn let_go(&self) {
         let mut request = self.request.lock();
@@ -115,7 +132,12 @@ impl Flusher {
                     if let Some(task) = request.take() {
                         break task;
                     }
-                    if flusher.idle.load(Ordering::Acquire) {
+                    if flusher.looks_for_room() {
+                        let look = deadline.min(Instant::now() + LOOK_INTERVAL);
+                        if flusher.wake.wait_until(&mut request, look).timed_out() {
+                            break Task::LookForRoom;
+                        }
+                    } else if flusher.idle.load(Ordering::Acquire) {
                         flusher.wake.wait(&mut request);
                         deadline = Instant::now() + interval;
                     } else if flusher.wake.wait_until(&mut request, deadline).timed_out() {
@@ -124,7 +146,17 @@ impl Flusher {
                     }
                 }
             };
-            let Task::Turn(mut wanted) = task else { return };
+            let mut wanted = match task {
+                Task::Turn(wanted) => wanted,
+                Task::LookForRoom => {
+                    deadline = Instant::now() + interval;
+                    if shared.look_for_room().is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Task::Stop => return,
+            };
             if Instant::now() >= deadline {
                 // Whatever was asked for: requests to write must not put the sync off for ever.
                 wanted = Wanted::Sync;
@@ -164,7 +196,7 @@ impl Flusher {
 
     fn serve(&self, shared: &Shared, wanted: Wanted) -> Result<()> {
         let sync = wanted == Wanted::Sync;
-        let done = shared.turn(shared.writer.lock(), sync, || self.let_go());
+        let done = shared.turn(shared.writer.lock(), sync, Room::AsKnown, || self.let_go());
         if let Err(error) = &done {
             tracing::debug!(%error, "a flusher stops");
         }

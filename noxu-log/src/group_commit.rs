@@ -24,21 +24,22 @@
 //! 2. A segment's successor gets its name only after the segment is written whole and synced, so an
 //!    invalid entry before the last segment is damage, never a torn write.
 //! 3. `synced` moves only after the sync returned and the new segment's name is durable too.
-//! 4. The tail mark is made of `synced`: it never speaks of what is not durable. When it is written,
+//! 4. A write that finds no room on the disk leaves `written` where it was: full_disk.rs.
+//! 5. The tail mark is made of `synced`: it never speaks of what is not durable. When it is written,
 //!    and what that means for `durable`, is argued in marker.rs.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use noxu_util::{Lsn, Vlsn};
+use noxu_util::Vlsn;
 use parking_lot::MutexGuard;
 
-use crate::entry::ChainState;
 use crate::env::{EnvFile, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
-use crate::log::{Log, Shared};
+use crate::log::{Log, Shared, State};
 use crate::marker::{MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -63,13 +64,61 @@ pub(crate) struct CurrentSegment {
     pub(crate) dirty: bool,
 }
 
+/// What a turn does about a disk that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Leaves a log that is read-only alone, unless something urgent waits.
+    AsKnown,
+    /// Looks whether there is room again.
+    TryAgain,
+    /// Takes that of the reserve if there is none.
+    UseReserve,
+}
+
 /// What one turn writes.
 struct Batch {
     pieces: Vec<Piece>,
     /// Headers of the segments that begin in it.
     new_segments: Vec<SegmentHeader>,
-    end: ChainState,
-    last_lsn: Lsn,
+    end: Mark,
+}
+
+impl Batch {
+    /// All that is not written.
+    fn take(state: &mut State) -> Self {
+        let written = state.written;
+        let new_segments = state
+            .segments
+            .iter()
+            .rev()
+            .map_while(|s| (s.header().first > written).then_some(*s.header()))
+            .collect();
+        let pieces = state.tail.take_unwritten(&state.end);
+        state.readers.handle_turn();
+        Self { pieces, new_segments, end: state.end_mark() }
+    }
+
+    /// The last entry before it.
+    fn before(&self) -> Vlsn {
+        self.pieces.first().map_or(self.end.vlsn, |piece| piece.first.prev())
+    }
+}
+
+/// Why a batch cannot be written.
+enum WriteFault {
+    /// No room for this file: nothing is harmed, and it can be done again.
+    NoRoom(PathBuf),
+    /// The log stops.
+    Fatal(LogError),
+}
+
+impl WriteFault {
+    fn of_write(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| match LogError::io(action, path, error) {
+            full if full.is_storage_full() => Self::NoRoom(path.to_owned()),
+            cause => Self::Fatal(cause),
+        }
+    }
 }
 
 impl Log {
@@ -86,17 +135,22 @@ impl Log {
     /// Writes and syncs in this thread all that is appended by now; returns `durable`.
     ///
     /// # Errors
-    /// `Poisoned` once a write or sync has failed.
+    /// `Poisoned` once a write or sync has failed; `ReadOnly` if the disk has no room for all of it.
     pub fn sync_now(&self) -> Result<Vlsn> {
-        self.shared.flush(true)
+        let wanted = self.shared.state.lock().end.vlsn;
+        let durable = self.shared.flush(true)?;
+        if durable < wanted { self.shared.refuse_for_room(durable) } else { Ok(durable) }
     }
 
     /// Writes in this thread all that is appended by now, without a sync.
     ///
     /// # Errors
-    /// `Poisoned` once a write or sync has failed.
+    /// As [`Log::sync_now`].
     pub fn write_now(&self) -> Result<()> {
-        self.shared.flush(false).map(|_| ())
+        let wanted = self.shared.state.lock().end.vlsn;
+        self.shared.flush(false)?;
+        let written = self.shared.state.lock().written;
+        if written < wanted { self.shared.refuse_for_room(written).map(|_| ()) } else { Ok(()) }
     }
 
     /// Brings `vlsn` closer to being durable: syncs in this thread if nobody else is at it, else
@@ -115,13 +169,14 @@ impl Log {
         }
         if let Some(writer) = self.shared.writer.try_lock() {
             self.shared.check_running()?;
-            return self.shared.turn(writer, true, || {});
+            return self.shared.turn(writer, true, Room::AsKnown, || {});
         }
         self.shared.flusher.request_sync();
         Ok(durable)
     }
 
     /// Blocks until everything through `vlsn` is durable on this node, and sees to it that it will.
+    /// On a full disk that is when there is room again.
     ///
     /// # Errors
     /// `Poisoned` or `Closed` once the log has stopped.
@@ -143,7 +198,17 @@ impl Log {
 impl Shared {
     /// One turn, in this thread: see the module. Returns `durable`.
     pub(crate) fn flush(&self, sync: bool) -> Result<Vlsn> {
-        self.turn(self.writer.lock(), sync, || {})
+        self.turn(self.writer.lock(), sync, Room::TryAgain, || {})
+    }
+
+    /// The answer to whoever wanted more written than `reached`.
+    fn refuse_for_room(&self, reached: Vlsn) -> Result<Vlsn> {
+        let state = self.state.lock();
+        match &state.no_room {
+            Some(path) => Err(LogError::read_only(path)),
+            // There is room again, and somebody else has written it.
+            None => Ok(reached.max(state.durable)),
+        }
     }
 
     /// A turn of whoever holds the writer; `let_go` is called once it does no more.
@@ -151,12 +216,28 @@ impl Shared {
         &self,
         mut writer: MutexGuard<'_, Writer>,
         sync: bool,
+        room: Room,
         let_go: impl FnOnce(),
     ) -> Result<Vlsn> {
         if let Some(cause) = self.poison.get() {
             return Err(cause.poisoned());
         }
-        let moved = self.write_and_sync(&mut writer, sync)?;
+        let moved = self.write_and_sync(&mut writer, sync, room)?;
+        let done = self.finish_turn(writer, sync, moved, let_go);
+        if self.flusher.looks_for_room() {
+            self.tell_read_only();
+        }
+        done
+    }
+
+    /// The mark stage, for which the writer is let go.
+    fn finish_turn(
+        &self,
+        writer: MutexGuard<'_, Writer>,
+        sync: bool,
+        moved: bool,
+        let_go: impl FnOnce(),
+    ) -> Result<Vlsn> {
         match self.config.tail_mark {
             MarkPolicy::Strict if moved => {
                 let marker = self.marker.lock();
@@ -194,12 +275,14 @@ impl Shared {
     /// else is at a mark: what has to be done before the end of the log is moved back. Holds the
     /// marker from then on; the caller holds the writer.
     pub(crate) fn drain(&self, writer: &mut Writer) -> Result<MutexGuard<'_, Marker>> {
-        self.write_and_sync(writer, true)?;
+        self.write_all_with_reserve(writer)?;
         let marker = self.marker.lock();
         if let Some(cause) = self.poison.get() {
             return Err(cause.poisoned());
         }
-        self.catch_mark_up(&marker)?;
+        if !self.catch_mark_up(&marker)? {
+            return Err(LogError::read_only(&marker.mark.path()));
+        }
         let mut state = self.state.lock();
         let durable = state.synced.vlsn;
         state.durable = durable;
@@ -209,122 +292,178 @@ impl Shared {
     }
 
     /// The data stage: writes what was appended and, if asked, syncs it. Whether `synced` moved.
-    fn write_and_sync(&self, writer: &mut Writer, sync: bool) -> Result<bool> {
-        let batch = {
+    pub(crate) fn write_and_sync(
+        &self,
+        writer: &mut Writer,
+        sync: bool,
+        room: Room,
+    ) -> Result<bool> {
+        let mut batch = {
             let mut state = self.state.lock();
-            let end = state.end;
-            if state.synced.vlsn == end.vlsn || (!sync && state.written == end.vlsn) {
+            let urgent = state.urgent > state.written;
+            let unwritten = if room == Room::AsKnown && state.no_room.is_some() && !urgent {
+                false
+            } else {
+                state.written < state.end.vlsn
+            };
+            if !unwritten && (!sync || state.synced.vlsn == state.written) {
                 return Ok(false);
             }
-            let written = state.written;
-            let new_segments = state
-                .segments
-                .iter()
-                .rev()
-                .map_while(|s| (s.header().first > written).then_some(*s.header()))
-                .collect();
-            let pieces = state.tail.take_unwritten(&end);
-            state.readers.handle_turn();
-            Batch { pieces, new_segments, end, last_lsn: state.last_lsn }
+            if unwritten { Some(Batch::take(&mut state)) } else { None }
         };
-        let mark = Mark {
-            term: batch.end.term,
-            vlsn: batch.end.vlsn,
-            lsn: batch.last_lsn,
-            fingerprint: batch.end.fingerprint,
-        };
-        if mutant::is_on(Mutant::MarkBeforeData) {
-            let marker = self.marker.lock();
-            marker.mark.write(mark).and_then(|()| marker.mark.sync())?;
-        }
-        let written = self.write_batch(writer, &batch).map_err(|cause| self.poison(cause))?;
-        {
-            let mut state = self.state.lock();
-            state.written = batch.end.vlsn;
-            state.tail.evict(batch.end.vlsn);
-            // Under the lock, so that an appender cannot miss it between its check and its wait.
-            let before = self.unwritten_bytes.fetch_sub(written, Ordering::Relaxed);
-            if before >= self.config.max_unwritten_bytes {
-                self.space.notify_all();
-            }
+        if let Some(batch) = &mut batch {
+            self.write_with_room(writer, batch, room)?;
         }
         if !sync {
             return Ok(false);
         }
+        let written = {
+            let state = self.state.lock();
+            if state.synced == state.written_mark {
+                return Ok(false);
+            }
+            state.written_mark
+        };
         if mutant::is_on(Mutant::DurableBeforeSync) {
-            self.state.lock().durable = batch.end.vlsn;
+            self.state.lock().durable = written.vlsn;
         }
         self.sync_current(writer).map_err(|cause| self.poison(cause))?;
         let mut state = self.state.lock();
-        state.synced = mark;
+        state.synced = written;
         if cfg!(debug_assertions) {
             state.check_invariants();
         }
         Ok(true)
     }
 
-    /// Writes the pieces to their files; returns their bytes.
-    fn write_batch(&self, writer: &mut Writer, batch: &Batch) -> Result<usize> {
-        let mut bytes = 0;
-        let mut rest = &batch.pieces[..];
-        while let Some(piece) = rest.first() {
-            let number = piece.lsn.segment();
-            let count = rest.partition_point(|piece| piece.lsn.segment() == number);
-            let (here, later) = rest.split_at(count);
-            rest = later;
-            let begins = piece.lsn.offset() == SEGMENT_HEADER_BYTES;
-            if writer.current.as_ref().is_none_or(|current| current.number != number) {
-                self.enter_segment(writer, number, begins)?;
-            }
-            let before = bytes;
-            let mut parts = Vec::with_capacity(here.len() + 1);
-            let mut offset = u64::from(piece.lsn.offset());
-            let header = batch.new_segments.iter().find(|header| begins && header.number == number);
-            let header = header.map(SegmentHeader::encode);
-            if let Some(header) = &header {
-                parts.push(IoSlice::new(header));
-                offset = 0;
-            }
-            for piece in here {
-                parts.push(IoSlice::new(&piece.bytes));
-                bytes += piece.bytes.len();
-            }
-            let current = writer.current.as_mut().expect("entered above");
-            current
-                .file
-                .write_at(&parts, offset)
-                .map_err(|e| LogError::io("write", &self.segment_path(number), e))?;
-            current.dirty = true;
-            self.segment_written(bytes - before);
+    /// Writes a batch as far as there is room; what is left over goes back to the tail.
+    fn write_with_room(&self, writer: &mut Writer, batch: &mut Batch, room: Room) -> Result<()> {
+        if mutant::is_on(Mutant::MarkBeforeData) {
+            let marker = self.marker.lock();
+            marker.mark.write(batch.end).and_then(|()| marker.mark.sync())?;
         }
-        Ok(bytes)
+        let mut no_room = self.write_part(writer, batch)?;
+        if no_room.is_some() {
+            let urgent = self.state.lock().urgent > batch.before();
+            if (urgent || room == Room::UseReserve) && self.release_reserve()? {
+                let rest = self.write_part(writer, batch)?;
+                // The room is not the log's to keep: see `look_for_room`.
+                no_room = rest.or(no_room);
+            }
+            // Tried: from now on it waits for room as the others do.
+            let mut state = self.state.lock();
+            state.urgent = state.urgent.min(batch.before());
+        }
+        if !batch.pieces.is_empty() {
+            self.state.lock().tail.put_back(std::mem::take(&mut batch.pieces));
+        }
+        if let Some(path) = no_room {
+            self.become_read_only(&path);
+        }
+        Ok(())
+    }
+
+    /// Writes what there is room for, takes it out of the batch and moves `written` past it. Names
+    /// what there was no room for.
+    fn write_part(&self, writer: &mut Writer, batch: &mut Batch) -> Result<Option<PathBuf>> {
+        let (count, fault) = self.write_batch(writer, batch);
+        let no_room = match fault {
+            None => None,
+            Some(WriteFault::NoRoom(path)) => Some(path),
+            Some(WriteFault::Fatal(cause)) => return Err(self.poison(cause)),
+        };
+        let done: Vec<Piece> = batch.pieces.drain(..count).collect();
+        let Some(last) = done.last() else { return Ok(no_room) };
+        let through = if batch.pieces.is_empty() { batch.end } else { last.end_mark() };
+        let bytes = done.iter().map(|piece| piece.bytes.len()).sum();
+        let mut state = self.state.lock();
+        state.written = through.vlsn;
+        state.written_mark = through;
+        state.tail.evict(through.vlsn);
+        // Under the lock, so that an appender cannot miss it between its check and its wait.
+        let before = self.unwritten_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if before >= self.config.max_unwritten_bytes {
+            self.space.notify_all();
+        }
+        Ok(no_room)
+    }
+
+    /// Writes the pieces to their files; how many of them are written, and what stopped it.
+    fn write_batch(&self, writer: &mut Writer, batch: &Batch) -> (usize, Option<WriteFault>) {
+        let mut done = 0;
+        while let Some(piece) = batch.pieces.get(done) {
+            let number = piece.lsn.segment();
+            let rest = &batch.pieces[done..];
+            let count = rest.partition_point(|piece| piece.lsn.segment() == number);
+            if let Err(fault) = self.write_pieces(writer, &rest[..count], &batch.new_segments) {
+                return (done, Some(fault));
+            }
+            done += count;
+        }
+        (done, None)
+    }
+
+    /// Writes pieces of one segment.
+    fn write_pieces(
+        &self,
+        writer: &mut Writer,
+        pieces: &[Piece],
+        new_segments: &[SegmentHeader],
+    ) -> Result<(), WriteFault> {
+        let first = pieces.first().expect("a segment's share of a batch");
+        let number = first.lsn.segment();
+        let begins = first.lsn.offset() == SEGMENT_HEADER_BYTES;
+        if writer.current.as_ref().is_none_or(|current| current.number != number) {
+            self.enter_segment(writer, number, begins)?;
+        }
+        let mut parts = Vec::with_capacity(pieces.len() + 1);
+        let mut offset = u64::from(first.lsn.offset());
+        let header = new_segments.iter().find(|header| begins && header.number == number);
+        let header = header.map(SegmentHeader::encode);
+        if let Some(header) = &header {
+            parts.push(IoSlice::new(header));
+            offset = 0;
+        }
+        parts.extend(pieces.iter().map(|piece| IoSlice::new(&piece.bytes)));
+        let current = writer.current.as_mut().expect("entered above");
+        let path = self.segment_path(number);
+        // Also of a part that was written before there was no room.
+        current.dirty = true;
+        current.file.write_at(&parts, offset).map_err(WriteFault::of_write("write", &path))?;
+        self.segment_written(pieces.iter().map(|piece| piece.bytes.len()).sum());
+        Ok(())
     }
 
     /// Makes segment `number` the one that is written.
-    fn enter_segment(&self, writer: &mut Writer, number: u32, begins: bool) -> Result<()> {
+    fn enter_segment(
+        &self,
+        writer: &mut Writer,
+        number: u32,
+        begins: bool,
+    ) -> Result<(), WriteFault> {
         let path = self.segment_path(number);
         // Crash argument 2: the old segment first.
         if !mutant::is_on(Mutant::SegmentNotSyncedBeforeRoll) {
-            self.sync_current(writer)?;
+            self.sync_current(writer).map_err(WriteFault::Fatal)?;
         }
         let file = if begins {
-            let file = match writer.spare.take() {
-                Some(spare) => {
-                    let from = log_dir(&self.dir).join(SPARE_NAME);
-                    self.env.rename(&from, &path).map_err(|e| LogError::io("rename", &path, e))?;
-                    spare
-                }
-                None => self
-                    .env
-                    .open(&path, OpenMode::CreateNew)
-                    .map_err(|e| LogError::io("create", &path, e))?,
+            let file = if let Some(spare) = &writer.spare {
+                let from = log_dir(&self.dir).join(SPARE_NAME);
+                let renamed = self.env.rename(&from, &path);
+                renamed.map_err(WriteFault::of_write("rename", &path))?;
+                Arc::clone(spare)
+            } else {
+                let created = self.env.open(&path, OpenMode::CreateNew);
+                created.map_err(WriteFault::of_write("create", &path))?
             };
+            writer.spare = None;
             if !mutant::is_on(Mutant::DirNotSynced) {
-                sync_parent(&*self.env, &path)?;
+                sync_parent(&*self.env, &path).map_err(WriteFault::Fatal)?;
             }
             file
         } else {
-            self.env.open(&path, OpenMode::ReadWrite).map_err(|e| LogError::io("open", &path, e))?
+            let opened = self.env.open(&path, OpenMode::ReadWrite);
+            opened.map_err(|e| WriteFault::Fatal(LogError::io("open", &path, e)))?
         };
         writer.current = Some(CurrentSegment { number, file, dirty: false });
         self.segment_entered();

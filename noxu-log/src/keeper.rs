@@ -65,6 +65,13 @@ impl Keeper {
                 return;
             }
             if task.prefill
+                && !shared.is_read_only()
+                && let Err(error) = shared.keep_reserve()
+                && !shared.keeper.stopping()
+            {
+                tracing::warn!(%error, "no reserve for a full disk");
+            }
+            if task.prefill
                 && shared.config.prefill
                 && let Err(error) = shared.prefill(Extent::Due)
             {

@@ -11,6 +11,7 @@ mod entry;
 pub mod env;
 mod error;
 mod flusher;
+mod full_disk;
 mod group_commit;
 mod index;
 pub mod inspect;

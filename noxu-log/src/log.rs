@@ -9,7 +9,7 @@
 //! # Locks, in the order in which they are taken
 //! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
 //! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! The waiters', flushers', lazy marks', keeper's and pins' locks are leaves.
+//! The waiters', flushers', lazy marks', keeper's, reserve's and pins' locks are leaves.
 //!
 //! # Not here
 //! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
@@ -22,10 +22,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use noxu_util::{Fingerprint, LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
-use crate::entry::{ChainState, EntryHeader, EntryRun, NewEntry, entries_of};
+use crate::entry::{ChainState, EntryHeader, EntryKind, EntryRun, NewEntry, entries_of};
 use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
 use crate::flusher::Flusher;
@@ -58,8 +58,9 @@ pub struct LogConfig {
     pub write_ahead_bytes: usize,
     /// Longest time that an appended entry stays unsynced when nobody asks. Default 1 s.
     pub sync_interval: Duration,
-    /// Whether segments are filled with zeros ahead of the writes where that makes syncs faster, which
-    /// costs up to two segments of disk. Default true.
+    /// Whether segments are filled with zeros ahead of the writes where that makes syncs faster, and
+    /// one more is kept as a reserve for a full disk; costs up to three segments of disk. Default
+    /// true.
     pub prefill: bool,
     /// How fast and how often sealed segments are read again and compared with their digests; `None`
     /// for never. Default 8 MiB a second, each segment once a week.
@@ -162,6 +163,7 @@ type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
+type ReadOnlyHook = Arc<dyn Fn(Option<&LogError>) + Send + Sync>;
 
 /// Who listens to the log.
 #[derive(Default)]
@@ -169,6 +171,7 @@ pub(crate) struct Hooks {
     pub(crate) durable: Vec<DurableHook>,
     pub(crate) checkpoint_wanted: Vec<CheckpointHook>,
     poisoned: Vec<PoisonHook>,
+    pub(crate) read_only: Vec<ReadOnlyHook>,
     pub(crate) damaged: Vec<DamageHook>,
 }
 
@@ -178,6 +181,7 @@ impl std::fmt::Debug for Hooks {
             .field("durable", &self.durable.len())
             .field("checkpoint_wanted", &self.checkpoint_wanted.len())
             .field("poisoned", &self.poisoned.len())
+            .field("read_only", &self.read_only.len())
             .field("damaged", &self.damaged.len())
             .finish()
     }
@@ -211,6 +215,10 @@ pub(crate) struct Shared {
     pub(crate) poison: OnceLock<LogError>,
     pub(crate) closed: AtomicBool,
     pub(crate) unwritten_bytes: AtomicUsize,
+    /// Whether the hooks were told that the log is read-only; held while they are.
+    pub(crate) read_only_told: Mutex<bool>,
+    /// Whether the reserve is known to be whole; held while it is made or given up.
+    pub(crate) reserve: Mutex<bool>,
     pub(crate) files: FileCache,
     pub(crate) sides: SideCache,
     pub(crate) pins: Pins,
@@ -288,6 +296,12 @@ pub(crate) struct State {
     pub(crate) last_sync: Vlsn,
     pub(crate) last_txn_end: Vlsn,
     pub(crate) written: Vlsn,
+    /// The mark that speaks of everything through `written`.
+    pub(crate) written_mark: Mark,
+    /// The last `Term` or Group entry appended: the reserve serves it.
+    pub(crate) urgent: Vlsn,
+    /// What the disk has no room for: the log is read-only.
+    pub(crate) no_room: Option<PathBuf>,
     /// The last entry that is synced, and told of at the latest once the mark says so.
     pub(crate) synced: Mark,
     /// Everything through it is covered by the tail mark on the disk.
@@ -312,6 +326,11 @@ pub(crate) struct State {
     /// going: readers wait.
     pub(crate) truncating: bool,
     pub(crate) readers: Readers,
+}
+
+/// Whether entries of this kind are taken while the disk is full.
+const fn is_urgent(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::TERM | EntryKind::GROUP)
 }
 
 impl State {
@@ -351,6 +370,9 @@ impl State {
             Some(Segment::Open(builder)) => builder.push(lsn.offset(), entry),
             other => panic!("append to segment {other:?}, which cannot grow"),
         }
+        if is_urgent(entry.kind) {
+            self.urgent = entry.vlsn;
+        }
         if entry.term != self.end.term {
             self.terms.push((entry.term, entry.vlsn));
         }
@@ -385,6 +407,8 @@ impl State {
         let synced = self.synced.vlsn;
         assert!(self.durable <= synced, "{} reported, synced through {synced}", self.durable);
         assert!(self.marked <= synced, "{} marked, synced through {synced}", self.marked);
+        let written = self.written_mark.vlsn;
+        assert_eq!(self.written, written, "written, and the mark of it");
         assert!(synced <= self.written, "{synced} synced, written through {}", self.written);
         assert!(self.written <= self.end.vlsn, "{} written, not there", self.written);
         assert!(self.last_txn_end <= self.last_sync, "a transaction end is a sync entry");
@@ -483,7 +507,8 @@ impl Log {
     /// `max_unwritten_bytes` are unwritten.
     ///
     /// # Errors
-    /// `NotFounded`, `Poisoned`, `Closed`; `TooLarge` if a body passes the cap (nothing appended).
+    /// `NotFounded`, `Poisoned`, `Closed`; `TooLarge` if a body passes the cap, `ReadOnly` if the disk
+    /// is full and not all entries are of the kinds `Term` and Group (nothing appended).
     ///
     /// # Panics
     /// If the batch is empty or `term` is lower than that of the last entry.
@@ -501,7 +526,8 @@ impl Log {
             }
             bytes += entry.entry_bytes();
         }
-        let mut state = self.shared.lock_for_append()?;
+        let urgent = || entries.iter().all(|entry| is_urgent(entry.kind()));
+        let mut state = self.shared.lock_for_append(urgent)?;
         let state = &mut *state;
         assert!(term >= state.end.term, "term {term} after term {}", state.end.term);
         let first = state.end.vlsn.next();
@@ -520,7 +546,8 @@ impl Log {
     /// # Errors
     /// As [`Log::append`]; `ChainMismatch` if the run does not continue this log.
     pub fn append_run(&self, run: &EntryRun) -> Result<Appended> {
-        let mut state = self.shared.lock_for_append()?;
+        let urgent = || run.entries().all(|entry| is_urgent(entry.header.kind));
+        let mut state = self.shared.lock_for_append(urgent)?;
         let state = &mut *state;
         if run.first != state.end.vlsn.next() {
             return Err(LogError::Gap { requested: run.first, first: state.end.vlsn.next() });
@@ -642,7 +669,7 @@ impl Shared {
     }
 
     /// The state, once there is room for more and the log may be appended to.
-    fn lock_for_append(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+    fn lock_for_append(&self, urgent: impl Fn() -> bool) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         loop {
             self.check_running()?;
@@ -655,6 +682,10 @@ impl Shared {
             {
                 // Where the next entry would begin is not known.
                 return Err(faulty.into());
+            }
+            if let Some(path) = &state.no_room {
+                // A `Term` waits for no room: there may not be any before it.
+                return if urgent() { Ok(state) } else { Err(LogError::read_only(path)) };
             }
             if self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes {
                 return Ok(state);

@@ -142,7 +142,11 @@ impl Shared {
         if synced.vlsn == durable {
             return Ok(durable);
         }
-        self.write_mark(&marker, synced)?;
+        if !self.write_mark(&marker, synced)? {
+            drop(marker);
+            self.tell_read_only();
+            return Ok(durable);
+        }
         {
             let mut state = self.state.lock();
             assert!(
@@ -167,15 +171,25 @@ impl Shared {
         // While it is being synced, the next flush writes it.
         if let Some(marker) = self.marker.try_lock() {
             let synced = self.state.lock().synced;
-            marker.mark.write(synced).map_err(|cause| self.poison(cause))?;
+            match marker.mark.write(synced) {
+                // A later flush writes it.
+                Err(cause) if cause.is_storage_full() => {}
+                done => done.map_err(|cause| self.poison(cause))?,
+            }
         }
         self.lazy_marks.note_flush();
         Ok(())
     }
 
-    /// Writes and syncs a mark.
-    fn write_mark(&self, marker: &Marker, synced: Mark) -> Result<()> {
-        marker.mark.write(synced).map_err(|cause| self.poison(cause))?;
+    /// Writes and syncs a mark; false if there is no room for it, which makes the log read-only.
+    fn write_mark(&self, marker: &Marker, synced: Mark) -> Result<bool> {
+        match marker.mark.write(synced) {
+            Err(cause) if cause.is_storage_full() => {
+                self.become_read_only(&marker.mark.path());
+                return Ok(false);
+            }
+            done => done.map_err(|cause| self.poison(cause))?,
+        }
         let begin = Instant::now();
         if !mutant::is_on(Mutant::ToldBeforeMark) {
             marker.mark.sync().map_err(|cause| self.poison(cause))?;
@@ -184,7 +198,7 @@ impl Shared {
         let mut state = self.state.lock();
         assert!(synced.vlsn <= state.synced.vlsn, "marked {}, which is not synced", synced.vlsn);
         state.marked = synced.vlsn;
-        Ok(())
+        Ok(true)
     }
 
     /// Tells waiters and hooks how far the log is durable. No lock is held.
@@ -198,11 +212,11 @@ impl Shared {
 
     /// Writes and syncs the mark if it is behind, which it is under Lazy only.
     pub(crate) fn sync_mark(&self) -> Result<()> {
-        self.catch_mark_up(&self.marker.lock())
+        self.catch_mark_up(&self.marker.lock()).map(|_| ())
     }
 
-    /// Writes and syncs the mark if it is behind.
-    pub(crate) fn catch_mark_up(&self, marker: &Marker) -> Result<()> {
+    /// Writes and syncs the mark if it is behind; false if there is no room for it.
+    pub(crate) fn catch_mark_up(&self, marker: &Marker) -> Result<bool> {
         if let Some(cause) = self.poison.get() {
             return Err(cause.poisoned());
         }
@@ -210,7 +224,7 @@ impl Shared {
             let state = self.state.lock();
             (state.synced, state.marked)
         };
-        if synced.vlsn > marked { self.write_mark(marker, synced) } else { Ok(()) }
+        if synced.vlsn > marked { self.write_mark(marker, synced) } else { Ok(true) }
     }
 }
 

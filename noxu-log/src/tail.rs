@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use noxu_util::{Fingerprint, Lsn, NULL_LSN, NULL_VLSN, Vlsn};
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryHeader};
+use crate::tail_mark::Mark;
 
 /// Bytes allocated at once for the open buffer: with room for the headers of four bodies of 64 KiB.
 const BUFFER_BYTES: usize = 260 << 10;
@@ -39,6 +40,19 @@ pub(crate) struct Piece {
     /// Newest sync entry before its first entry; NULL if there is none.
     pub(crate) sync_before: Vlsn,
     pub(crate) bytes: Bytes,
+}
+
+impl Piece {
+    /// The mark that speaks of everything through its last entry.
+    pub(crate) fn end_mark(&self) -> Mark {
+        let at = offset_of(&self.bytes, self.first, self.last.vlsn);
+        Mark {
+            term: self.last.term,
+            vlsn: self.last.vlsn,
+            lsn: Lsn::new(self.lsn.segment(), self.lsn.offset() + at as u32),
+            fingerprint: self.last.fingerprint,
+        }
+    }
 }
 
 /// See the module.
@@ -150,6 +164,12 @@ impl Tail {
     pub(crate) fn take_unwritten(&mut self, end: &ChainState) -> Vec<Piece> {
         self.freeze(end);
         std::mem::take(&mut self.unwritten)
+    }
+
+    /// Takes back what was handed out and could not be written.
+    pub(crate) fn put_back(&mut self, mut pieces: Vec<Piece>) {
+        pieces.append(&mut self.unwritten);
+        self.unwritten = pieces;
     }
 
     /// Forgets the oldest pieces, as far as they are written and the limit is passed, and keeps their

@@ -103,6 +103,11 @@ impl TailMark {
         })
     }
 
+    /// Its file.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.join(FILE_NAME)
+    }
+
     /// The newest mark: as found at open, or as written since.
     pub fn read(&self) -> MarkRead {
         self.writer.lock().read.clone()
@@ -113,9 +118,13 @@ impl TailMark {
     ///
     /// An absent or unreadable mark is replaced by a new file, durably: over an unreadable one the
     /// caller has recorded first that its head is uncertain.
+    ///
+    /// # Errors
+    /// `Io`. If the disk is full, the mark is what it was and can be written again; any other failure
+    /// is the last word, and `Poisoned` the answer to every later call.
     pub fn write(&self, mark: Mark) -> Result<()> {
-        let path = self.dir.join(FILE_NAME);
-        self.guarded(&path, |writer| {
+        let path = self.path();
+        self.guarded("write", true, &path, |writer| {
             if let Some((file, sequence)) = &mut writer.file {
                 let next = *sequence + 1;
                 let offset = slot_offset(next) as u64;
@@ -131,21 +140,29 @@ impl TailMark {
 
     /// Makes the mark written last durable.
     pub fn sync(&self) -> Result<()> {
-        let path = self.dir.join(FILE_NAME);
-        self.guarded(&path, |writer| match &writer.file {
+        let path = self.path();
+        self.guarded("sync", false, &path, |writer| match &writer.file {
             Some((file, _)) => file.sync_data(),
             None => Ok(()),
         })
     }
 
-    fn guarded(&self, path: &Path, act: impl FnOnce(&mut Writer) -> io::Result<()>) -> Result<()> {
+    fn guarded(
+        &self,
+        action: &'static str,
+        retry_if_full: bool,
+        path: &Path,
+        act: impl FnOnce(&mut Writer) -> io::Result<()>,
+    ) -> Result<()> {
         let mut writer = self.writer.lock();
         if let Some(failed) = &writer.failed {
             return Err(failed.poisoned());
         }
         act(&mut writer).map_err(|error| {
-            let error = LogError::io("write", path, error);
-            writer.failed = Some(error.clone());
+            let error = LogError::io(action, path, error);
+            if !(retry_if_full && error.is_storage_full()) {
+                writer.failed = Some(error.clone());
+            }
             error
         })
     }

@@ -64,7 +64,8 @@ impl Log {
     ///
     /// # Errors
     /// `BelowCommitFloor` if entries known to be durable on a majority would go, `Faulty` if `vlsn`
-    /// itself is damaged (nothing changed); `Poisoned`, `Closed`, `Io`. A failure after the first
+    /// itself is damaged, `ReadOnly` if the disk has no room for what is to be saved (nothing
+    /// changed); `Poisoned`, `Closed`, `Io`. A failure after the first
     /// change poisons the log; opening it again finishes the truncation.
     pub fn truncate_after(&self, vlsn: Vlsn, cut: Cut) -> Result<Truncated> {
         let shared = &*self.shared;
@@ -119,6 +120,8 @@ impl Log {
         shared.files.clear();
         shared.sides.clear();
         shared.forget_after(vlsn).map_err(|cause| shared.poison(cause))?;
+        // The reserve may have gone into the lost-entries file.
+        shared.keeper.request_prefill();
         Ok(Truncated { last: vlsn, entries: end.since(vlsn) })
     }
 }
@@ -172,12 +175,15 @@ impl Shared {
             let path = &path;
             move |e| LogError::io(action, path, e)
         };
-        let file = self.env.open(&path, OpenMode::CreateOrOpen).map_err(wrap("create"))?;
-        file.set_len(0).map_err(wrap("cut"))?;
         let head = header.encode();
-        file.write_at(&[IoSlice::new(&head), IoSlice::new(&entries)], 0).map_err(wrap("write"))?;
-        file.sync_data().map_err(wrap("sync"))?;
-        sync_parent(&*self.env, &path)
+        self.write_with_reserve(&path, || {
+            let file = self.env.open(&path, OpenMode::CreateOrOpen).map_err(wrap("create"))?;
+            file.set_len(0).map_err(wrap("cut"))?;
+            let parts = [IoSlice::new(&head), IoSlice::new(&entries)];
+            file.write_at(&parts, 0).map_err(wrap("write"))?;
+            file.sync_data().map_err(wrap("sync"))?;
+            sync_parent(&*self.env, &path)
+        })
     }
 
     /// The chain through entry `last` and where it ends; `None` if nothing of it is lost.
@@ -250,7 +256,9 @@ impl Shared {
         state.faulty = faulty;
         state.tail.truncate(&state.end, &old_end);
         state.written = vlsn;
-        state.synced = state.end_mark();
+        state.written_mark = state.end_mark();
+        state.synced = state.written_mark;
+        state.urgent = state.urgent.min(vlsn);
         state.marked = vlsn;
         state.durable = vlsn;
         state.terms.retain(|(_, first)| *first <= vlsn);

@@ -3,6 +3,7 @@
 //! Buckets grow by a quarter of a power of two, so that a quantile is at most a quarter above the truth
 //! (the upper border of its bucket is reported). Recording is one atomic addition.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,13 +14,12 @@ const SPLIT: u64 = 1 << SPLIT_BITS;
 const BUCKETS: usize = (40 - SPLIT_BITS as usize + 1) * SPLIT as usize;
 
 /// Counts durations. See the module.
-#[derive(Debug)]
 pub struct LatencyHistogram {
     counts: [AtomicU64; BUCKETS],
 }
 
 /// The counts of a [`LatencyHistogram`] at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Latencies {
     counts: Vec<u64>,
 }
@@ -60,6 +60,19 @@ impl Latencies {
             }
         }
         Duration::ZERO
+    }
+}
+
+impl fmt::Debug for LatencyHistogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.read().fmt(f)
+    }
+}
+
+impl fmt::Debug for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [median, slow] = [0.5, 0.99].map(|quantile| self.quantile(quantile));
+        write!(f, "{} times, median {median:?}, 99 % {slow:?}", self.count())
     }
 }
 

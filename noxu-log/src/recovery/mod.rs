@@ -156,6 +156,9 @@ impl Log {
             last_sync: found.last_sync,
             last_txn_end: found.last_txn_end,
             written: found.end.vlsn,
+            written_mark: Mark::default(),
+            urgent: NULL_VLSN,
+            no_room: None,
             synced: Mark::default(),
             marked: found.end.vlsn,
             durable: found.end.vlsn,
@@ -169,7 +172,8 @@ impl Log {
             truncating: false,
             readers: Readers::default(),
         };
-        state.synced = state.end_mark();
+        state.written_mark = state.end_mark();
+        state.synced = state.written_mark;
         let shared = Arc::new(Shared {
             env,
             dir: dir.to_owned(),
@@ -193,6 +197,8 @@ impl Log {
             poison: OnceLock::new(),
             closed: AtomicBool::new(false),
             unwritten_bytes: AtomicUsize::new(0),
+            read_only_told: Mutex::default(),
+            reserve: Mutex::default(),
             files: FileCache::default(),
             sides: SideCache::default(),
             pins: Pins::new(anchor),

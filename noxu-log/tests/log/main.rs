@@ -6,6 +6,7 @@ mod conformance;
 mod crash;
 mod damage;
 mod front_drop;
+mod full_disk;
 mod golden;
 mod hook_env;
 mod index;

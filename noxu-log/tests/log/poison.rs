@@ -14,7 +14,7 @@ fn is_poisoned<T>(result: &Result<T, LogError>) -> bool {
 #[test]
 fn a_failed_write_or_sync_poisons_every_later_call() {
     for (function, fault) in
-        [("sync_data", Fault::IO), ("write_at", Fault::IO), ("write_at", Fault::NO_SPACE)]
+        [("sync_data", Fault::IO), ("write_at", Fault::IO), ("sync_data", Fault::NO_SPACE)]
     {
         let env = FaultEnv::new();
         let log = open(&env);
@@ -84,11 +84,13 @@ fn a_failed_sync_of_the_thread_that_fills_ahead_stops_the_log_too() {
     let (sender, receiver) = std::sync::mpsc::channel();
     log.on_poisoned(move |cause| drop(sender.send(cause.to_string())));
     // Without a spare, the first segment itself is filled while entries are written to it.
+    env.fail_next("allocate", Fault::IO); // of the reserve
     env.fail_next("allocate", Fault::NO_SPACE);
     log.found(group()).unwrap();
-    while !env.trace().iter().any(|call| call.function == "remove") {
+    while env.trace().iter().filter(|call| call.function == "remove").count() < 2 {
         std::thread::yield_now();
     }
+    env.fail_next("allocate", Fault::IO); // of the reserve, once more
     env.fail_next("sync_data", Fault::IO);
     append(&log, 1, &body(1, 100)).unwrap();
     log.write_now().unwrap();
