@@ -157,7 +157,12 @@ pub enum RepError {
 
     /// The log failed.
     #[error(transparent)]
-    Log(#[from] LogError),
+    Log(LogError),
+
+    /// The disk of this node is full. Nothing was written; the node takes writes again by itself once
+    /// there is room, so the same write may be tried later.
+    #[error("nothing was written: {0}")]
+    ReadOnly(LogError),
 
     /// The state machine failed; the node stops.
     #[error("the state machine failed: {cause}")]
@@ -253,6 +258,15 @@ pub struct NetworkFailure {
     pub action: &'static str,
     /// The cause; [`io::ErrorKind::TimedOut`] when a deadline passed.
     pub cause: io::Error,
+}
+
+impl From<LogError> for RepError {
+    fn from(cause: LogError) -> Self {
+        match cause {
+            LogError::ReadOnly { .. } => Self::ReadOnly(cause),
+            cause => Self::Log(cause),
+        }
+    }
 }
 
 impl RepError {

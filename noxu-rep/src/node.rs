@@ -507,6 +507,13 @@ impl Inner {
                 node.fail(&format!("the log failed: {cause}"));
             }
         });
+        let weak = Arc::downgrade(self);
+        self.log.on_read_only(move |_| {
+            if let Some(node) = weak.upgrade() {
+                // For a replica that waits for room; no lock, because anybody may hold it here.
+                node.role_changed.notify_all();
+            }
+        });
         self.load_members()?;
         services::register(&self.dispatcher, &Arc::downgrade(self));
         let provider = Arc::new(RestoreProvider::new(
@@ -978,6 +985,9 @@ impl Inner {
             visible: self.applier.limit(),
             applied: self.applier.applied(),
             commit_floor: control.commit_floor,
+            read_only: self.log.read_only().map(|cause| cause.to_string()),
+            tail_mark: self.log.mark_status(),
+            sync_latencies: self.log.sync_latencies(),
             streaming: self.link.lock().stream.is_some(),
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
             last_syncup: notes.last_syncup,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use noxu_log::{GroupIdentity, Positions, Retention};
+use noxu_log::{GroupIdentity, MarkStatus, Positions, Retention, SyncLatencies};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 pub use crate::driver::master::ReplicaStatus;
@@ -95,6 +95,12 @@ pub struct Status {
     pub applied: Vlsn,
     /// What may never be rolled back here, as the control file has it.
     pub commit_floor: Vlsn,
+    /// Why the log takes no entries, while the disk is full.
+    pub read_only: Option<String>,
+    /// How far the tail mark protects what was acknowledged.
+    pub tail_mark: MarkStatus,
+    /// How long syncs have taken since the log was opened.
+    pub sync_latencies: SyncLatencies,
     /// Whether a stream from the master is open, on a replica.
     pub streaming: bool,
     /// The connected replicas, on a master.

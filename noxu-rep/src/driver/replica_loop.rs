@@ -4,6 +4,9 @@
 //! # States
 //! Looking -> Handshake -> Syncup -> (Rolling back) -> Streaming -> Looking
 //!
+//! A replica whose disk is full follows nobody: it would be asked for acknowledgements that it cannot
+//! give. It goes on looking, to roll back what must go, and streams once there is room.
+//!
 //! Nothing waits for a fixed time: a lost connection is redialled at once; only when no peer could
 //! be followed does the next round wait, at first very little.
 
@@ -160,6 +163,14 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
         channel.close();
         return node.restore(address, &welcome).map(|()| Followed::Restored);
     }
+    // A full disk takes no stream. A rollback it does take, and only a log that ends with an entry of
+    // this master's term is known to need none.
+    let full = node.log.read_only();
+    if let Some(full) = full
+        && node.log.positions().last_term == welcome.term
+    {
+        return Err(full.into());
+    }
     let options = SyncupOptions {
         probes: welcome.capabilities.has(Capabilities::SYNCUP_PROBES),
         ..SyncupOptions::default()
@@ -209,6 +220,9 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
             channel.close();
             return node.restore(address, &welcome).map(|()| Followed::Restored);
         }
+    }
+    if let Some(full) = node.log.read_only() {
+        return Err(full.into());
     }
     node.handle_following(address, &welcome);
     let host: Arc<dyn ReplicaHost> = Arc::new(Host { node: Arc::clone(node) });

@@ -4,6 +4,7 @@
 mod broken_wires;
 mod door;
 mod durability_policies;
+mod full_disk;
 mod restore_nodes;
 mod retention_nodes;
 mod rig;
