@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use noxu_log::RetentionConfig;
+use noxu_log::{MarkPolicy, RetentionConfig};
 use noxu_util::{Name, Term};
 use serde::Deserialize;
 
@@ -79,6 +79,10 @@ pub(super) struct NodeFlags {
     /// How long a voter that is away keeps its place in the log, within those limits [default: 1d]
     #[arg(long, value_name = "AGE")]
     absence_grace: Option<String>,
+    /// Whether an acknowledgement waits until the log's end is marked on the disk too (strict), or
+    /// rot in the last commits may be taken for a torn write (lazy) [default: strict]
+    #[arg(long, value_name = "POLICY")]
+    tail_mark: Option<MarkPolicy>,
     /// Client connections at a time [default: 1024]
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -110,6 +114,7 @@ struct NodeFile {
     max_log_bytes: Option<String>,
     max_log_age: Option<String>,
     absence_grace: Option<String>,
+    tail_mark: Option<String>,
     max_clients: Option<usize>,
 }
 
@@ -153,6 +158,8 @@ pub(super) struct NodeSettings {
     pub(super) durability: DurabilityName,
     /// How much log is kept.
     pub(super) kept: KeptLog,
+    /// When the log's tail mark is synced.
+    pub(super) tail_mark: MarkPolicy,
     /// Client connections.
     pub(super) max_clients: usize,
 }
@@ -213,6 +220,13 @@ impl NodeFlags {
                 CliError::Usage(format!("durability: {e}"))
             })?,
             (None, None) => DurabilityName::default(),
+        };
+        let tail_mark = match (self.tail_mark, file.tail_mark) {
+            (Some(policy), _) => policy,
+            (None, Some(text)) => {
+                text.parse().map_err(|e| CliError::Usage(format!("tail_mark: {e}")))?
+            }
+            (None, None) => MarkPolicy::default(),
         };
         let create = self.create_group.as_ref().or(file.create_group.as_ref());
         let members = if self.members.is_empty() { &file.members } else { &self.members };
@@ -301,6 +315,7 @@ impl NodeFlags {
             master_term,
             durability,
             kept,
+            tail_mark,
             max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
         })
     }
@@ -368,7 +383,8 @@ mod tests {
             &path,
             "name = \"n9\"\ndir = \"data\"\nrole = \"master\"\nterm = 4\ncreate_group = \"g\"\n\
              members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
-             keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n",
+             keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n\
+             tail_mark = \"lazy\"\n",
         )
         .unwrap();
         let flags = NodeFlags {
@@ -386,6 +402,8 @@ mod tests {
         assert_eq!(settings.dir, Path::new("data"));
         assert_eq!(settings.master_term, Some(Term::new(7)));
         assert_eq!(settings.durability, DurabilityName::Local);
+        assert_eq!(settings.tail_mark, MarkPolicy::Lazy);
+        assert_eq!(self::flags().settings().unwrap().tail_mark, MarkPolicy::Strict);
         let GroupSetting::Create { segment_bytes, members, .. } = settings.group else {
             panic!("the file creates a group")
         };

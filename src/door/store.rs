@@ -7,7 +7,7 @@ use bytes::Bytes;
 use noxu_kv::{Batch, KvError, Store, Txn, Value};
 use noxu_log::Retention;
 use noxu_rep::{Durability, Node, Role};
-use noxu_util::{NULL_VLSN, Vlsn};
+use noxu_util::{Latencies, NULL_VLSN, Vlsn};
 
 use super::backend::{
     Backend, BackendError, Committed, DurabilityName, InfoSection, PendingCommit, RoleReply,
@@ -193,6 +193,12 @@ impl Backend for StoreBackend {
             line("last_fingerprint", positions.last_fingerprint.to_string()),
             line("last_sync_vlsn", vlsn(positions.last_sync)),
             line("durable_vlsn", vlsn(positions.durable)),
+            line("tail_mark", status.tail_mark.policy.to_string()),
+            line("tail_mark_vlsn", vlsn(status.tail_mark.marked)),
+            line("tail_mark_exempt", status.tail_mark.exempt().to_string()),
+            line("data_sync_us", latencies(&status.sync_latencies.data)),
+            line("mark_sync_us", latencies(&status.sync_latencies.mark)),
+            line("read_only", status.read_only.unwrap_or_else(|| "no".to_owned())),
             line("anchor_vlsn", vlsn(positions.anchor.vlsn)),
             line("sealed_segments", sealed.len().to_string()),
             line(
@@ -257,6 +263,12 @@ fn retention_lines(retention: &Retention) -> Vec<(String, String)> {
 }
 
 /// "host:port" as two; `None` if it is not that.
+/// Count, median and slow ones of what was timed, in microseconds.
+fn latencies(of: &Latencies) -> String {
+    let us = |quantile| of.quantile(quantile).as_micros();
+    format!("count={},p50={},p99={},max={}", of.count(), us(0.5), us(0.99), us(1.0))
+}
+
 fn split_address(address: &str) -> Option<(String, u16)> {
     let (host, port) = address.rsplit_once(':')?;
     Some((host.to_owned(), port.parse().ok()?))

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use noxu_kv::{Config, KvError, Store};
+use noxu_log::MarkPolicy;
 use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
 use noxu_util::{Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
@@ -26,19 +27,25 @@ pub(super) struct Cluster {
     // Closed in this order: the master says goodbye to replicas that are still there.
     pub(super) store: Store,
     replicas: Vec<ReplicaProcess>,
+    tail_mark: MarkPolicy,
     dir: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts `nodes` nodes and waits until all of them take part.
-    pub(super) fn start(setting: &Setting, nodes: usize) -> Result<Self, CliError> {
+    pub(super) fn start(
+        setting: &Setting,
+        nodes: usize,
+        tail_mark: MarkPolicy,
+    ) -> Result<Self, CliError> {
         let dir = setting.temporary_dir()?;
         let members: Vec<Name> = (1..=nodes).map(node_name).collect::<Result<_, _>>()?;
         let mut config = NodeConfig::new(members[0].clone(), dir.path().join("n1"));
         config.role = RoleConfig::Master { term: Term::new(1) };
         config.group = GroupChoice::create(parse_name("bench")?, members.clone());
+        config.log.tail_mark = tail_mark;
         let store = Store::open(Config::new(config))?;
-        let mut cluster = Self { store, replicas: Vec::new(), dir };
+        let mut cluster = Self { store, replicas: Vec::new(), tail_mark, dir };
         for name in &members[1..] {
             let replica = cluster.start_replica(name.as_str())?;
             cluster.replicas.push(replica);
@@ -55,7 +62,8 @@ impl Cluster {
 
     fn start_replica(&self, name: &str) -> Result<ReplicaProcess, CliError> {
         let master = self.store.node().local_addr().to_string();
-        let mut replica = ReplicaProcess::spawn(name, &self.dir.path().join(name), &master)?;
+        let mut replica =
+            ReplicaProcess::spawn(name, &self.dir.path().join(name), &master, self.tail_mark)?;
         replica.ask("open", "opened")?;
         Ok(replica)
     }
@@ -127,11 +135,17 @@ struct ReplicaProcess {
 }
 
 impl ReplicaProcess {
-    fn spawn(name: &str, dir: &Path, master: &str) -> Result<Self, CliError> {
+    fn spawn(
+        name: &str,
+        dir: &Path,
+        master: &str,
+        tail_mark: MarkPolicy,
+    ) -> Result<Self, CliError> {
         let program = std::env::current_exe().map_err(CliError::file("this program"))?;
         let mut child = Command::new(&program)
             .args(["bench", "--replica", name, "--replica-master", master, "--replica-dir"])
             .arg(dir)
+            .args(["--replica-tail-mark", &tail_mark.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -184,6 +198,8 @@ pub(super) struct ReplicaArguments {
     replica_master: Option<String>,
     #[arg(long, hide = true, value_name = "DIR")]
     replica_dir: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "POLICY")]
+    replica_tail_mark: Option<MarkPolicy>,
 }
 
 impl ReplicaArguments {
@@ -193,13 +209,18 @@ impl ReplicaArguments {
 
     /// The replica's process: `open`, `reach VLSN`, `restored`, and the end of its input.
     pub(super) fn run(self) -> Result<(), CliError> {
-        let Self { replica: Some(name), replica_master: Some(master), replica_dir: Some(dir) } =
-            self
+        let Self {
+            replica: Some(name),
+            replica_master: Some(master),
+            replica_dir: Some(dir),
+            replica_tail_mark,
+        } = self
         else {
             unreachable!("each of the arguments requires the others")
         };
         let mut config = NodeConfig::new(name, dir);
         config.peers = vec![master];
+        config.log.tail_mark = replica_tail_mark.unwrap_or_default();
         let mut opened = None;
         for line in std::io::stdin().lock().lines() {
             let line = line?;

@@ -64,8 +64,9 @@ const SECTIONS: [Section; 5] = [
         "Each node is a process on this machine with real files and loopback TCP; the load runs in the
 master's process in a closed loop, one put of a random 16-byte key and a 100-byte value to a
 commit. `c1`, `c8`, `c64`: that many blocked threads; `h1024`: one thread with 1,024 commits in
-flight. `sync_majority`: on the disks of two of three nodes. `nosync_majority`: in the memory of two
-of three. `local_sync` and `local_nosync`: a group of one node, on its disk and in its memory.",
+flight. `sync_majority`: on the disks of two of three nodes, their tail marks included;
+`sync_majority_lazy`: with tail marks that no commit waits for. `nosync_majority`: in the memory of
+two of three. `local_sync` and `local_nosync`: a group of one node, on its disk and in its memory.",
         |work| matches!(work, Work::Commits(_)),
     ),
     (

@@ -25,7 +25,8 @@ use crate::workload::clients::Clients;
 /// Measure commits, appends, streams, catch-up and syncup on this machine
 #[derive(Debug, Args)]
 #[command(after_help = "Works:
-  sync_majority            3 nodes; a commit is on the disks of two
+  sync_majority            3 nodes; a commit is on the disks of two, and so is the mark that says so
+  sync_majority_lazy       the same with lazy tail marks, for which no commit waits
   nosync_majority          3 nodes; a commit is in the memory of two
   local_sync               1 node; a commit is on its disk
   local_nosync             1 node; a commit is in its memory

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use noxu_log::MarkPolicy;
 use noxu_rep::{AckPolicy, Durability, SyncPolicy};
 
 /// Something to measure.
@@ -25,6 +26,7 @@ pub(super) enum Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Commits {
     SyncMajority,
+    SyncMajorityLazy,
     NosyncMajority,
     LocalSync,
     LocalNosync,
@@ -38,12 +40,18 @@ pub(super) enum StreamSize {
 }
 
 impl Commits {
-    const ALL: [Self; 4] =
-        [Self::SyncMajority, Self::NosyncMajority, Self::LocalSync, Self::LocalNosync];
+    const ALL: [Self; 5] = [
+        Self::SyncMajority,
+        Self::SyncMajorityLazy,
+        Self::NosyncMajority,
+        Self::LocalSync,
+        Self::LocalNosync,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::SyncMajority => "sync_majority",
+            Self::SyncMajorityLazy => "sync_majority_lazy",
             Self::NosyncMajority => "nosync_majority",
             Self::LocalSync => "local_sync",
             Self::LocalNosync => "local_nosync",
@@ -52,7 +60,7 @@ impl Commits {
 
     pub(super) const fn durability(self) -> Durability {
         match self {
-            Self::SyncMajority => Durability::MAJORITY,
+            Self::SyncMajority | Self::SyncMajorityLazy => Durability::MAJORITY,
             Self::NosyncMajority => Durability::NO_SYNC_MAJORITY,
             Self::LocalSync => Durability::LOCAL,
             Self::LocalNosync => Durability {
@@ -63,9 +71,17 @@ impl Commits {
         }
     }
 
+    /// When the tail marks of the nodes are synced.
+    pub(super) fn tail_mark(self) -> MarkPolicy {
+        match self {
+            Self::SyncMajorityLazy => MarkPolicy::Lazy,
+            _ => MarkPolicy::default(),
+        }
+    }
+
     pub(super) const fn nodes(self) -> usize {
         match self {
-            Self::SyncMajority | Self::NosyncMajority => 3,
+            Self::SyncMajority | Self::SyncMajorityLazy | Self::NosyncMajority => 3,
             Self::LocalSync | Self::LocalNosync => 1,
         }
     }

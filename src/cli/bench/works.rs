@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use noxu_log::{EntryFlags, Log, NewEntry};
+use noxu_log::{EntryFlags, Log, MarkPolicy, NewEntry};
 use noxu_rep::Durability;
 use noxu_util::Vlsn;
 
@@ -41,7 +41,7 @@ fn measure_commits(
     report: Report<'_>,
 ) -> Result<(), CliError> {
     for &clients in &setting.clients {
-        let cluster = Cluster::start(setting, commits.nodes())?;
+        let cluster = Cluster::start(setting, commits.nodes(), commits.tail_mark())?;
         let durability = commits.durability();
         let store = &cluster.store;
         let latencies = clients::run(store, clients, durability, setting.warm_up, setting.time)?;
@@ -158,7 +158,7 @@ const MISSED_PER_SECOND: u64 = 500_000;
 const MOST_MISSED: u64 = 3_000_000;
 
 fn measure_catchup(setting: &Setting) -> Result<Measured, CliError> {
-    let mut cluster = Cluster::start(setting, 3)?;
+    let mut cluster = Cluster::start(setting, 3, MarkPolicy::default())?;
     cluster.kill_last()?;
     let before = cluster.store.node().log().positions().last;
     let missed = (MISSED_PER_SECOND * setting.time.as_secs()).min(MOST_MISSED);
@@ -183,7 +183,7 @@ const RESTORED_VALUES: u64 = 4096;
 const RESTORED_VALUE_BYTES: usize = 64 << 10;
 
 fn measure_restore(setting: &Setting) -> Result<Measured, CliError> {
-    let mut cluster = Cluster::start(setting, 3)?;
+    let mut cluster = Cluster::start(setting, 3, MarkPolicy::default())?;
     cluster.kill_last()?;
     let node = cluster.store.node().clone();
     let before = node.log().positions().last;
