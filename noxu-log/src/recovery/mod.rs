@@ -10,6 +10,7 @@
 //! | an entry of another history that was synced | refuse, naming both |
 //! | another fingerprint at the tail mark | refuse, naming both |
 //! | an unreadable or missing tail mark | the head is uncertain: keep the valid prefix; an invalid entry is faulty if the chain goes on behind it, and cut if it does not |
+//! | after an orderly shutdown, a mark elsewhere than at the end, or something behind the end | the head is uncertain: the mark or what it spoke of is not what was written |
 //! | a segment header that cannot be read, below what was synced | made again: every field follows from the entries before |
 //! | a last segment that is blank, or whose header cannot be read, beyond that | remove it: the roll was cut short |
 //! | a segment missing | refuse, naming it |
@@ -73,7 +74,8 @@ pub struct OpenReport {
     pub torn_bytes: u64,
     /// Segments that were scanned; the others were known from their side files.
     pub scanned_segments: usize,
-    /// The tail mark was unreadable: whether the end found was ever acknowledged is not known.
+    /// The tail mark was unreadable, or cannot be the one of the last orderly shutdown: whether more
+    /// was acknowledged than was found is not known.
     pub head_uncertain: bool,
     /// Entries that belong to the log and whose content is damaged, oldest first. See
     /// [`Log::repair`].
@@ -488,6 +490,13 @@ fn find_end(
             mark.lsn.segment(),
             format!("no file with entry {next}, where entries through {} were synced", mark.vlsn),
         ));
+    }
+    // An orderly shutdown leaves the mark at the end and nothing behind it.
+    if control.clean_shutdown
+        && (report.torn_bytes > 0 || known.mark.is_some_and(|mark| mark.vlsn != found.end.vlsn))
+    {
+        tracing::warn!(end = %found.end.vlsn, "not the end that was closed: the head is uncertain");
+        report.head_uncertain = true;
     }
     report.faulty.clone_from(&found.faulty);
     Ok(found)
