@@ -69,9 +69,19 @@ impl Log {
                 None => None,
             };
             // The two lookups speak of one log only if nothing was cut off in between.
-            if self.shared.state.lock().truncations == truncations {
-                return Ok(sync);
+            if self.shared.state.lock().truncations != truncations {
+                continue;
             }
+            return match sync {
+                // What stands in the file is not what the index was made of.
+                Some((header, lsn)) if !header.is_sync() => Err(LogError::Corrupt {
+                    segment: lsn.segment(),
+                    offset: lsn.offset().into(),
+                    expected: format!("sync entry {}", header.vlsn),
+                    found: "an entry that is none".into(),
+                }),
+                sync => Ok(sync),
+            };
         }
     }
 }

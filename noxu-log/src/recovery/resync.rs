@@ -29,15 +29,21 @@ pub(crate) struct Resumed {
 }
 
 /// Looks for the place where a chain goes on that broke at `bad`, an offset in `bytes`. `before` is
-/// the chain up to there. No entry beyond `last` counts as missing.
+/// the chain up to there. No entry beyond `last` counts as missing, and `segment_last`, if the next
+/// segment tells it, is the last one here: nothing goes on behind it.
 pub(crate) fn resume(
     bytes: &[u8],
     bad: usize,
     before: &ChainState,
     mark: Option<&Mark>,
     last: Vlsn,
+    segment_last: Option<Vlsn>,
 ) -> Option<Resumed> {
-    own_header(bytes, bad, before).or_else(|| further_on(bytes, bad, before, mark, last))
+    let goes_on_behind = |vlsn: Vlsn| segment_last.is_none_or(|last| vlsn < last);
+    let mark = mark.filter(|mark| goes_on_behind(mark.vlsn));
+    own_header(bytes, bad, before)
+        .filter(|resumed| goes_on_behind(resumed.after.vlsn))
+        .or_else(|| further_on(bytes, bad, before, mark, last))
 }
 
 /// 1: the header is whole, only the body is not.
@@ -160,7 +166,7 @@ mod tests {
             bytes[at + 16..at + 20].copy_from_slice(&1u32.to_le_bytes());
         }
         let begun = std::time::Instant::now();
-        assert_eq!(resume(&bytes, 0, &ChainState::default(), None, Vlsn::new(1 << 40)), None);
+        assert_eq!(resume(&bytes, 0, &ChainState::default(), None, Vlsn::new(1 << 40), None), None);
         // Every one of them hashed would be 275 GiB.
         assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }
@@ -180,7 +186,8 @@ mod tests {
             ..Mark::default()
         };
         for at in 2..=4 {
-            let resumed = resume(&bytes, 0, &chains[0], Some(&mark(at)), Vlsn::new(at as i64));
+            let resumed =
+                resume(&bytes, 0, &chains[0], Some(&mark(at)), Vlsn::new(at as i64), None);
             let first_real = ENTRY_HEADER_BYTES + bodies[0].len();
             let resumed = resumed.unwrap();
             assert!(resumed.at > first_real, "mark at {at}: {resumed:?}");

@@ -166,8 +166,9 @@ pub(super) fn survey(
         let mut resumed = None;
         if missing || !known.mark_readable {
             let limit = if known.mark_readable { synced_here } else { Vlsn::new(i64::MAX) };
+            let segment_last = next.chain().map(|next| next.vlsn);
             let rest = read_rest(head, end.offset).map_err(io)?;
-            resumed = resume(&rest, 0, &end.chain, known.mark.as_ref(), limit);
+            resumed = resume(&rest, 0, &end.chain, known.mark.as_ref(), limit, segment_last);
             evidence.chain_goes_on = resumed.is_some();
         }
         match decide(&evidence) {
