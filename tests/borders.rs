@@ -103,7 +103,7 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B6",
         scope: "noxu-util/src",
-        forbidden: &["std::net", "std::fs", "std::thread", "std::time", "std::io"],
+        forbidden: &["std::net", "std::fs", "std::thread", "Instant", "SystemTime", "std::io"],
         least_files: 5,
     },
     Rule {

@@ -30,7 +30,7 @@ use crate::log::{Log, Shared};
 pub enum HolderKind {
     /// A replica that is fed. Beside its place it needs a sync entry before it that its master
     /// still knows, for its next syncup.
-    Feeder,
+    Stream,
     /// A node that restores from this one.
     Restore,
     /// A backup that is being taken.
@@ -58,7 +58,7 @@ impl Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            HolderKind::Feeder => "feeder",
+            HolderKind::Stream => "stream to",
             HolderKind::Restore => "restore",
             HolderKind::Backup => "backup",
             HolderKind::ChangeFeed => "change feed",

@@ -348,7 +348,7 @@ fn pin_on<'a>(state: &State, table: &'a Table, last: Vlsn) -> Option<&'a Arc<Pla
         if from <= last {
             return true;
         }
-        if place.holder.kind != HolderKind::Feeder {
+        if place.holder.kind != HolderKind::Stream {
             return false;
         }
         // The replica may end in the middle of a transaction: its next syncup needs a sync entry

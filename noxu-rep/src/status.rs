@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use noxu_log::{GroupIdentity, MarkStatus, Positions, Retention, SyncLatencies};
+pub use noxu_log::Retention;
+use noxu_log::{GroupIdentity, MarkStatus, Positions, SyncLatencies};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 pub use crate::driver::master::ReplicaStatus;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use noxu_kv::{Batch, KvError, Store, Txn, Value};
-use noxu_log::Retention;
 use noxu_rep::{Durability, Node, Role};
 use noxu_util::{Latencies, NULL_VLSN, Vlsn};
 
@@ -234,7 +233,7 @@ impl Backend for StoreBackend {
 }
 
 /// How much log is kept, why, and for whom.
-fn retention_lines(retention: &Retention) -> Vec<(String, String)> {
+fn retention_lines(retention: &noxu_rep::status::Retention) -> Vec<(String, String)> {
     let line = |key: &str, value: String| (key.to_owned(), value);
     let mut lines = vec![
         line("kept_bytes", retention.bytes.to_string()),

@@ -731,7 +731,8 @@ impl Walker<'_> {
         let mut rest = vec![0; len.saturating_sub(bad.into()) as usize];
         let read = file.read_at(&mut rest, bad.into()).map_err(io)?;
         rest.truncate(read);
-        let resumed = resync::resume(&rest, 0, before, self.mark().as_ref(), Vlsn::new(i64::MAX), None);
+        let resumed =
+            resync::resume(&rest, 0, before, self.mark().as_ref(), Vlsn::new(i64::MAX), None);
         Ok(resumed.map(|resumed| (bad + resumed.at as u32, resumed.after)))
     }
 

@@ -87,7 +87,7 @@ fn load(log: &Log, entries: usize, ms: u64) -> Vlsn {
 }
 
 fn feeder(name: &str) -> Holder {
-    Holder::new(HolderKind::Feeder, name)
+    Holder::new(HolderKind::Stream, name)
 }
 
 fn backup(name: &str) -> Holder {

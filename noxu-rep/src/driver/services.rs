@@ -154,7 +154,7 @@ fn feed(
 
 /// Keeps the log from `start` on for a replica; a voter keeps its place for a while when it goes.
 fn pin(node: &Inner, session: &FeederSession, start: Vlsn) -> Result<Pin> {
-    let holder = Holder::new(HolderKind::Feeder, session.name.as_str());
+    let holder = Holder::new(HolderKind::Stream, session.name.as_str());
     let channel = Arc::clone(&session.channel);
     let mut pin = node.log.pin_with(holder, start, move |_| channel.close())?;
     if node.members().contains(&session.name) {

@@ -45,7 +45,7 @@ fn load(master: &Member, mib: u64) {
 }
 
 fn n3() -> Holder {
-    Holder::new(HolderKind::Feeder, "n3")
+    Holder::new(HolderKind::Stream, "n3")
 }
 
 #[test]
