@@ -314,6 +314,11 @@ impl FoundLog {
     /// its side file was lost or damaged. One that holds faulty entries is sealed once it is
     /// repaired, and so are those behind it: until then they count as unsealed.
     fn seal_again(&mut self, env: &dyn Env, dir: &Path) -> Result<()> {
+        // A restored log may end with a segment that was sealed elsewhere. Here its successor was cut
+        // short, and nothing is sealed before that is there.
+        if let Some(last @ Segment::Sealed(_)) = self.segments.back_mut() {
+            *last = reopened(env, dir, last.number())?;
+        }
         let first_faulty = self.faulty.first().map_or(u32::MAX, |faulty| faulty.segment);
         let Some(sealed) = self.segments.iter().rposition(Segment::is_sealed) else {
             return Ok(());
@@ -327,9 +332,7 @@ impl FoundLog {
                     *segment = Segment::Sealed(side.sealed());
                 }
                 Segment::Sealed(_) if number > first_faulty => {
-                    let side = SideFile::read(env, dir, number)?
-                        .ok_or_else(|| missing(number, "a side file that was there".into()))?;
-                    *segment = Segment::Open(SummaryBuilder::from_summary(side.summary));
+                    *segment = reopened(env, dir, number)?
                 }
                 _ => {}
             }
@@ -372,6 +375,13 @@ impl FoundLog {
         }
         self.terms.extend_from_slice(terms);
     }
+}
+
+/// A sealed segment as one that is not, from its side file.
+fn reopened(env: &dyn Env, dir: &Path, number: u32) -> Result<Segment> {
+    let side = SideFile::read(env, dir, number)?
+        .ok_or_else(|| missing(number, "a side file that was there".into()))?;
+    Ok(Segment::Open(SummaryBuilder::from_summary(side.summary)))
 }
 
 fn find_end(
