@@ -135,8 +135,11 @@ impl Shared {
         });
         if filled.is_err() {
             self.prefill.gave_up.store(true, Ordering::Relaxed);
-            *self.prefill.unfinished.lock() = None;
-            let _ = self.env.remove(&log_dir(&self.dir).join(SPARE_NAME));
+            // A whole one is the writer's.
+            let mut unfinished = self.prefill.unfinished.lock();
+            if unfinished.take().is_some() {
+                let _ = self.env.remove(&log_dir(&self.dir).join(SPARE_NAME));
+            }
         }
         filled
     }

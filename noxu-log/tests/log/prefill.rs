@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use noxu_log::env::{Call, Env, FaultEnv};
+use noxu_log::env::{Call, Env, Fault, FaultEnv};
 use noxu_log::{Log, LogConfig};
 
+use crate::rig;
 use crate::support::{DIR, body, group, put};
 
 const MIB: usize = 1 << 20;
@@ -93,4 +94,23 @@ fn with_long_syncs_nothing_is_filled() {
     let second = second.expect("three segments were written").number;
     let late = env.trace().into_iter().find(|c| c.function == "allocate" && c.number > second);
     assert!(late.is_none(), "{}", late.unwrap());
+}
+
+#[test]
+fn a_fill_that_fails_leaves_the_spare_that_the_writer_was_given() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 1, 100);
+    log.close().unwrap();
+    drop(log);
+    // Nothing is being written yet, so that the spare alone is filled, whole.
+    let log = rig::open(&env);
+    log.fill_ahead().unwrap();
+    rig::fill(&log, 2, 2, 100);
+    log.sync_now().unwrap();
+    env.fail_next("allocate", Fault::NO_SPACE);
+    log.fill_ahead().unwrap_err();
+    rig::fill(&log, 3, 20, 1000);
+    log.sync_now().unwrap();
+    assert_eq!(rig::bodies(&log).len(), 20);
 }
