@@ -219,9 +219,8 @@ impl Shared {
         room: Room,
         let_go: impl FnOnce(),
     ) -> Result<Vlsn> {
-        if let Some(cause) = self.poison.get() {
-            return Err(cause.poisoned());
-        }
+        // With the writer held: closing waits for it before it gives the directory back.
+        self.check_running()?;
         let moved = self.write_and_sync(&mut writer, sync, room)?;
         let done = self.finish_turn(writer, sync, moved, let_go);
         if self.flusher.looks_for_room() {

@@ -610,6 +610,11 @@ impl Log {
         }
         let synced = self.sync_now().and_then(|_| self.shared.sync_mark());
         self.owner.stop();
+        // Whoever was let in before still has the directory to itself.
+        let shared = &*self.shared;
+        let _alone = shared.maintenance.lock();
+        let _writer = shared.writer.lock();
+        let _marker = shared.marker.lock();
         let marked = synced
             .and_then(|()| self.shared.control.update(|control| control.clean_shutdown = true));
         drop(self.shared.lock.lock().take());

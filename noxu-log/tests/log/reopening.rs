@@ -4,10 +4,11 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
-use noxu_log::env::{Env, OpenMode};
+use noxu_log::env::{Env, FaultEnv, OpenMode};
 use noxu_log::{Log, LogError};
 use noxu_util::Vlsn;
 
+use crate::rig;
 use crate::support::{DIR, bodies, body, config, fresh, open, put};
 
 fn segment(number: u32) -> std::path::PathBuf {
@@ -145,4 +146,54 @@ fn a_rotten_header_behind_a_sealed_segment_is_damage_even_if_the_tail_mark_is_lo
     assert!(report.head_uncertain);
     assert_eq!(log.positions().last, before.last);
     assert_eq!(bodies(&log, Vlsn::new(1), 1000).len(), 100);
+}
+
+#[test]
+fn a_closed_log_writes_nothing_into_a_directory_that_somebody_else_has_opened() {
+    let env = FaultEnv::new();
+    let old = rig::open(&env);
+    rig::fill(&old, 1, 1, 100);
+    let hold = env.hold_next("sync_data");
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| old.close());
+        hold.wait_until_met();
+        // Closing has written what it found; this one comes too late.
+        rig::fill(&old, 2, 2, 100);
+        drop(hold);
+        closing.join().unwrap().unwrap();
+    });
+    let new = rig::open(&env);
+    assert_eq!(new.positions().last, Vlsn::new(1));
+    rig::append(&new, 7, b"of the new one").unwrap();
+    new.sync_now().unwrap();
+    for refused in [old.sync_now().map(drop), old.write_now()] {
+        assert!(matches!(refused, Err(LogError::Closed { .. })), "{refused:?}");
+    }
+    drop(old);
+    drop(new);
+    let new = rig::open(&env);
+    assert_eq!(rig::bodies(&new)[1], b"of the new one");
+}
+
+#[test]
+fn closing_waits_for_work_that_has_begun_before_it_gives_the_directory_back() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 30, 1000);
+    log.sync_now().unwrap();
+    std::thread::scope(|scope| {
+        // The first of several side files gets its name.
+        let hold = env.hold_next("rename");
+        let sealing = scope.spawn(|| log.seal_through(Vlsn::new(30)));
+        hold.wait_until_met();
+        let closing = scope.spawn(|| log.close());
+        while !matches!(rig::append(&log, 1, b"x"), Err(LogError::Closed { .. })) {
+            std::thread::yield_now();
+        }
+        drop(hold);
+        closing.join().unwrap().unwrap();
+        let calls = env.calls();
+        let _ = sealing.join().unwrap();
+        assert_eq!(env.calls(), calls, "the directory is somebody else's by now");
+    });
 }
