@@ -165,6 +165,10 @@ impl Install {
         if !mutant::is_on(Mutant::InstallNotMarked) {
             control.update(|control| control.restore_marker = true)?;
         }
+        // A process that was killed here before may have left names that are not durable.
+        for dir in [dir, staged] {
+            env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?;
+        }
         let swapping = staged.join(SWAPPING);
         if !env.exists(&swapping).map_err(|e| LogError::io("look for", &swapping, e))? {
             if mutant::is_on(Mutant::SwappingBeforeClear) {

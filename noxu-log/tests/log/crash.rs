@@ -15,7 +15,7 @@ mod workload;
 
 use noxu_log::MarkPolicy;
 
-use self::enumeration::enumerate;
+use self::enumeration::{enumerate, kill_then_crash};
 use self::workload::{Step, install_workload, small_workload, workload};
 
 fn no_violation(steps: &[Step], policy: MarkPolicy) {
@@ -47,4 +47,19 @@ fn a_crash_that_leaves_any_subset_of_few_sectors_loses_and_revives_nothing() {
     for policy in [MarkPolicy::Strict, MarkPolicy::Lazy] {
         no_violation(&small_workload(), policy);
     }
+}
+
+#[test]
+fn a_crash_of_the_successor_of_a_killed_process_loses_nothing_that_either_had_acknowledged() {
+    let steps = [
+        Step::Append(vec![300, 40, 3000]),
+        Step::Append(vec![2000]),
+        Step::Sync,
+        Step::Install(vec![900; 16]),
+        Step::Append(vec![50]),
+        Step::Sync,
+    ];
+    let crashes = kill_then_crash(&steps).unwrap_or_else(|found| panic!("{found}"));
+    println!("{crashes} crashes of successors");
+    assert!(crashes > 100, "only {crashes} crashes");
 }

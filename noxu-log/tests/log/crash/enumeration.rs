@@ -254,3 +254,44 @@ pub(super) fn go_on(
     drop(check(&env.clone_image(Survivors::None), &Lawful::only(run.ledger))?);
     Ok(())
 }
+
+/// A process is killed at each call that was to make names durable, and the machine stops at some
+/// call of its successor, which had found those names.
+pub(super) fn kill_then_crash(steps: &[Step]) -> Result<u64, String> {
+    let mut crashes = 0;
+    let policy = MarkPolicy::Strict;
+    for call in 1..=calls_of(steps, policy) {
+        let env = FaultEnv::new();
+        env.crash_at(call);
+        let outcome = run(&env, steps, policy);
+        if outcome.error.is_none() {
+            break; // The last calls are those of dropping the log.
+        }
+        let lawful = outcome.lawful;
+        let killed_at = last_call(&env);
+        if env.trace().last().is_none_or(|call| call.function != "sync_dir") {
+            continue;
+        }
+        for later in 1.. {
+            let successor = env.kill();
+            successor.crash_at(later);
+            drop(reopen(&successor, &lawful));
+            if !successor.has_crashed() {
+                break;
+            }
+            if nothing_changed(&successor) {
+                continue;
+            }
+            crashes += 1;
+            for which in [Survivors::None, Survivors::Random(later), Survivors::Random(later + 7)] {
+                check(&successor.clone_image(which), &lawful).map_err(|violation| {
+                    let crashed_at = last_call(&successor);
+                    format!(
+                        "killed at {killed_at}, crashed at {crashed_at}, {which:?}: {violation}"
+                    )
+                })?;
+            }
+        }
+    }
+    Ok(crashes)
+}
