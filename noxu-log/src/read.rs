@@ -337,7 +337,9 @@ impl Shared {
     ) -> Result<EntryRun> {
         let file = self.files.open(self, segment)?;
         let offset = found.lsn.offset();
-        let wanted = max_bytes.max(found.header.entry_bytes()).min((limit - offset) as usize);
+        // What was found in another log than `limit` speaks of is thrown away by the caller.
+        let left = limit.saturating_sub(offset) as usize;
+        let wanted = max_bytes.max(found.header.entry_bytes()).min(left);
         let mut bytes = vec![0; wanted];
         self.fill(&*file, segment, offset, &mut bytes)?;
         // The term is checked from the first entry's own on: its predecessor is not read.

@@ -7,7 +7,7 @@ use crate::error::{LogError, Result};
 use crate::log::{Shared, State};
 use crate::repair::Faulty;
 use crate::segment::header::SegmentHeader;
-use crate::segment::scan::{SummaryBuilder, scan_entries};
+use crate::segment::scan::{ScanEnd, SummaryBuilder, scan_entries};
 
 impl State {
     /// Position of segment `number`, which the log must hold.
@@ -17,13 +17,18 @@ impl State {
 }
 
 impl Shared {
-    /// Reads a segment from its first entry to its end, passing over what is faulty.
+    /// Reads a segment from its first entry to its end, passing over what is faulty. Everything
+    /// through `through`, or the segment's end, must be there.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not: it was damaged since it was read last; `Io`.
     pub(crate) fn reindex(
         &self,
         header: SegmentHeader,
         last_sync: Vlsn,
         last_txn_end: Vlsn,
         faulty: &[Faulty],
+        through: Vlsn,
     ) -> Result<SummaryBuilder> {
         let path = self.segment_path(header.number);
         let wrap = |e| LogError::io("read", &path, e);
@@ -32,10 +37,13 @@ impl Shared {
         let mut builder = SummaryBuilder::new(header, last_sync, last_txn_end);
         for range in faulty.iter().filter(|range| range.segment == header.number) {
             let (offset, chain) = (builder.end(), *builder.last());
-            scan_entries(&*file, offset, range.offset.into(), chain, |offset, entry| {
+            let end = scan_entries(&*file, offset, range.offset.into(), chain, |offset, entry| {
                 builder.push(offset, &entry.header);
             })
             .map_err(wrap)?;
+            if end.offset != range.offset || end.chain != range.before {
+                return Err(damaged(header.number, &end));
+            }
             let Some(behind) = range.behind else {
                 builder.skip_to(range.after, range.offset, range.offset);
                 return Ok(builder);
@@ -43,10 +51,20 @@ impl Shared {
             builder.skip_to(range.after, range.offset, behind);
         }
         let (offset, chain) = (builder.end(), *builder.last());
-        scan_entries(&*file, offset, len, chain, |offset, entry| {
+        let end = scan_entries(&*file, offset, len, chain, |offset, entry| {
             builder.push(offset, &entry.header);
         })
         .map_err(wrap)?;
-        Ok(builder)
+        if builder.last().vlsn < through { Err(damaged(header.number, &end)) } else { Ok(builder) }
+    }
+}
+
+fn damaged(segment: u32, end: &ScanEnd) -> LogError {
+    let found = end.fault.as_ref().map_or("the end of it".into(), ToString::to_string);
+    LogError::Corrupt {
+        segment,
+        offset: end.offset.into(),
+        expected: format!("entry {}", end.chain.vlsn.next()),
+        found,
     }
 }

@@ -75,8 +75,9 @@ impl Log {
     /// # Errors
     /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Corrupt` if
     /// its entries do not fit between what is there, or `Io` if the segment cannot be opened (nothing
-    /// changed); `Poisoned`, `Closed`. A failed write poisons the log; the range is faulty or whole at
-    /// the next open.
+    /// changed); `Corrupt` naming another entry of the segment if that was damaged since the log was
+    /// opened: the range is whole again, and the next open says so; `Poisoned`, `Closed`. A failed
+    /// write poisons the log; the range is faulty or whole at the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
         let shared = &*self.shared;
         let _alone = shared.maintenance.lock();
@@ -159,12 +160,18 @@ impl Shared {
         loop {
             // What was appended since the log was opened is to be in the file.
             drop(self.drain(writer)?);
-            let builder = self.reindex(header, last_sync, last_txn_end, &faulty)?;
+            let through = {
+                let state = self.state.lock();
+                let at = state.position_of(range.segment);
+                state.segments[at].last().vlsn.min(state.synced.vlsn)
+            };
+            let builder = self.reindex(header, last_sync, last_txn_end, &faulty, through)?;
             let mut state = self.state.lock();
             let state = &mut *state;
             let at = state.position_of(range.segment);
             let is_last = at + 1 == state.segments.len();
-            if is_last && builder.last().vlsn < state.end.vlsn {
+            // Appended since.
+            if builder.last().vlsn < state.segments[at].last().vlsn {
                 continue;
             }
             if is_last {

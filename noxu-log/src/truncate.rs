@@ -5,7 +5,7 @@
 //! 1. The lost entries of the segment that is cut are copied, durably, under a *staged* name: nothing
 //!    has happened yet, and whoever opens a log without an intent removes the copy.
 //! 2. The intent (last entry kept, where the cut goes, name of the lost-entries file) is durable
-//!    before the log changes. Whoever opens the directory finds it and does steps 3 to 9 again; each
+//!    before the log changes. If writing it fails nobody knows whether it is, so the log stops. Whoever opens the directory finds it and does steps 3 to 9 again; each
 //!    can be repeated, and none reads an entry, so that damage does not stand in the way.
 //! 3. The staged copy gets its name.
 //! 4. Segments wholly beyond the cut are moved (or removed), the newest first, so that the rest is
@@ -69,7 +69,7 @@ impl Log {
     /// change poisons the log; opening it again finishes the truncation.
     pub fn truncate_after(&self, vlsn: Vlsn, cut: Cut) -> Result<Truncated> {
         let shared = &*self.shared;
-        let _alone = shared.maintenance.lock();
+        let alone = shared.maintenance.lock();
         shared.check_running()?;
         let mut writer = shared.writer.lock();
         let (floor, anchor, end) = {
@@ -108,7 +108,13 @@ impl Log {
             shared.stage_lost(&intent, &name, note)?;
             intent.lost = Some(name);
         }
-        shared.control.update(|control| control.truncate_intent = Some(intent.clone()))?;
+        // Half written it may be on the disk, and then the next open cuts off whatever is told of
+        // from here on.
+        let decided = shared.control.update(|it| it.truncate_intent = Some(intent.clone()));
+        decided.map_err(|cause| match cause {
+            LogError::Io { .. } => shared.poison(cause),
+            nothing_written => nothing_written,
+        })?;
         {
             let mut state = shared.state.lock();
             state.truncations += 1;
@@ -122,6 +128,11 @@ impl Log {
         shared.forget_after(vlsn).map_err(|cause| shared.poison(cause))?;
         // The reserve may have gone into the lost-entries file.
         shared.keeper.request_prefill();
+        drop(marker);
+        drop(writer);
+        drop(alone);
+        // What was not synced before, and is kept.
+        shared.publish(vlsn);
         Ok(Truncated { last: vlsn, entries: end.since(vlsn) })
     }
 }
@@ -221,7 +232,7 @@ impl Shared {
             (state.anchor.clone(), cut, before, faulty)
         };
         let rebuilt = match cut {
-            Some(header) => Some(self.reindex(header, last_sync, last_txn_end, &faulty)?),
+            Some(header) => Some(self.reindex(header, last_sync, last_txn_end, &faulty, vlsn)?),
             None => None,
         };
         if let Some(builder) = &rebuilt

@@ -238,3 +238,22 @@ fn the_newest_sync_entry_is_found_at_every_moment_of_truncations_and_appends() {
         }
     });
 }
+
+#[test]
+fn an_entry_that_a_truncation_has_moved_beyond_the_old_end_is_read_where_it_is() {
+    let env = HookEnv::default();
+    let config = LogConfig { tail_bytes: 0, ..quiet() };
+    let log = try_open(&env, config).unwrap();
+    fill(&log, 1, 6, 50);
+    log.sync_now().unwrap();
+    let other = log.clone();
+    env.once(dir().join("log/0000000001.nlog"), When::BeforeOpen, move || {
+        other.truncate_after(vlsn_of(2), Cut::Discard).unwrap();
+        for tag in 3..=6 {
+            append(&other, 2, &body(tag, 800)).unwrap();
+        }
+    });
+    let run = log.read(vlsn_of(5), 1).unwrap().unwrap();
+    assert!(env.has_run());
+    assert_eq!(run.entries().next().unwrap().body, body(5, 800));
+}

@@ -1,8 +1,14 @@
 //! Truncation: what is cut is gone from the log and kept as lost entries.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use noxu_log::env::{Fault, FaultEnv, Survivors};
 use noxu_log::{Cut, EntryFlags, LogError, LostEntries, LostNote, NewEntry};
 use noxu_util::{Term, Vlsn};
 
+use crate::rig;
 use crate::support::{PUT, bodies, body, fresh, open, put};
 
 #[test]
@@ -109,4 +115,61 @@ fn lost_segments_that_were_filled_ahead_read_back_whole() {
     assert_eq!(lost.header.moved, [2, 3, 4]);
     let entries: Vec<_> = lost.entries().map(|entry| entry.body.to_vec()).collect();
     assert_eq!(entries, bodies[1..]);
+}
+
+#[test]
+fn a_truncation_whose_intent_may_be_on_the_disk_stops_the_log() {
+    for (function, call) in [("write_at", 1), ("write_at", 2), ("sync_data", 1), ("sync_data", 2)] {
+        let env = FaultEnv::new();
+        let log = rig::open(&env);
+        rig::fill(&log, 1, 5, 100);
+        log.sync_now().unwrap();
+        // The next writes and syncs are those of the control file, slot by slot.
+        if call == 2 {
+            env.fail_next(function, Fault::Slow(Duration::ZERO));
+        }
+        env.fail_next(function, Fault::IO);
+        log.truncate_after(Vlsn::new(3), Cut::Discard).unwrap_err();
+        let told = rig::append(&log, 1, b"acknowledged?").and_then(|appended| {
+            log.wait_durable(appended.last)?;
+            Ok(appended.last)
+        });
+        drop(log);
+        let log = rig::open(&env.clone_image(Survivors::All));
+        if let Ok(told) = told {
+            let last = log.positions().last;
+            assert!(last >= told, "{function} {call}: {told} was acknowledged, {last} is left");
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_and_cannot_be_read_again_stops_the_log_without_a_panic() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 9, 100);
+    log.sync_now().unwrap();
+    let (_, lsn) = log.header(Vlsn::new(2)).unwrap().unwrap();
+    env.corrupt(&rig::dir().join("log/0000000001.nlog"), u64::from(lsn.offset()) + 50, 1).unwrap();
+    let refused = log.truncate_after(Vlsn::new(5), Cut::Discard).unwrap_err();
+    assert!(matches!(refused, LogError::Poisoned { .. }), "{refused}");
+    // Nobody waits for the end of it.
+    assert!(log.read(Vlsn::new(1), 1).is_err());
+    drop(log);
+    let log = rig::open(&env);
+    assert_eq!(log.positions().last, Vlsn::new(5));
+    assert_eq!(log.faulty().len(), 1);
+}
+
+#[test]
+fn whoever_follows_what_is_durable_is_told_of_what_a_truncation_syncs_and_keeps() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 9, 100);
+    let told = Arc::new(AtomicI64::new(0));
+    let hook = Arc::clone(&told);
+    log.on_durable(move |durable| hook.store(durable.sequence(), Ordering::SeqCst));
+    log.truncate_after(Vlsn::new(5), Cut::Discard).unwrap();
+    assert_eq!(log.positions().durable, Vlsn::new(5));
+    assert_eq!(told.load(Ordering::SeqCst), 5);
 }
