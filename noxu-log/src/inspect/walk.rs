@@ -731,8 +731,14 @@ impl Walker<'_> {
         let mut rest = vec![0; len.saturating_sub(bad.into()) as usize];
         let read = file.read_at(&mut rest, bad.into()).map_err(io)?;
         rest.truncate(read);
+        let mark = self.mark();
+        let ends: Vec<_> = mark
+            .iter()
+            .filter(|mark| mark.lsn.segment() == header.number)
+            .map(Mark::chain)
+            .collect();
         let resumed =
-            resync::resume(&rest, 0, before, self.mark().as_ref(), Vlsn::new(i64::MAX), None);
+            resync::resume(&rest, before, mark.as_ref(), &ends, Vlsn::new(i64::MAX), None);
         Ok(resumed.map(|resumed| (bad + resumed.at as u32, resumed.after)))
     }
 

@@ -13,6 +13,7 @@
 //! | after an orderly shutdown, a mark elsewhere than at the end, or something behind the end | the head is uncertain: the mark or what it spoke of is not what was written |
 //! | a segment header that cannot be read, below what was synced | made again: every field follows from the entries before |
 //! | a last segment that is blank, or whose header cannot be read, beyond that | remove it: the roll was cut short |
+//! | a last segment whose header cannot be read, the tail mark neither | made again if entries of the chain stand behind it, removed if none does |
 //! | a segment missing | refuse, naming it |
 //! | valid entries beyond the mark | keep |
 //!
@@ -20,7 +21,9 @@
 //! in resync.rs.
 //!
 //! # Crash argument
-//! Nothing is changed before all of it is decided, and a refusal changes nothing on disk. Then: 1. the
+//! A truncation whose intent is found was decided on before. But for it, and for copies staged for one
+//! that never was, nothing is changed before all of it is decided, and a refusal changes nothing on
+//! disk. Then: 1. the
 //! uncertainty of the head is durable before the log or the mark is touched; 2. left-overs go, torn
 //! ends are cut, and all that is kept is synced; 3. the mark is set to the end. Each can be repeated:
 //! a cut end has no invalid entry any more, and what was kept beyond the mark was valid.
@@ -446,7 +449,11 @@ fn find_end(
         let is_last = at + 1 == heads.len();
         let header = match &head.header {
             Ok(header) => *header,
-            Err(_) if is_last && known.synced <= found.end.vlsn => {
+            Err(_)
+                if is_last
+                    && known.synced <= found.end.vlsn
+                    && (known.mark_readable || head.blank) =>
+            {
                 // The roll was cut short before the header was synced, so nothing in the file was.
                 report.torn_bytes = if head.blank { 0 } else { head.len };
                 found.remove.push(head.path.clone());
@@ -484,6 +491,8 @@ fn find_end(
             found.push(control, segment);
         } else if is_last {
             // A segment whose first entry was torn: as if it had never begun.
+            found.headers.retain(|header| header.number != head.number);
+            report.repaired_headers.retain(|number| *number != head.number);
             found.remove.push(head.path.clone());
         } else {
             return Err(missing(

@@ -7,7 +7,18 @@
 //! 3. An entry further on with a valid checksum, a number that fits its distance (an entry takes at
 //!    least 32 bytes) and a term that does not fall. Its own fingerprint cannot be checked before
 //!    the entries between are back, so it counts as missing itself; what follows it is checked
-//!    against it. A run that reaches the marked entry with another fingerprint is none of the log.
+//!    against it.
+//!
+//! A body may hold bytes that look like entries: somebody's copy of a log, or made so on purpose. So
+//! 3 is believed only if the run leads to a place where the chain is known: the tail mark, or what
+//! the next segment continues. Runs that lead nowhere count as missing, even if they are the log's own
+//! between two damaged places. Only where nothing is known of the chain further on, which takes an
+//! unreadable mark, is the first run believed that there is.
+//!
+//! Bytes made to look like many long entries would take long to look through: the work is bounded,
+//! and what was not found within it counts as missing.
+
+use std::collections::HashSet;
 
 use noxu_util::{Fingerprint, Vlsn};
 
@@ -28,80 +39,129 @@ pub(crate) struct Resumed {
     pub(crate) at: usize,
 }
 
-/// Looks for the place where a chain goes on that broke at `bad`, an offset in `bytes`. `before` is
-/// the chain up to there. No entry beyond `last` counts as missing, and `segment_last`, if the next
-/// segment tells it, is the last one here: nothing goes on behind it.
+/// Looks in `bytes`, at whose front a chain broke, for the place where it goes on. `before` is the
+/// chain up to there, `ends` are known places of it within these bytes. No entry beyond `last` counts
+/// as missing, and `segment_last`, if the next segment tells it, is the last one here: nothing goes on
+/// behind it.
 pub(crate) fn resume(
     bytes: &[u8],
-    bad: usize,
     before: &ChainState,
     mark: Option<&Mark>,
+    ends: &[ChainState],
     last: Vlsn,
     segment_last: Option<Vlsn>,
 ) -> Option<Resumed> {
     let goes_on_behind = |vlsn: Vlsn| segment_last.is_none_or(|last| vlsn < last);
     let mark = mark.filter(|mark| goes_on_behind(mark.vlsn));
-    own_header(bytes, bad, before)
+    own_header(bytes, before)
         .filter(|resumed| goes_on_behind(resumed.after.vlsn))
-        .or_else(|| further_on(bytes, bad, before, mark, last))
+        .or_else(|| Search::new(bytes, ends).further_on(before, mark, last))
 }
 
 /// 1: the header is whole, only the body is not.
-fn own_header(bytes: &[u8], bad: usize, before: &ChainState) -> Option<Resumed> {
-    let header = header_at(bytes, bad)?;
+fn own_header(bytes: &[u8], before: &ChainState) -> Option<Resumed> {
+    let header = header_at(bytes, 0)?;
     if header.vlsn != before.vlsn.next() || header.term < before.term {
         return None;
     }
     let after = header.chain();
-    let at = bad.checked_add(header.entry_bytes())?;
+    let at = header.entry_bytes();
     let mut chain = after;
     chain.check_next(bytes.get(at..)?, u32::MAX).ok()?;
-    Some(Resumed { after, after_offset: bad, at })
+    Some(Resumed { after, after_offset: 0, at })
 }
 
 /// 2 and 3.
-fn further_on(
-    bytes: &[u8],
-    bad: usize,
-    before: &ChainState,
-    mark: Option<&Mark>,
-    last: Vlsn,
-) -> Option<Resumed> {
-    // Bytes that may still be hashed: what looks like many long entries must not take for ever. A
-    // place that is given up is as if nothing valid followed, and more is fetched from a peer.
-    let mut budget = bytes.len() * HASHED_PER_BYTE;
-    (bad + 1..bytes.len().saturating_sub(ENTRY_HEADER_BYTES - 1)).find_map(|at| {
-        let header = header_at(bytes, at)?;
-        // Entries of 32 bytes and more lie between: a number beyond what fits is chance.
-        let between = header.vlsn.sequence() - before.vlsn.sequence() - 1;
-        let room = ((at - bad) / ENTRY_HEADER_BYTES) as i64;
-        if !(1..=room).contains(&between) || header.term < before.term {
-            return None;
+struct Search<'a> {
+    bytes: &'a [u8],
+    ends: &'a [ChainState],
+    /// Entries of runs that are not the log's, by offset.
+    strays: HashSet<usize>,
+    /// Bytes that may still be verified.
+    work_left: usize,
+}
+
+/// Where a run of entries leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    /// To a known place of the chain.
+    Home,
+    /// To the number of one, with another fingerprint.
+    Astray,
+    /// To none.
+    Nowhere,
+}
+
+impl<'a> Search<'a> {
+    fn new(bytes: &'a [u8], ends: &'a [ChainState]) -> Self {
+        Self { bytes, ends, strays: HashSet::new(), work_left: bytes.len() * HASHED_PER_BYTE }
+    }
+
+    fn further_on(
+        mut self,
+        before: &ChainState,
+        mark: Option<&Mark>,
+        last: Vlsn,
+    ) -> Option<Resumed> {
+        let can_be_proven = self.ends.iter().any(|end| end.vlsn > before.vlsn);
+        (1..self.bytes.len().saturating_sub(ENTRY_HEADER_BYTES - 1)).find_map(|at| {
+            let header = header_at(self.bytes, at)?;
+            // Entries of 32 bytes and more lie between: a number beyond what fits is chance.
+            let between = header.vlsn.sequence() - before.vlsn.sequence() - 1;
+            let room = (at / ENTRY_HEADER_BYTES) as i64;
+            if !(1..=room).contains(&between)
+                || header.term < before.term
+                || header.entry_bytes() > self.bytes.len() - at
+                || self.strays.contains(&at)
+            {
+                return None;
+            }
+            self.work_left = self.work_left.checked_sub(header.entry_bytes())?;
+            if let Some(mark) = mark
+                && header.vlsn == mark.vlsn.next()
+            {
+                let after = mark.chain();
+                let mut chain = after;
+                chain.check_next(&self.bytes[at..], u32::MAX).ok()?;
+                return Some(Resumed { after, after_offset: 0, at });
+            }
+            if header.vlsn > last {
+                return None;
+            }
+            let end = at + valid_but_for_its_chain(&self.bytes[at..], &header)?;
+            let after = header.chain();
+            let believed = match self.follow(end, after) {
+                Leads::Home => true,
+                Leads::Astray => false,
+                Leads::Nowhere => !can_be_proven,
+            };
+            believed.then_some(Resumed { after, after_offset: at, at: end })
+        })
+    }
+
+    /// Follows the run that goes on at `at` after `chain`.
+    fn follow(&mut self, mut at: usize, mut chain: ChainState) -> Leads {
+        let mut run = Vec::new();
+        let leads = loop {
+            if let Some(end) = self.ends.iter().find(|end| end.vlsn == chain.vlsn) {
+                let is_it = end.fingerprint == chain.fingerprint;
+                break if is_it { Leads::Home } else { Leads::Astray };
+            }
+            let next = self.bytes.get(at..).unwrap_or_default();
+            let bytes = header_at(next, 0).map_or(0, |header| header.entry_bytes());
+            let Some(left) = self.work_left.checked_sub(bytes.min(next.len())) else {
+                break Leads::Nowhere;
+            };
+            self.work_left = left;
+            let Ok(entry) = chain.check_next(next, u32::MAX) else { break Leads::Nowhere };
+            run.push(at);
+            at += entry.header.entry_bytes();
+        };
+        if leads != Leads::Home {
+            self.strays.extend(run);
         }
-        if header.entry_bytes() > bytes.len() - at {
-            return None;
-        }
-        budget = budget.checked_sub(header.entry_bytes())?;
-        if let Some(mark) = mark
-            && header.vlsn == mark.vlsn.next()
-        {
-            let after =
-                ChainState { vlsn: mark.vlsn, term: mark.term, fingerprint: mark.fingerprint };
-            let mut chain = after;
-            chain.check_next(&bytes[at..], u32::MAX).ok()?;
-            return Some(Resumed { after, after_offset: bad, at });
-        }
-        if header.vlsn > last {
-            return None;
-        }
-        let end = at + valid_but_for_its_chain(&bytes[at..], &header)?;
-        let after = header.chain();
-        let leads_astray = mark.is_some_and(|mark| {
-            fingerprint_of(&bytes[end..], after, mark.vlsn, &mut budget)
-                .is_some_and(|found| found != mark.fingerprint)
-        });
-        (!leads_astray).then_some(Resumed { after, after_offset: at, at: end })
-    })
+        leads
+    }
 }
 
 /// Length of the entry at the front of `bytes`, if everything is right about it but the one thing
@@ -113,21 +173,6 @@ fn valid_but_for_its_chain(bytes: &[u8], header: &EntryHeader) -> Option<usize> 
         Ok(_) | Err(EntryFault::Chain { .. }) => Some(header.entry_bytes()),
         Err(_) => None,
     }
-}
-
-/// Fingerprint of entry `vlsn`, if the chain from `chain` on reaches it.
-fn fingerprint_of(
-    mut bytes: &[u8],
-    mut chain: ChainState,
-    vlsn: Vlsn,
-    budget: &mut usize,
-) -> Option<Fingerprint> {
-    while chain.vlsn < vlsn {
-        let entry = chain.check_next(bytes, u32::MAX).ok()?;
-        *budget = budget.saturating_sub(entry.header.entry_bytes());
-        bytes = &bytes[entry.header.entry_bytes()..];
-    }
-    (chain.vlsn == vlsn).then_some(chain.fingerprint)
 }
 
 fn header_at(bytes: &[u8], at: usize) -> Option<EntryHeader> {
@@ -166,7 +211,10 @@ mod tests {
             bytes[at + 16..at + 20].copy_from_slice(&1u32.to_le_bytes());
         }
         let begun = std::time::Instant::now();
-        assert_eq!(resume(&bytes, 0, &ChainState::default(), None, Vlsn::new(1 << 40), None), None);
+        assert_eq!(
+            resume(&bytes, &ChainState::default(), None, &[], Vlsn::new(1 << 40), None),
+            None
+        );
         // Every one of them hashed would be 275 GiB.
         assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }
@@ -186,8 +234,8 @@ mod tests {
             ..Mark::default()
         };
         for at in 2..=4 {
-            let resumed =
-                resume(&bytes, 0, &chains[0], Some(&mark(at)), Vlsn::new(at as i64), None);
+            let (mark, last) = (mark(at), Vlsn::new(at as i64));
+            let resumed = resume(&bytes, &chains[0], Some(&mark), &[mark.chain()], last, None);
             let first_real = ENTRY_HEADER_BYTES + bodies[0].len();
             let resumed = resumed.unwrap();
             assert!(resumed.at > first_real, "mark at {at}: {resumed:?}");

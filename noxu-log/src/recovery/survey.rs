@@ -168,7 +168,10 @@ pub(super) fn survey(
             let limit = if known.mark_readable { synced_here } else { Vlsn::new(i64::MAX) };
             let segment_last = next.chain().map(|next| next.vlsn);
             let rest = read_rest(head, end.offset).map_err(io)?;
-            resumed = resume(&rest, 0, &end.chain, known.mark.as_ref(), limit, segment_last);
+            // What is known of the chain further on in this segment.
+            let mark = known.mark.filter(|mark| mark.lsn.segment() == head.number);
+            let ends: Vec<_> = mark.iter().map(Mark::chain).chain(next.chain()).collect();
+            resumed = resume(&rest, &end.chain, known.mark.as_ref(), &ends, limit, segment_last);
             evidence.chain_goes_on = resumed.is_some();
         }
         match decide(&evidence) {
@@ -195,7 +198,12 @@ pub(super) fn survey(
             continue;
         }
         // Nothing more of this segment: what it ended with, the next one or the mark tells.
-        let through_mark = known.mark.filter(|_| next == Next::Nothing);
+        let through_mark = known.mark.filter(|mark| next == Next::Nothing && mark.vlsn >= vlsn);
+        if let Some(mark) = &through_mark
+            && mark.lsn.segment() > head.number
+        {
+            return Err(missing_segment(mark));
+        }
         let Some(after) = next.chain().or_else(|| through_mark.as_ref().map(Mark::chain)) else {
             return Err(missing_end(head.number, end.offset, vlsn, &fault));
         };
@@ -282,6 +290,15 @@ fn other_history(segment: u32, offset: u32, vlsn: Vlsn, fault: &EntryFault) -> L
             expected: format!("entry {vlsn}, which was synced"),
             found: fault.to_string(),
         },
+    }
+}
+
+fn missing_segment(mark: &Mark) -> LogError {
+    LogError::Corrupt {
+        segment: mark.lsn.segment(),
+        offset: 0,
+        expected: segment_name(mark.lsn.segment()),
+        found: format!("no such file, where entries through {} were synced", mark.vlsn),
     }
 }
 
