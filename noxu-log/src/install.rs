@@ -281,8 +281,12 @@ impl Install {
     /// Step 4.
     fn swap_in(&self, env: &dyn Env, dir: &Path, staged: &Path) -> Result<()> {
         let log_dir = log_dir(dir);
+        // The last segment was sealed elsewhere. Here nothing follows it yet, so it does not count as
+        // sealed, and its side file stays behind.
+        let last = self.segments.last();
         for number in &self.segments {
-            for name in [side_name(*number), segment_name(*number)] {
+            let side = (Some(number) != last).then(|| side_name(*number));
+            for name in side.into_iter().chain([segment_name(*number)]) {
                 let from = staged.join(&name);
                 if env.exists(&from).map_err(|e| LogError::io("look for", &from, e))? {
                     env.rename(&from, &log_dir.join(&name))

@@ -317,11 +317,6 @@ impl FoundLog {
     /// its side file was lost or damaged. One that holds faulty entries is sealed once it is
     /// repaired, and so are those behind it: until then they count as unsealed.
     fn seal_again(&mut self, env: &dyn Env, dir: &Path) -> Result<()> {
-        // A restored log may end with a segment that was sealed elsewhere. Here its successor was cut
-        // short, and nothing is sealed before that is there.
-        if let Some(last @ Segment::Sealed(_)) = self.segments.back_mut() {
-            *last = reopened(env, dir, last.number())?;
-        }
         let first_faulty = self.faulty.first().map_or(u32::MAX, |faulty| faulty.segment);
         let Some(sealed) = self.segments.iter().rposition(Segment::is_sealed) else {
             return Ok(());
@@ -335,7 +330,7 @@ impl FoundLog {
                     *segment = Segment::Sealed(side.sealed());
                 }
                 Segment::Sealed(_) if number > first_faulty => {
-                    *segment = reopened(env, dir, number)?
+                    *segment = reopened(env, dir, number)?;
                 }
                 _ => {}
             }

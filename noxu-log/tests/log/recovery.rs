@@ -581,33 +581,6 @@ fn damage_in_front_of_sealed_segments_is_repaired_and_they_are_sealed_again() {
     assert_eq!(log.sealed_segments(), sealed, "the same segments with the same digests");
 }
 
-/// A restore installs segments that were sealed elsewhere; a crash then takes what follows the last.
-#[test]
-fn a_sealed_segment_whose_successor_was_cut_short_is_sealed_again_with_the_next() {
-    let env = FaultEnv::new();
-    let log = open(&env);
-    crate::rig::fill(&log, 1, 40, 500);
-    log.seal_through(log.sync_now().unwrap()).unwrap();
-    let sealed = log.sealed_segments();
-    let last = sealed.last().unwrap();
-    let (header, lsn) = log.header(last.last).unwrap().unwrap();
-    log.control().update(|control| control.clean_shutdown = false).unwrap();
-    drop(log);
-    let mark = TailMark::open(Arc::new(env.clone()), dir()).unwrap();
-    let (term, vlsn, fingerprint) = (header.term, header.vlsn, header.fingerprint);
-    mark.write(Mark { term, vlsn, lsn, fingerprint }).unwrap();
-    mark.sync().unwrap();
-    let file = env.open(&segment_path(last.number + 1), OpenMode::ReadWrite).unwrap();
-    file.set_len(0).unwrap();
-    file.allocate(4096).unwrap();
-    let (log, _) = try_open(&env).unwrap();
-    assert_eq!(log.positions().last, last.last);
-    assert_eq!(log.sealed_segments(), sealed[..sealed.len() - 1]);
-    crate::rig::fill(&log, last.last.sequence() + 1, 40, 500);
-    log.seal_through(log.sync_now().unwrap()).unwrap();
-    assert_eq!(log.sealed_segments(), sealed);
-}
-
 #[test]
 fn segments_scanned_in_parallel_and_one_by_one_say_the_same() {
     let env = FaultEnv::new();
