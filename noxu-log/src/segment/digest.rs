@@ -1,7 +1,7 @@
 //! Digest: BLAKE3 over the blocks of a sealed segment, and over the whole of it.
 //!
 //! Digests are what scrubbing and repair believe, so they are only ever taken of bytes that are
-//! proven to be log: [`Digests::verified`] checks every entry in the very bytes that it digests.
+//! proven to be log: `Digests::verified` checks every entry in the very bytes that it digests.
 //! Each byte of a segment is covered: the header's by its checksum and by what is expected of it,
 //! an entry's by the checksum and by the fingerprint, which the entry after it and the successor's
 //! header continue. So a damaged segment has no digests, rather than digests that bless the damage.
