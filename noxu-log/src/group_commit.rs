@@ -446,14 +446,20 @@ impl Shared {
             self.sync_current(writer).map_err(WriteFault::Fatal)?;
         }
         let file = if begins {
-            let file = if let Some(spare) = &writer.spare {
-                let from = log_dir(&self.dir).join(SPARE_NAME);
-                let renamed = self.env.rename(&from, &path);
-                renamed.map_err(WriteFault::of_write("rename", &path))?;
-                Arc::clone(spare)
-            } else {
-                let created = self.env.open(&path, OpenMode::CreateNew);
-                created.map_err(WriteFault::of_write("create", &path))?
+            let from = log_dir(&self.dir).join(SPARE_NAME);
+            let renamed = writer.spare.as_ref().map(|_| self.env.rename(&from, &path));
+            // A spare whose name is gone is no spare: only what it saved is lost.
+            let renamed = renamed
+                .filter(|done| !matches!(done, Err(e) if e.kind() == std::io::ErrorKind::NotFound));
+            let file = match (&writer.spare, renamed) {
+                (Some(spare), Some(renamed)) => {
+                    renamed.map_err(WriteFault::of_write("rename", &path))?;
+                    Arc::clone(spare)
+                }
+                _ => {
+                    let created = self.env.open(&path, OpenMode::CreateNew);
+                    created.map_err(WriteFault::of_write("create", &path))?
+                }
             };
             writer.spare = None;
             if !mutant::is_on(Mutant::DirNotSynced) {

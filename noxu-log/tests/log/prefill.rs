@@ -114,3 +114,16 @@ fn a_fill_that_fails_leaves_the_spare_that_the_writer_was_given() {
     log.sync_now().unwrap();
     assert_eq!(rig::bodies(&log).len(), 20);
 }
+
+#[test]
+fn a_spare_whose_name_is_gone_stops_nothing() {
+    let env = FaultEnv::new();
+    let log = crate::rig::open(&env);
+    crate::rig::fill(&log, 1, 2, 500);
+    log.sync_now().unwrap();
+    log.fill_ahead().unwrap();
+    env.remove(&crate::rig::dir().join("log/spare")).unwrap();
+    crate::rig::fill(&log, 3, 30, 500);
+    log.sync_now().unwrap();
+    assert_eq!(crate::rig::bodies(&log).len(), 30);
+}
