@@ -451,15 +451,12 @@ impl Shared {
             // A spare whose name is gone is no spare: only what it saved is lost.
             let renamed = renamed
                 .filter(|done| !matches!(done, Err(e) if e.kind() == std::io::ErrorKind::NotFound));
-            let file = match (&writer.spare, renamed) {
-                (Some(spare), Some(renamed)) => {
-                    renamed.map_err(WriteFault::of_write("rename", &path))?;
-                    Arc::clone(spare)
-                }
-                _ => {
-                    let created = self.env.open(&path, OpenMode::CreateNew);
-                    created.map_err(WriteFault::of_write("create", &path))?
-                }
+            let file = if let (Some(spare), Some(renamed)) = (&writer.spare, renamed) {
+                renamed.map_err(WriteFault::of_write("rename", &path))?;
+                Arc::clone(spare)
+            } else {
+                let created = self.env.open(&path, OpenMode::CreateNew);
+                created.map_err(WriteFault::of_write("create", &path))?
             };
             writer.spare = None;
             if !mutant::is_on(Mutant::DirNotSynced) {
