@@ -42,7 +42,8 @@ pub(crate) struct Prefill {
     syncs: AtomicU64,
     /// Set when a fill fails, until the next segment: without room it would fail at every step.
     gave_up: AtomicBool,
-    /// The next segment while it is filled; this lock is held while it is.
+    /// The next segment while it is filled; this lock is held while it is, and taken before the
+    /// writer's.
     unfinished: Mutex<Option<Spare>>,
 }
 
@@ -177,11 +178,13 @@ impl Shared {
 
     /// Brings the spare segment to `due` bytes, and gives it to the writer once it is whole.
     fn fill_spare(&self, due: u64, segment_bytes: u64, extent: Extent) -> Result<()> {
+        let path = log_dir(&self.dir).join(SPARE_NAME);
+        let mut unfinished = self.prefill.unfinished.lock();
+        // Only now: another thread may have been filling it until this one got the lock, and given it
+        // to the writer. To begin it again would cut a file that is about to be a segment, or is one.
         if self.writer.lock().spare.is_some() {
             return Ok(());
         }
-        let path = log_dir(&self.dir).join(SPARE_NAME);
-        let mut unfinished = self.prefill.unfinished.lock();
         let before = unfinished.as_ref().map_or(0, |spare| spare.filled);
         while self.fills(extent) {
             let spare = match &mut *unfinished {

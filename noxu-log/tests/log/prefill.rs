@@ -127,3 +127,31 @@ fn a_spare_whose_name_is_gone_stops_nothing() {
     log.sync_now().unwrap();
     assert_eq!(crate::rig::bodies(&log).len(), 30);
 }
+
+/// Two threads fill ahead at once: whoever comes second must not begin the spare again that the
+/// first has given to the writer, for by then it may be a segment with entries in it.
+#[test]
+fn two_threads_that_fill_ahead_make_one_spare() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    let hold = env.hold_next("allocate");
+    std::thread::scope(|threads| {
+        let first = threads.spawn(|| log.fill_ahead().unwrap());
+        hold.wait_until_met();
+        let second = threads.spawn(|| log.fill_ahead().unwrap());
+        // Until it stands at the fill, as far as can be told: too early proves nothing, and fails
+        // nothing.
+        for _ in 0..1000 {
+            std::thread::yield_now();
+        }
+        drop(hold);
+        first.join().unwrap();
+        second.join().unwrap();
+    });
+    let begun = env.trace().into_iter();
+    let begun = begun.filter(|call| call.function == "set_len" && call.path.ends_with("spare"));
+    assert_eq!(begun.count(), 1, "the spare is begun once");
+    rig::fill(&log, 1, 30, 500);
+    log.sync_now().unwrap();
+    assert_eq!(rig::bodies(&log).len(), 30);
+}
