@@ -26,9 +26,9 @@ use crate::segment::name::{SPARE_NAME, log_dir};
 
 /// Bytes filled with zeros at once: while the writer waits, where it is the current segment.
 const STEP_BYTES: u64 = 1 << 20;
-/// Mean bytes of a sync up to which filling pays: a filled file saves some 30 us a sync, and filling
-/// costs 1 ms or so for each MiB.
-const PAYS_BELOW_BYTES: u64 = 64 << 10;
+/// Mean bytes of a sync up to which filling pays: a filled file saves a commit of the file system's
+/// journal, which is some 100 us a sync, and filling costs 0.5 ms or so for each MiB.
+const PAYS_BELOW_BYTES: u64 = 256 << 10;
 
 /// How much less than the current segment the one before it says about what comes next.
 const MEMORY: u64 = 16;

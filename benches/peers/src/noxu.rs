@@ -28,6 +28,15 @@ pub(crate) enum How {
     Handles(MarkPolicy),
 }
 
+impl How {
+    fn tail_mark(self) -> MarkPolicy {
+        match self {
+            Self::Synced(policy) | Self::Handles(policy) => policy,
+            Self::IntoTheTail | Self::WritePerBatch => MarkPolicy::default(),
+        }
+    }
+}
+
 /// Entries that one thread has on their way, where it does not wait for each.
 pub(crate) const IN_FLIGHT: u64 = 1024;
 
@@ -97,8 +106,8 @@ impl Noxu {
     /// An empty log.
     pub(crate) fn new(how: How) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (log, _) =
-            Log::open(Arc::new(RealEnv), dir.path(), LogConfig::default()).expect("the log opens");
+        let config = LogConfig { tail_mark: how.tail_mark(), ..LogConfig::default() };
+        let (log, _) = Log::open(Arc::new(RealEnv), dir.path(), config).expect("the log opens");
         log.found(GroupIdentity {
             id: GroupId::random(),
             name: "peers".parse().expect("a name"),
