@@ -58,6 +58,15 @@ pub enum LogError {
         /// The first entry the log holds.
         first: Vlsn,
     },
+    /// The entry waited for is not in the log: a truncation has cut it off, and what stands there
+    /// now, if anything does, is another one.
+    #[error("entry {requested} is not in the log, which was cut off or ends after {last}")]
+    CutOff {
+        /// The entry waited for.
+        requested: Vlsn,
+        /// The last entry that the truncation kept, or the log's last one.
+        last: Vlsn,
+    },
     /// There is no such sealed segment: it is still growing, was dropped, or never was.
     #[error("segment {segment} is not a sealed segment of this log")]
     NotSealed {

@@ -179,15 +179,32 @@ impl Log {
     /// On a full disk that is when there is room again.
     ///
     /// # Errors
-    /// `Poisoned` or `Closed` once the log has stopped.
+    /// `CutOff` if there is no such entry, or if a truncation cuts it off meanwhile; `Poisoned` or
+    /// `Closed` once the log has stopped.
     pub fn wait_durable(&self, vlsn: Vlsn) -> Result<()> {
-        if self.help_sync(vlsn)? >= vlsn {
+        let shared = &*self.shared;
+        let since = {
+            let state = shared.state.lock();
+            if vlsn > state.end.vlsn {
+                return Err(LogError::CutOff { requested: vlsn, last: state.end.vlsn });
+            }
+            state.cuts.done()
+        };
+        let is_durable = || {
+            let state = shared.state.lock();
+            match state.cuts.cut_off(vlsn, since) {
+                Some(last) => Err(LogError::CutOff { requested: vlsn, last }),
+                None => Ok(state.durable >= vlsn),
+            }
+        };
+        if self.help_sync(vlsn)? >= vlsn && is_durable()? {
             return Ok(());
         }
         loop {
-            let waiter = self.shared.waiters.register(vlsn);
-            self.shared.check_running()?;
-            if self.shared.state.lock().durable >= vlsn {
+            // Before the look, so that neither a sync nor a truncation comes in between.
+            let waiter = shared.waiters.register(vlsn);
+            shared.check_running()?;
+            if is_durable()? {
                 return Ok(());
             }
             waiter.park();

@@ -43,6 +43,7 @@ use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
 use crate::tail::Tail;
 use crate::tail_mark::Mark;
+use crate::truncate::Cuts;
 use crate::waiters::Waiters;
 
 /// How a log is opened. The defaults suit a node of its own machine.
@@ -322,6 +323,8 @@ pub(crate) struct State {
     /// Counts truncations begun and blocks replaced, so that a file read can tell that the file
     /// changed under it.
     pub(crate) truncations: u64,
+    /// For those who wait for entries that may be cut off.
+    pub(crate) cuts: Cuts,
     /// Whether files are being cut at this moment, when positions and index still speak of what is
     /// going: readers wait.
     pub(crate) truncating: bool,

@@ -50,6 +50,35 @@ pub enum Cut {
     Discard,
 }
 
+/// Where the log was cut since it was opened. An entry is known by its VLSN only as long as none of
+/// these cut it off: another may stand there since.
+#[derive(Debug, Default)]
+pub(crate) struct Cuts {
+    done: u64,
+    /// How many were done with this one, and the last entry it kept; both ascend, because one that a
+    /// later one went below tells nothing any more.
+    kept: Vec<(u64, Vlsn)>,
+}
+
+impl Cuts {
+    /// How many truncations there were.
+    pub(crate) const fn done(&self) -> u64 {
+        self.done
+    }
+
+    fn note(&mut self, kept: Vlsn) {
+        self.done += 1;
+        while self.kept.pop_if(|(_, last)| *last >= kept).is_some() {}
+        self.kept.push((self.done, kept));
+    }
+
+    /// The last entry kept, if one of the truncations after the first `since` has cut `vlsn` off.
+    pub(crate) fn cut_off(&self, vlsn: Vlsn, since: u64) -> Option<Vlsn> {
+        let (_, kept) = self.kept.iter().find(|(done, _)| *done > since)?;
+        (*kept < vlsn).then_some(*kept)
+    }
+}
+
 /// What a truncation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Truncated {
@@ -274,8 +303,10 @@ impl Shared {
         state.durable = vlsn;
         state.terms.retain(|(_, first)| *first <= vlsn);
         state.truncating = false;
+        state.cuts.note(vlsn);
         state.readers.wake_all();
         self.truncated.notify_all();
+        self.waiters.wake_all();
         self.unwritten_bytes.store(0, std::sync::atomic::Ordering::Relaxed);
         state.check_invariants();
         Ok(())
@@ -373,4 +404,24 @@ pub(crate) fn finish(
         mark.sync()?;
     }
     control.update(|control| control.truncate_intent = None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_truncations_since_a_moment_the_deepest_one_counts() {
+        let mut cuts = Cuts::default();
+        for kept in [7, 3, 5, 5, 9] {
+            cuts.note(Vlsn::new(kept));
+        }
+        let cut_off = |vlsn, since| cuts.cut_off(Vlsn::new(vlsn), since).map(Vlsn::sequence);
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|since| cut_off(10, since)), {
+            [Some(3), Some(3), Some(5), Some(5), Some(9), None]
+        });
+        assert_eq!([0, 2, 4].map(|since| cut_off(4, since)), [Some(3), None, None]);
+        assert_eq!(cut_off(3, 0), None);
+        assert_eq!(cuts.kept.len(), 3);
+    }
 }

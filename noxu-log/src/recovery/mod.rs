@@ -174,6 +174,7 @@ impl Log {
             unsealable: None,
             checkpoint: NULL_VLSN,
             truncations: 0,
+            cuts: truncate::Cuts::default(),
             truncating: false,
             readers: Readers::default(),
         };

@@ -173,3 +173,52 @@ fn whoever_follows_what_is_durable_is_told_of_what_a_truncation_syncs_and_keeps(
     assert_eq!(log.positions().durable, Vlsn::new(5));
     assert_eq!(told.load(Ordering::SeqCst), 5);
 }
+
+#[test]
+fn whoever_waits_for_an_entry_that_is_cut_off_is_told_so_and_never_of_another_with_its_number() {
+    for reused in [false, true] {
+        let env = FaultEnv::new();
+        let log = rig::open(&env);
+        rig::fill(&log, 1, 9, 100);
+        log.sync_now().unwrap();
+        let hold = env.hold_next("set_len");
+        let (sender, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let cutting = scope.spawn(|| log.truncate_after(Vlsn::new(5), Cut::Discard));
+            hold.wait_until_met();
+            // Cut off with what was there before.
+            let late = rig::append(&log, 1, b"late").unwrap().last;
+            assert_eq!(late, Vlsn::new(10));
+            let waiter = log.clone();
+            std::thread::spawn(move || drop(sender.send(waiter.wait_durable(late))));
+            std::thread::sleep(Duration::from_millis(50));
+            drop(hold);
+            cutting.join().unwrap().unwrap();
+        });
+        if reused {
+            for vlsn in 6..=10 {
+                assert_eq!(rig::append(&log, 2, b"other").unwrap().last, Vlsn::new(vlsn));
+            }
+            log.sync_now().unwrap();
+        }
+        let outcome = told.recv_timeout(Duration::from_mins(1)).expect("nobody waits for ever");
+        let Err(LogError::CutOff { requested, last }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((requested, last), (Vlsn::new(10), Vlsn::new(5)));
+    }
+}
+
+#[test]
+fn nobody_waits_for_an_entry_that_is_not_there() {
+    let (_env, log) = fresh(4096);
+    put(&log, 1, b"first");
+    let cut_off = put(&log, 1, b"second");
+    log.truncate_after(Vlsn::new(1), Cut::Discard).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    let waiter = log.clone();
+    std::thread::spawn(move || drop(sender.send(waiter.wait_durable(cut_off))));
+    let refused = told.recv_timeout(Duration::from_mins(1)).expect("nobody waits for ever");
+    assert!(matches!(refused, Err(LogError::CutOff { .. })), "{refused:?}");
+    log.wait_durable(Vlsn::new(1)).unwrap();
+    put(&log, 2, b"another second");
+    log.wait_durable(Vlsn::new(2)).unwrap();
+}
