@@ -34,8 +34,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
-
 use crate::env::{Env, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
 use crate::group_commit::{Room, Writer};
@@ -47,6 +45,15 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const RESERVE_NAME: &str = "reserve";
 /// Bytes of the reserve that are filled at once.
 const FILL_STEP: u64 = 1 << 20;
+
+/// What those who listen know of the disk.
+#[derive(Debug, Default)]
+pub(crate) struct ReadOnlyTold {
+    /// They were told that the log is read-only.
+    read_only: bool,
+    /// A thread is telling them.
+    telling: bool,
+}
 
 impl Log {
     /// Whether the disk is full, so that appends are refused until there is room again.
@@ -60,7 +67,8 @@ impl Log {
     }
 
     /// Registers a function to be called when the log becomes read-only, with what appends are
-    /// refused with, and with `None` when it takes entries again. It must not wait for the log.
+    /// refused with, and with `None` when it takes entries again: in turn, by the thread that noticed
+    /// it first, with no lock of the log held.
     pub fn on_read_only(&self, hook: impl Fn(Option<&LogError>) + Send + Sync + 'static) {
         self.shared.hooks.write().read_only.push(std::sync::Arc::new(hook));
     }
@@ -116,17 +124,24 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the hooks, if they were told otherwise before. No lock is held but that of the telling.
+    /// Tells the hooks, if they were told otherwise before. No lock is held.
     pub(crate) fn tell_read_only(&self) {
-        let mut told: MutexGuard<'_, bool> = self.read_only_told.lock();
-        let cause = self.state.lock().no_room.as_deref().map(LogError::read_only);
-        if *told == cause.is_some() {
-            return;
-        }
-        *told = cause.is_some();
-        let hooks = self.hooks.read().read_only.clone();
-        for hook in hooks {
-            hook(cause.as_ref());
+        loop {
+            let cause = {
+                let mut told = self.read_only_told.lock();
+                let cause = self.state.lock().no_room.as_deref().map(LogError::read_only);
+                // Whoever is telling, perhaps this thread from within a hook, looks again afterwards.
+                if told.telling || told.read_only == cause.is_some() {
+                    return;
+                }
+                *told = ReadOnlyTold { read_only: cause.is_some(), telling: true };
+                cause
+            };
+            let hooks = self.hooks.read().read_only.clone();
+            for hook in hooks {
+                hook(cause.as_ref());
+            }
+            self.read_only_told.lock().telling = false;
         }
     }
 

@@ -29,6 +29,7 @@ use crate::entry::{ChainState, EntryHeader, EntryKind, EntryRun, NewEntry, entri
 use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
 use crate::flusher::Flusher;
+use crate::full_disk::ReadOnlyTold;
 use crate::group_commit::Writer;
 use crate::keeper::Keeper;
 use crate::marker::{LazyMarks, MarkPolicy, Marker};
@@ -216,8 +217,7 @@ pub(crate) struct Shared {
     pub(crate) poison: OnceLock<LogError>,
     pub(crate) closed: AtomicBool,
     pub(crate) unwritten_bytes: AtomicUsize,
-    /// Whether the hooks were told that the log is read-only; held while they are.
-    pub(crate) read_only_told: Mutex<bool>,
+    pub(crate) read_only_told: Mutex<ReadOnlyTold>,
     /// Whether the reserve is known to be whole; held while it is made or given up.
     pub(crate) reserve: Mutex<bool>,
     pub(crate) files: FileCache,
@@ -599,7 +599,8 @@ impl Log {
         self.shared.hooks.write().durable.push(Arc::new(hook));
     }
 
-    /// Registers a function to be called once when the log stops after a failed write or sync.
+    /// Registers a function to be called once when the log stops after a failed write or sync, by a
+    /// thread of its own, with no lock of the log held.
     pub fn on_poisoned(&self, hook: impl Fn(&LogError) + Send + Sync + 'static) {
         self.shared.hooks.write().poisoned.push(Arc::new(hook));
     }
@@ -730,12 +731,24 @@ impl Shared {
         if first {
             tracing::error!(%cause, dir = %self.dir.display(), "the log stops");
             self.wake_everybody();
-            let hooks = self.hooks.read().poisoned.clone();
-            for hook in hooks {
-                hook(&cause);
-            }
+            self.tell_poisoned(cause.clone());
         }
         cause.poisoned()
+    }
+
+    /// Tells the hooks, from another thread: this one holds whatever locks it was working under.
+    fn tell_poisoned(&self, cause: LogError) {
+        let hooks = self.hooks.read().poisoned.clone();
+        if hooks.is_empty() {
+            return;
+        }
+        let tell = Arc::new(move || hooks.iter().for_each(|hook| hook(&cause)));
+        let elsewhere = Arc::clone(&tell);
+        let thread = std::thread::Builder::new().name("noxu-alarm".into());
+        if thread.spawn(move || elsewhere()).is_err() {
+            // Better than not at all: only a hook that waits for the log stands still here.
+            tell();
+        }
     }
 
     /// Makes everybody who waits for the log look whether it still runs.

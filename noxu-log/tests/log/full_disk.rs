@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use noxu_log::env::{Env, Fault, FaultEnv, Survivors};
 use noxu_log::{
@@ -167,6 +168,34 @@ fn no_vlsn_is_given_twice_whenever_the_machine_stops() {
             let found = bodies(&open(&after));
             assert!(found.len() as i64 >= acknowledged.sequence(), "call {call}, {survivors:?}");
             assert_eq!(found, assigned[..found.len()], "call {call}, {survivors:?}");
+        }
+    }
+}
+
+#[test]
+fn who_is_told_that_the_disk_is_full_may_do_with_the_log_whatever_everybody_may() {
+    for closes in [false, true] {
+        let env = FaultEnv::new();
+        let log = open(&env);
+        let (sender, told) = channel();
+        let inner = log.clone();
+        log.on_read_only(move |cause| {
+            let done = match inner.sync_now() {
+                Err(_) if closes => inner.close(),
+                done => done.and_then(|_| inner.seal_through(vlsn_of(1))),
+            };
+            drop(sender.send((cause.is_some(), done)));
+        });
+        fill(&log, 1, 1, 100);
+        env.set_full(true);
+        let syncing = log.clone();
+        std::thread::spawn(move || drop(syncing.sync_now()));
+        let (is_full, done) = told.recv_timeout(Duration::from_mins(1)).expect("it returns");
+        assert!(is_full && is_read_only(&done), "{done:?}");
+        env.set_full(false);
+        if !closes {
+            let (is_full, done) = told.recv_timeout(Duration::from_mins(1)).expect("it returns");
+            assert!(!is_full && done.is_ok(), "{done:?}");
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A failed write or sync stops the log for good: nothing after it is ever reported durable.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use noxu_log::env::{Fault, FaultEnv, Survivors};
-use noxu_log::{Log, LogConfig, LogError, Until};
+use noxu_log::{Cut, Log, LogConfig, LogError, Until};
 
 use crate::rig::{append, bodies, body, dir, fill, group, open, quiet, vlsn_of};
 
@@ -64,6 +65,46 @@ fn a_failure_wakes_those_who_wait_and_tells_the_hook() {
         assert!(is_poisoned(&waiting.join().unwrap()));
     });
     assert!(is_poisoned(&log.wait_durable(vlsn_of(2))));
+}
+
+/// In the data stage, in the mark stage, and in a truncation, which holds all there is to hold.
+#[test]
+fn who_is_told_of_a_failure_may_do_with_the_log_whatever_everybody_may() {
+    for (calls_before, truncates) in [(0, false), (1, false), (0, true), (1, true)] {
+        let env = FaultEnv::new();
+        let log = open(&env);
+        fill(&log, 1, 3, 10);
+        log.sync_now().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let inner = log.clone();
+        log.on_poisoned(move |_| {
+            let last = inner.positions().last;
+            assert!(is_poisoned(&inner.sync_now()));
+            assert!(is_poisoned(&inner.truncate_after(vlsn_of(1), Cut::Discard)));
+            assert!(is_poisoned(&inner.seal_through(last)));
+            inner.on_durable(|_| ());
+            let closed = is_poisoned(&inner.close());
+            let _ = sender.send((last, closed));
+        });
+        if !truncates {
+            fill(&log, 4, 4, 10);
+        }
+        for _ in 0..calls_before {
+            env.fail_next("sync_data", Fault::Slow(Duration::ZERO));
+        }
+        env.fail_next("sync_data", Fault::IO);
+        let failing = log.clone();
+        std::thread::spawn(move || {
+            if truncates {
+                drop(failing.truncate_after(vlsn_of(2), Cut::Discard));
+            } else {
+                drop(failing.sync_now());
+            }
+        });
+        let told = receiver.recv_timeout(Duration::from_mins(1));
+        let last = vlsn_of(if truncates { 3 } else { 4 });
+        assert_eq!(told, Ok((last, true)), "{calls_before} syncs before, truncation: {truncates}");
+    }
 }
 
 #[test]
