@@ -138,6 +138,8 @@ struct Writer {
     /// Sequence in each slot; `None` if it is bad.
     slots: [Option<u64>; SLOTS],
     failed: Option<LogError>,
+    /// The answer once the directory may be somebody else's.
+    closed: Option<LogError>,
 }
 
 impl ControlFile {
@@ -155,7 +157,7 @@ impl ControlFile {
         let open = env.open(&path, OpenMode::ReadWrite);
         let file = open.map_err(|e| LogError::io("open", &path, e))?;
         let (state, slots) = read_slots(&*file, &path)?;
-        let mut writer = Writer { file, slots, failed: None };
+        let mut writer = Writer { file, slots, failed: None, closed: None };
         let repairs = writer.repairs_needed();
         if repairs > 0 {
             tracing::warn!(path = %path.display(), slots = ?writer.slots, "control file: healing");
@@ -190,6 +192,9 @@ impl ControlFile {
         if let Some(failed) = &writer.failed {
             return Err(failed.poisoned());
         }
+        if let Some(closed) = &writer.closed {
+            return Err(closed.clone());
+        }
         let old = self.state.read().clone();
         let mut new = old.clone();
         change(&mut new);
@@ -208,6 +213,11 @@ impl ControlFile {
         writer.write(&new, &self.path)?;
         *self.state.write() = new;
         Ok(())
+    }
+
+    /// Waits for whoever is writing, and has everybody after that answered with `closed`.
+    pub(crate) fn close(&self, closed: LogError) {
+        self.writer.lock().closed = Some(closed);
     }
 }
 

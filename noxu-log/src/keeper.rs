@@ -59,7 +59,9 @@ impl Keeper {
                         }
                     }
                 }
-                std::mem::take(&mut *request)
+                // Whoever fills in another thread looks for the stop too.
+                let stop = request.stop;
+                std::mem::replace(&mut *request, KeeperRequest { stop, ..Default::default() })
             };
             if task.stop {
                 return;

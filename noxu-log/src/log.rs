@@ -9,7 +9,7 @@
 //! # Locks, in the order in which they are taken
 //! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
 //! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! The waiters', flushers', lazy marks', keeper's, reserve's and pins' locks are leaves.
+//! The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's locks are leaves.
 //!
 //! # Not here
 //! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use noxu_util::{Fingerprint, LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
 use crate::entry::{ChainState, EntryHeader, EntryKind, EntryRun, NewEntry, entries_of};
@@ -225,8 +225,8 @@ pub(crate) struct Shared {
     pub(crate) pins: Pins,
     /// Segments below the anchor whose files could not be removed yet, oldest first.
     pub(crate) doomed: Mutex<Vec<u32>>,
-    /// The directory's lock; given back when the log is closed.
-    pub(crate) lock: Mutex<Option<Box<dyn LockGuard>>>,
+    /// The directory's lock; given back when the log is closed. See [`Shared::directory`].
+    pub(crate) lock: RwLock<Option<Box<dyn LockGuard>>>,
 }
 
 /// A segment as the log knows it.
@@ -467,7 +467,8 @@ impl Log {
     /// no change.
     ///
     /// # Errors
-    /// `AlreadyFounded` with another identity, `TooLarge` for a segment size out of range.
+    /// `AlreadyFounded` with another identity, `TooLarge` for a segment size out of range;
+    /// `Poisoned`, `Closed`, `Io`.
     pub fn found(&self, group: GroupIdentity) -> Result<()> {
         if !SEGMENT_BYTES_RANGE.contains(&group.segment_bytes) {
             return Err(LogError::TooLarge {
@@ -477,6 +478,7 @@ impl Log {
             });
         }
         let _alone = self.shared.maintenance.lock();
+        self.shared.check_running()?;
         if let Some(mine) = self.group() {
             if mine == group {
                 return Ok(());
@@ -618,10 +620,19 @@ impl Log {
         let shared = &*self.shared;
         let _alone = shared.maintenance.lock();
         let _writer = shared.writer.lock();
-        let _marker = shared.marker.lock();
-        let marked = synced
-            .and_then(|()| self.shared.control.update(|control| control.clean_shutdown = true));
-        drop(self.shared.lock.lock().take());
+        let marker = shared.marker.lock();
+        let marked = synced.and_then(|()| {
+            // What slipped in since may be in its file without being synced. That is no orderly end,
+            // and the next open would take it for a mark that is not the last one.
+            shared.catch_mark_up(&marker)?;
+            let is_orderly = {
+                let state = shared.state.lock();
+                state.marked == state.written
+            };
+            shared.control.update(|control| control.clean_shutdown = is_orderly)
+        });
+        shared.control.close(LogError::Closed { dir: shared.dir.clone() });
+        drop(shared.lock.write().take());
         marked
     }
 }
@@ -675,6 +686,16 @@ impl Shared {
             return Err(LogError::Closed { dir: self.dir.clone() });
         }
         Ok(())
+    }
+
+    /// Keeps the directory this log's own as long as the caller holds it: for those who write in it
+    /// without the locks that closing takes. They wait for none of these meanwhile.
+    ///
+    /// # Errors
+    /// `Closed` if it may be somebody else's.
+    pub(crate) fn directory(&self) -> Result<RwLockReadGuard<'_, Option<Box<dyn LockGuard>>>> {
+        let held = self.lock.read();
+        if held.is_some() { Ok(held) } else { Err(LogError::Closed { dir: self.dir.clone() }) }
     }
 
     /// The state, once there is room for more and the log may be appended to.

@@ -168,8 +168,11 @@ impl Shared {
     /// The second stage under Lazy, for which nobody waits: writes the mark, and leaves its sync to
     /// the thread that has time for it.
     pub(crate) fn mark_lazily(&self) -> Result<()> {
-        // While it is being synced, the next flush writes it.
-        if let Some(marker) = self.marker.try_lock() {
+        // While it is being synced, the next flush writes it. Somebody who was told of the batch may have
+        // closed the log.
+        if let Some(marker) = self.marker.try_lock()
+            && let Ok(_ours) = self.directory()
+        {
             let synced = self.state.lock().synced;
             match marker.mark.write(synced) {
                 // A later flush writes it.
@@ -183,6 +186,7 @@ impl Shared {
 
     /// Writes and syncs a mark; false if there is no room for it, which makes the log read-only.
     fn write_mark(&self, marker: &Marker, synced: Mark) -> Result<bool> {
+        let _ours = self.directory()?;
         match marker.mark.write(synced) {
             Err(cause) if cause.is_storage_full() => {
                 self.become_read_only(&marker.mark.path());

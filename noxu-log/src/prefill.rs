@@ -92,7 +92,8 @@ impl Log {
     /// `Io`, which costs only speed; `Poisoned` if a sync failed, `Closed`.
     pub fn fill_ahead(&self) -> Result<()> {
         self.shared.check_running()?;
-        self.shared.prefill(Extent::Whole)
+        self.shared.prefill(Extent::Whole)?;
+        self.shared.check_running()
     }
 }
 
@@ -138,7 +139,9 @@ impl Shared {
             self.prefill.gave_up.store(true, Ordering::Relaxed);
             // A whole one is the writer's.
             let mut unfinished = self.prefill.unfinished.lock();
-            if unfinished.take().is_some() {
+            if unfinished.take().is_some()
+                && let Ok(_ours) = self.directory()
+            {
                 let _ = self.env.remove(&log_dir(&self.dir).join(SPARE_NAME));
             }
         }
@@ -164,6 +167,7 @@ impl Shared {
                 if !self.fills(extent) {
                     break; // After the write that we waited for.
                 }
+                let _ours = self.directory()?;
                 let step = (len + STEP_BYTES).min(segment_bytes);
                 current.file.allocate(step).map_err(|e| LogError::io("fill", &path, e))?;
                 (Arc::clone(&current.file), current.number)
@@ -187,6 +191,7 @@ impl Shared {
         }
         let before = unfinished.as_ref().map_or(0, |spare| spare.filled);
         while self.fills(extent) {
+            let _ours = self.directory()?;
             let spare = match &mut *unfinished {
                 Some(spare) => spare,
                 nothing => {

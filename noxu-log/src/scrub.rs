@@ -482,7 +482,10 @@ impl Shared {
             "a side file has other digests than its segment, made again"
         );
         let side = SideFile { digests, ..(*self.sides.open(self, number)?).clone() };
-        side.write(&*self.env, &self.dir)?;
+        {
+            let _ours = self.directory()?;
+            side.write(&*self.env, &self.dir)?;
+        }
         if let Some(Segment::Sealed(sealed)) =
             self.state.lock().segments.iter_mut().find(|segment| segment.number() == number)
         {

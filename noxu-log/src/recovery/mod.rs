@@ -209,7 +209,7 @@ impl Log {
             sides: SideCache::default(),
             pins: Pins::new(anchor),
             doomed: Mutex::default(),
-            lock: Mutex::new(Some(lock)),
+            lock: RwLock::new(Some(lock)),
         });
         shared.state.lock().check_invariants();
         let mut threads = vec![

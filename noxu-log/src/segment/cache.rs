@@ -173,6 +173,7 @@ impl SideCache {
         let side = self.open(shared, number)?;
         let _alone = self.rebuilding.lock();
         if shared.read_side_file(number)?.is_none() {
+            let _ours = shared.directory()?;
             side.write(&*shared.env, &shared.dir)?;
         }
         Ok(side)
@@ -199,7 +200,8 @@ fn read_or_rebuild(shared: &Shared, number: u32, rebuilding: &Mutex<()>) -> Resu
         return Ok(side);
     }
     let side = shared.side_file_of_segment(number)?;
-    if let Err(error) = side.write(&*shared.env, &shared.dir) {
+    let ours = shared.directory();
+    if let Err(error) = ours.and_then(|_ours| side.write(&*shared.env, &shared.dir)) {
         // What it says is known all the same; the next one who needs it tries again.
         tracing::warn!(%error, segment = number, "a side file cannot be written");
     }

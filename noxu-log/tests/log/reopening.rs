@@ -1,12 +1,14 @@
 //! Reopening: what recovery keeps, cuts and refuses.
 
 use std::io::IoSlice;
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use noxu_log::env::{Env, FaultEnv, OpenMode};
-use noxu_log::{Log, LogError};
-use noxu_util::Vlsn;
+use noxu_log::env::{Env, Fault, FaultEnv, OpenMode, Survivors};
+use noxu_log::{Cut, Log, LogConfig, LogError, MarkPolicy, ScrubConfig};
+use noxu_util::{Term, Vlsn};
 
 use crate::rig;
 use crate::support::{DIR, bodies, body, config, fresh, open, put};
@@ -196,4 +198,124 @@ fn closing_waits_for_work_that_has_begun_before_it_gives_the_directory_back() {
         let _ = sealing.join().unwrap();
         assert_eq!(env.calls(), calls, "the directory is somebody else's by now");
     });
+}
+
+/// Calls that change something, or may.
+fn writes(env: &FaultEnv) -> Vec<String> {
+    let reads = ["read_at", "len", "list", "exists", "lock", "free_bytes"];
+    let trace = env.trace();
+    let writes = trace.iter().filter(|call| !reads.contains(&call.function));
+    writes.map(ToString::to_string).collect()
+}
+
+#[test]
+fn whoever_calls_a_closed_log_changes_nothing_in_its_directory() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 30, 500);
+    log.sync_now().unwrap();
+    log.seal_through(Vlsn::new(9)).unwrap();
+    let first = log.sealed_segments()[0].number;
+    let block = noxu_log::env::read_whole(&env, &rig::dir().join("log/0000000001.nlog")).unwrap();
+    log.close().unwrap();
+    env.remove(&rig::dir().join("log/0000000001.nside")).unwrap();
+    let before = env.digest();
+    let refused = [
+        ("update", log.control().update(|control| control.term = Term::new(9))),
+        ("found", log.found(rig::group())),
+        ("append", rig::append(&log, 1, b"x").map(drop)),
+        ("sync", log.sync_now().map(drop)),
+        ("write", log.write_now()),
+        ("wait", log.wait_durable(Vlsn::new(30)).and_then(|()| log.write_now())),
+        ("fill", log.fill_ahead()),
+        ("seal", log.seal_through(Vlsn::new(30))),
+        ("drop", log.drop_through(Vlsn::new(30)).map(drop)),
+        ("retain", log.retain().map(drop)),
+        ("truncate", log.truncate_after(Vlsn::new(29), Cut::Discard).map(drop)),
+        ("replace", log.replace_block(first, 0, &block)),
+    ];
+    for (what, refused) in refused {
+        assert!(matches!(refused, Err(LogError::Closed { .. })), "{what}: {refused:?}");
+    }
+    // These read; what they miss they may not make again.
+    let _ = log.block_digests(first);
+    let _ = log.read(Vlsn::new(1), 1 << 20);
+    let _ = log.scrub(&ScrubConfig::default(), |_| ControlFlow::Continue(()));
+    log.close().unwrap();
+    assert_eq!(env.digest(), before);
+    drop(log);
+    assert_eq!(env.digest(), before);
+}
+
+#[test]
+fn filling_ahead_ends_before_closing_gives_the_directory_back() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 3, 500);
+    log.sync_now().unwrap();
+    // Of the segment that is written, and of the spare one.
+    for held in ["0000000001.nlog", "spare"] {
+        let env = env.clone_image(Survivors::All);
+        let log = rig::open(&env);
+        rig::fill(&log, 4, 4, 100);
+        log.sync_now().unwrap();
+        if held == "spare" {
+            env.fail_next("allocate", Fault::Slow(Duration::ZERO));
+        }
+        let hold = env.hold_next("allocate");
+        std::thread::scope(|scope| {
+            let filling = scope.spawn(|| log.fill_ahead());
+            hold.wait_until_met();
+            let closing = scope.spawn(|| log.close().map(|()| writes(&env).len()));
+            std::thread::sleep(Duration::from_millis(50));
+            drop(hold);
+            let calls = closing.join().unwrap().unwrap();
+            let filled = filling.join().unwrap();
+            assert!(matches!(filled, Err(LogError::Closed { .. })), "{held}: {filled:?}");
+            assert_eq!(writes(&env)[calls..], [""; 0], "{held}");
+        });
+    }
+}
+
+#[test]
+fn a_mark_that_comes_too_late_is_not_written_once_the_log_is_closed() {
+    let env = FaultEnv::new();
+    let config = LogConfig { tail_mark: MarkPolicy::Lazy, ..rig::quiet() };
+    let log = rig::try_open(&env, config).unwrap();
+    rig::fill(&log, 1, 1, 100);
+    let (told, inner) = (Arc::new(Mutex::new(None)), log.clone());
+    let (hook, disk) = (Arc::clone(&told), env.clone());
+    log.on_durable(move |_| {
+        inner.close().unwrap();
+        hook.lock().unwrap().get_or_insert_with(|| writes(&disk).len());
+    });
+    log.sync_now().unwrap();
+    let calls = told.lock().unwrap().expect("the hook ran");
+    assert_eq!(writes(&env)[calls..], [""; 0]);
+}
+
+#[test]
+fn an_entry_that_slips_in_while_the_log_is_closed_does_not_make_the_head_uncertain() {
+    let env = FaultEnv::new();
+    let log = rig::open(&env);
+    rig::fill(&log, 1, 1, 100);
+    let data = env.hold_next("sync_data");
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| log.close());
+        data.wait_until_met();
+        let mark = env.hold_next("sync_data");
+        drop(data);
+        mark.wait_until_met();
+        rig::fill(&log, 2, 2, 100);
+        log.write_now().unwrap();
+        drop(mark);
+        closing.join().unwrap().unwrap();
+    });
+    drop(log);
+    for survivors in [Survivors::All, Survivors::None] {
+        let env = env.clone_image(survivors);
+        let (log, report) = Log::open(Arc::new(env), rig::dir(), rig::quiet()).unwrap();
+        assert!(!report.head_uncertain, "{survivors:?}");
+        assert!(log.positions().last >= Vlsn::new(1));
+    }
 }
