@@ -136,6 +136,33 @@ fn a_flipped_byte_in_the_log_is_found_and_nothing_is_cut() {
     assert!(!output.status.success(), "noxu log verify finds nothing wrong");
 }
 
+/// A sealed segment is not read when a node starts, so the scrubber finds what rotted in it, and the
+/// node's status says so.
+#[test]
+fn a_byte_that_rotted_in_a_sealed_segment_shows_in_the_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let founding = ["--create-group", "g", "--role", "master", "--term", "1"];
+    let small = ["--segment-size", "64KiB"];
+    let node = NodeProcess::start("n1", dir.path(), &[&founding[..], &small].concat());
+    let mut client = node.client();
+    for i in 0..100 {
+        client.call(&[b"SET", format!("key{i}").as_bytes(), &[b'v'; 2000]]).unwrap();
+    }
+    node.wait_for("sealed_segments", |count| count != "0");
+    assert_eq!(node.info("damaged_blocks").unwrap(), "0");
+    assert_eq!(node.terminate(), Some(0));
+    let file = segment(dir.path());
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4000] ^= 0x10;
+    fs::write(&file, &bytes).unwrap();
+
+    let again = ["--role", "master", "--term", "2", "--scrub-interval", "1s"];
+    let node = NodeProcess::start("n1", dir.path(), &again);
+    node.wait_for("damaged_blocks", |count| count == "1");
+    let block = node.info("damaged0").unwrap();
+    assert!(block.starts_with("segment=1,offset=0,"), "{block}");
+}
+
 #[test]
 fn garbage_frames_and_frames_over_the_cap_harm_nobody_else() {
     let dir = tempfile::tempdir().unwrap();

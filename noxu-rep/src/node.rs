@@ -981,6 +981,7 @@ impl Inner {
             master,
             positions: self.log.positions(),
             retention: self.log.retention(),
+            scrub: self.log.scrub_report(),
             dtvlsn: mastership.as_ref().map_or_else(|| self.housekeeper.dtvlsn(), |m| m.dtvlsn()),
             visible: self.applier.limit(),
             applied: self.applier.applied(),

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-pub use noxu_log::Retention;
 use noxu_log::{GroupIdentity, MarkStatus, Positions, SyncLatencies};
+pub use noxu_log::{Retention, ScrubReport, SealedSegment};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 pub use crate::driver::master::ReplicaStatus;
@@ -88,6 +88,8 @@ pub struct Status {
     pub positions: Positions,
     /// How much of the log is kept, and for whom.
     pub retention: Retention,
+    /// How far sealed segments were read again, and what was found damaged.
+    pub scrub: ScrubReport,
     /// Highest VLSN known durable on a majority.
     pub dtvlsn: Vlsn,
     /// Everything through it may be seen by readers here.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use noxu_log::{MarkPolicy, RetentionConfig};
+use noxu_log::{MarkPolicy, RetentionConfig, SEGMENT_BYTES_RANGE, ScrubConfig};
 use noxu_util::{Name, Term};
 use serde::Deserialize;
 
@@ -83,6 +83,12 @@ pub(super) struct NodeFlags {
     /// rot in the last commits may be taken for a torn write (lazy) [default: strict]
     #[arg(long, value_name = "POLICY")]
     tail_mark: Option<MarkPolicy>,
+    /// Bytes of finished log files read again each second in search of rot; 0 for none [default: 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    scrub_rate: Option<String>,
+    /// How long such a file is left alone once it was read [default: 7d]
+    #[arg(long, value_name = "AGE")]
+    scrub_interval: Option<String>,
     /// Client connections at a time [default: 1024]
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -115,6 +121,8 @@ struct NodeFile {
     max_log_age: Option<String>,
     absence_grace: Option<String>,
     tail_mark: Option<String>,
+    scrub_rate: Option<String>,
+    scrub_interval: Option<String>,
     max_clients: Option<usize>,
 }
 
@@ -160,6 +168,8 @@ pub(super) struct NodeSettings {
     pub(super) kept: KeptLog,
     /// When the log's tail mark is synced.
     pub(super) tail_mark: MarkPolicy,
+    /// How sealed segments are read again, if they are.
+    pub(super) scrub: Option<ScrubConfig>,
     /// Client connections.
     pub(super) max_clients: usize,
 }
@@ -178,9 +188,6 @@ pub(super) struct KeptLog {
     /// How long the place of a voter that is away is held.
     pub(super) absence_grace: Duration,
 }
-
-/// Segment sizes that make sense: an entry header each way.
-const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 31;
 
 /// How long a voter may be away and still find its place, unless its node is told otherwise.
 const DEFAULT_ABSENCE_GRACE: Duration = Duration::from_hours(24);
@@ -240,17 +247,20 @@ impl NodeFlags {
                     .map_err(|e| CliError::Usage(format!("--segment-size: {e}")))?,
                 None => 64 << 20,
             };
-            if !SEGMENT_BYTES.contains(&segment_bytes) {
-                return Err(CliError::Usage(format!(
-                    "--segment-size {segment_bytes} found, {} to {} expected",
-                    SEGMENT_BYTES.start(),
-                    SEGMENT_BYTES.end()
-                )));
-            }
+            let lawful = SEGMENT_BYTES_RANGE;
+            let segment_bytes = u32::try_from(segment_bytes)
+                .ok()
+                .filter(|bytes| lawful.contains(bytes))
+                .ok_or_else(|| {
+                    let (start, end) = lawful.into_inner();
+                    CliError::Usage(format!(
+                        "--segment-size {segment_bytes} found, {start} to {end} expected"
+                    ))
+                })?;
             GroupSetting::Create {
                 name: self::name("--create-group", group)?,
                 members: voters(&name, members)?,
-                segment_bytes: segment_bytes as u32,
+                segment_bytes,
             }
         } else {
             if !members.is_empty() || segment_size.is_some() {
@@ -285,6 +295,16 @@ impl NodeFlags {
             absence_grace: age("--absence-grace", &self.absence_grace, &file.absence_grace)?
                 .unwrap_or(DEFAULT_ABSENCE_GRACE),
         };
+        let unhurried = ScrubConfig::default();
+        let interval = age("--scrub-interval", &self.scrub_interval, &file.scrub_interval)?
+            .unwrap_or(unhurried.interval);
+        let scrub = ScrubConfig {
+            bytes_per_second: bytes("--scrub-rate", &self.scrub_rate, &file.scrub_rate)?
+                .unwrap_or(unhurried.bytes_per_second),
+            interval,
+            // Whoever wants it often does not wait for the first time either.
+            delay: unhurried.delay.min(interval),
+        };
         if let Some(max) = kept.max_bytes
             && kept.keep_bytes > max
         {
@@ -316,6 +336,7 @@ impl NodeFlags {
             durability,
             kept,
             tail_mark,
+            scrub: (scrub.bytes_per_second > 0).then_some(scrub),
             max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
         })
     }
@@ -384,7 +405,7 @@ mod tests {
             "name = \"n9\"\ndir = \"data\"\nrole = \"master\"\nterm = 4\ncreate_group = \"g\"\n\
              members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
              keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n\
-             tail_mark = \"lazy\"\n",
+             tail_mark = \"lazy\"\nscrub_rate = \"1MiB\"\nscrub_interval = \"1d\"\n",
         )
         .unwrap();
         let flags = NodeFlags {
@@ -392,6 +413,7 @@ mod tests {
             name: Some("n1".into()),
             term: Some(7),
             max_log_bytes: Some("9MiB".into()),
+            scrub_interval: Some("5s".into()),
             ..NodeFlags::default()
         };
         let settings = flags.settings().unwrap();
@@ -403,6 +425,12 @@ mod tests {
         assert_eq!(settings.master_term, Some(Term::new(7)));
         assert_eq!(settings.durability, DurabilityName::Local);
         assert_eq!(settings.tail_mark, MarkPolicy::Lazy);
+        let seconds = Duration::from_secs(5);
+        let scrub = ScrubConfig { bytes_per_second: 1 << 20, interval: seconds, delay: seconds };
+        assert_eq!(settings.scrub, Some(scrub));
+        let never = NodeFlags { scrub_rate: Some("0".into()), ..self::flags() };
+        assert_eq!(never.settings().unwrap().scrub, None);
+        assert_eq!(self::flags().settings().unwrap().scrub, Some(ScrubConfig::default()));
         assert_eq!(self::flags().settings().unwrap().tail_mark, MarkPolicy::Strict);
         let GroupSetting::Create { segment_bytes, members, .. } = settings.group else {
             panic!("the file creates a group")
@@ -440,7 +468,9 @@ mod tests {
         let unit = NodeFlags { absence_grace: Some("7".into()), ..flags() };
         assert!(error(&unit).contains("--absence-grace"));
         let tiny = NodeFlags { segment_size: Some("1".into()), ..create() };
-        assert!(error(&tiny).contains("4096 to"));
+        assert!(error(&tiny).contains("4096 to 1073741824"));
+        let huge = NodeFlags { segment_size: Some("2GiB".into()), ..create() };
+        assert!(error(&huge).contains("4096 to 1073741824"));
         assert!(error(&NodeFlags { name: Some("a b".into()), ..flags() }).contains("\"a b\""));
     }
 }

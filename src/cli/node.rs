@@ -145,7 +145,12 @@ fn node_config(settings: &NodeSettings) -> NodeConfig {
         ..RetentionConfig::default()
     };
     NodeConfig {
-        log: LogConfig { retention, tail_mark: settings.tail_mark, ..LogConfig::default() },
+        log: LogConfig {
+            retention,
+            tail_mark: settings.tail_mark,
+            scrub: settings.scrub.clone(),
+            ..LogConfig::default()
+        },
         absence_grace: kept.absence_grace,
         listen: settings.listen.clone(),
         role: match settings.master_term {

@@ -8,6 +8,7 @@
 mod backend;
 mod command;
 mod connection;
+mod info;
 mod pattern;
 mod request;
 mod scan_cursors;
