@@ -213,6 +213,7 @@ impl Shared {
         if let Some(spare) = &*unfinished
             && spare.filled > before
         {
+            let _ours = self.directory()?;
             spare.file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
         }
         if let Some(whole) = unfinished.take_if(|spare| spare.filled >= segment_bytes) {
