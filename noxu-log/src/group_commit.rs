@@ -47,6 +47,10 @@ use crate::segment::name::{SPARE_NAME, log_dir, segment_name};
 use crate::tail::Piece;
 use crate::tail_mark::Mark;
 
+/// Bytes of another node's log, written at once, from which on no copy stays in the page cache: the
+/// memory for one costs more than all else that a replica does with them.
+const PASSING_BYTES: usize = 256 << 10;
+
 /// The file that is being written, and what of it is unsynced.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
@@ -445,8 +449,17 @@ impl Shared {
         let path = self.segment_path(number);
         // Also of a part that was written before there was no room.
         current.dirty = true;
-        current.file.write_at(&parts, offset).map_err(WriteFault::of_write("write", &path))?;
-        self.segment_written(pieces.iter().map(|piece| piece.bytes.len()).sum());
+        let bytes: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
+        // What a master appends, a feeder that fell behind reads from the file. What a replica gets
+        // in bulk nobody reads but out of the tail.
+        let passes = bytes >= PASSING_BYTES && pieces.iter().all(|piece| piece.shared);
+        let written = if passes {
+            current.file.write_passing(&parts, offset)
+        } else {
+            current.file.write_at(&parts, offset)
+        };
+        written.map_err(WriteFault::of_write("write", &path))?;
+        self.segment_written(bytes);
         Ok(())
     }
 

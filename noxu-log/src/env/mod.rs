@@ -69,6 +69,11 @@ pub trait EnvFile: Debug + Send + Sync {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `parts`, one after the other, from `offset`; extends the file if need be.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// As [`EnvFile::write_at`], of bytes that are not to be read again soon: where the operating
+    /// system can, it begins at once to bring them to the disk and keeps no copy of them in memory.
+    fn write_passing(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.write_at(parts, offset)
+    }
     /// Makes data and length durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
     /// Extends the file to `len` bytes with zeros that are really written, so that later writes

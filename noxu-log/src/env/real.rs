@@ -9,6 +9,11 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+#[cfg(target_os = "linux")]
+use rustix::io::ReadWriteFlags;
 
 use super::path_error::at;
 use super::{Env, EnvFile, LockGuard, OpenMode};
@@ -38,7 +43,7 @@ impl Env for RealEnv {
             }
         }
         let file = options.open(path).map_err(at("open", path))?;
-        Ok(Arc::new(RealFile { file, path: path.to_owned() }))
+        Ok(Arc::new(RealFile { file, path: path.to_owned(), keeps_all: AtomicBool::new(false) }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -127,6 +132,8 @@ impl Env for RealEnv {
 struct RealFile {
     file: File,
     path: PathBuf,
+    /// Set once the system has refused to write without keeping a copy.
+    keeps_all: AtomicBool,
 }
 
 impl EnvFile for RealFile {
@@ -145,6 +152,21 @@ impl EnvFile for RealFile {
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.write_parts(parts, offset).map_err(at("write", &self.path))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn write_passing(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let end = offset + bytes as u64;
+        // The page that is not full stays in memory: the next write would have to read it back.
+        let whole = bytes.saturating_sub((end % PAGE_BYTES) as usize);
+        if whole == 0 || self.keeps_all.load(Ordering::Relaxed) {
+            return self.write_at(parts, offset);
+        }
+        let (passing, kept) = split_at(parts, whole);
+        write_groups(&passing, offset, |group, at| self.write_once_passing(group, at))
+            .and_then(|()| self.write_parts(&kept, offset + whole as u64))
+            .map_err(at("write", &self.path))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -182,30 +204,77 @@ impl EnvFile for RealFile {
 }
 
 impl RealFile {
-    fn write_parts(&self, parts: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    fn write_parts(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         if let [part] = parts {
             return self.file.write_all_at(part, offset);
         }
-        for group in parts.chunks(PARTS_PER_CALL) {
-            let mut owned = [IoSlice::new(&[]); PARTS_PER_CALL];
-            let mut rest = &mut owned[..group.len()];
-            rest.copy_from_slice(group);
-            IoSlice::advance_slices(&mut rest, 0); // skips empty parts
-            while !rest.is_empty() {
-                match rustix::io::pwritev(&self.file, rest, offset) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(count) => {
-                        offset += count as u64;
-                        IoSlice::advance_slices(&mut rest, count);
-                    }
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
+        write_groups(parts, offset, |group, at| rustix::io::pwritev(&self.file, group, at))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn write_once_passing(&self, parts: &[IoSlice<'_>], offset: u64) -> rustix::io::Result<usize> {
+        match rustix::io::pwritev2(&self.file, parts, offset, DONTCACHE) {
+            // Kernels before 6.14, and file systems that cannot.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                self.keeps_all.store(true, Ordering::Relaxed);
+                rustix::io::pwritev(&self.file, parts, offset)
             }
+            done => done,
         }
-        Ok(())
     }
 }
+
+/// Writes all of `parts` in calls of `write`, which says how many bytes it wrote.
+fn write_groups(
+    parts: &[IoSlice<'_>],
+    mut offset: u64,
+    write: impl Fn(&[IoSlice<'_>], u64) -> rustix::io::Result<usize>,
+) -> io::Result<()> {
+    for group in parts.chunks(PARTS_PER_CALL) {
+        let mut owned = [IoSlice::new(&[]); PARTS_PER_CALL];
+        let mut rest = &mut owned[..group.len()];
+        rest.copy_from_slice(group);
+        IoSlice::advance_slices(&mut rest, 0); // skips empty parts
+        while !rest.is_empty() {
+            match write(rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    offset += count as u64;
+                    IoSlice::advance_slices(&mut rest, count);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `parts` as their first `at` bytes and the rest.
+#[cfg(target_os = "linux")]
+fn split_at<'a>(parts: &'a [IoSlice<'_>], at: usize) -> (Vec<IoSlice<'a>>, Vec<IoSlice<'a>>) {
+    let (mut before, mut after) = (Vec::with_capacity(parts.len()), Vec::new());
+    let mut left = at;
+    for part in parts {
+        let (first, second) = part.split_at(left.min(part.len()));
+        left -= first.len();
+        if !first.is_empty() {
+            before.push(IoSlice::new(first));
+        }
+        if !second.is_empty() {
+            after.push(IoSlice::new(second));
+        }
+    }
+    (before, after)
+}
+
+/// `RWF_DONTCACHE`, which rustix does not name yet.
+#[cfg(target_os = "linux")]
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Unit of the page cache; on a machine with larger pages a wrong one costs only speed.
+#[cfg(target_os = "linux")]
+const PAGE_BYTES: u64 = 4096;
 
 /// Holds the file whose lock the kernel drops with the last descriptor.
 #[derive(Debug)]
@@ -252,6 +321,24 @@ mod tests {
         let mut back = vec![0; bytes.len() + 1];
         assert_eq!(file.read_at(&mut back, 10).unwrap(), bytes.len());
         assert_eq!(back[..bytes.len()], bytes);
+    }
+
+    #[test]
+    fn what_passes_stands_in_the_file_wherever_it_begins_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealEnv.open(&dir.path().join("f"), OpenMode::CreateNew).unwrap();
+        let mut expected = Vec::new();
+        for len in [1, 4095, 1, 8192, 3, 300_000, 4096, 5] {
+            let from = expected.len();
+            expected.extend((from..from + len).map(|i| (i / 7) as u8));
+            let (a, b) = expected[from..].split_at(len / 3);
+            let parts = [IoSlice::new(a), IoSlice::new(&[]), IoSlice::new(b)];
+            file.write_passing(&parts, from as u64).unwrap();
+        }
+        file.sync_data().unwrap();
+        let mut back = vec![0; expected.len() + 1];
+        assert_eq!(file.read_at(&mut back, 0).unwrap(), expected.len());
+        assert_eq!(back[..expected.len()], expected);
     }
 
     #[test]
