@@ -110,8 +110,15 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     let core = Mutex::new(core);
     let master = Master::default();
     let feeder = FeederStream::new(TERM, &from, &ours, &master, clock, &core);
+    let host = Arc::new(Follower);
     let replica =
-        ReplicaStream::new(TERM, timing, to.clone(), theirs, Arc::new(Follower), clock, NULL_VLSN);
+        Arc::new(ReplicaStream::new(TERM, timing, to.clone(), theirs, host, clock, NULL_VLSN));
+    let hooked = Arc::downgrade(&replica);
+    to.on_durable(move |durable| {
+        if let Some(replica) = hooked.upgrade() {
+            let _ = replica.handle_durable(durable);
+        }
+    });
     let started = Instant::now();
     thread::scope(|scope| {
         let sending = scope.spawn(|| feeder.run_sender());

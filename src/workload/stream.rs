@@ -51,7 +51,7 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
     let core = Mutex::new(feeder);
     let progress = Progress::default();
     let sender = FeederStream::new(TERM, source, &*feeder_end, &progress, clock, &core);
-    let replica = ReplicaStream::new(
+    let replica = Arc::new(ReplicaStream::new(
         TERM,
         timing,
         target.clone(),
@@ -59,7 +59,14 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
         Arc::new(Nobody),
         clock,
         NULL_VLSN,
-    );
+    ));
+    let hooked = Arc::downgrade(&replica);
+    target.on_durable(move |durable| {
+        if let Some(replica) = hooked.upgrade() {
+            // The receiver meets the broken channel too.
+            let _ = replica.handle_durable(durable);
+        }
+    });
     let run = |work: &dyn Fn() -> noxu_rep::Result<()>| {
         let done = work();
         progress.end();

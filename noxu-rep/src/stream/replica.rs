@@ -1,9 +1,10 @@
 //! Replica stream: receives the log from a feeder over a blocking channel.
 //!
-//! One thread receives, verifies, appends, syncs and acknowledges. It takes what has already
-//! arrived before it syncs, so the group fsync is clocked by itself. Where committers wait for
-//! acknowledgements that precede the fsync, the log's flusher syncs instead, so that the next frame
-//! does not wait for the disk; [`ReplicaStream::handle_durable`] then sends the durable positions.
+//! One thread receives, verifies and appends. When nothing more has arrived it syncs what it has, if
+//! nobody else is at it, so the group fsync is clocked by itself and a lone commit costs no wake-up.
+//! While more keeps arriving, and where committers wait for acknowledgements that precede the fsync,
+//! the log's flushers sync instead, so that the next frame does not wait for the disk; whoever owns
+//! the stream calls [`ReplicaStream::handle_durable`] from the log's hook, which acknowledges that.
 //!
 //! # Lock order
 //! `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
@@ -24,6 +25,7 @@ use crate::core::replica::Replica;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::stream::feeder::fingerprint_at;
+use crate::stream::frames::Frames;
 use crate::wire::message::{Ack, Dtvlsn, Head, StreamMessage};
 
 /// What a replica's stream asks of the node it belongs to.
@@ -41,7 +43,7 @@ pub trait ReplicaHost: Send + Sync {
     fn handle_appended(&self, run: &EntryRun);
 }
 
-/// Bytes received at which the thread syncs although more has arrived.
+/// Bytes received at which the flushers are asked to sync although more has arrived.
 const SYNC_BYTES: usize = 8 << 20;
 
 /// One stream on the replica's side, past handshake and syncup.
@@ -80,6 +82,7 @@ impl ReplicaStream {
     }
 
     /// Receives until the master leaves or something fails. The channel is closed when it returns.
+    /// What is synced by others is acknowledged only by [`ReplicaStream::handle_durable`].
     ///
     /// # Errors
     /// Whatever ended the stream; `Ok` if the master said goodbye.
@@ -112,6 +115,7 @@ impl ReplicaStream {
         self.raise_limit();
         // An earlier stream may have ended between an append and its sync.
         let mut unsynced = usize::from(positions.durable < positions.last);
+        let (frames, mut buffer) = (Frames::default(), Vec::new());
         loop {
             let now = self.clock.now();
             let (silent, due) = {
@@ -126,40 +130,58 @@ impl ReplicaStream {
                 Some(due) => due.saturating_sub(now),
                 None => return Ok(()),
             };
-            if let Some(frame) = self.channel.receive(wait)? {
-                match self.handle_frame(&Bytes::from(frame), &mut chain)? {
+            if self.channel.receive_into(&mut buffer, wait)? {
+                match self.handle_frame(&frames.share(&mut buffer), &mut chain)? {
+                    Handled::Bytes(0) => self.check_room()?,
                     Handled::Bytes(count) => unsynced += count,
                     Handled::Goodbye => return Ok(()),
                 }
-                if unsynced < SYNC_BYTES {
-                    continue;
+                if unsynced >= SYNC_BYTES {
+                    unsynced = 0;
+                    self.acknowledge_received()?;
+                    self.log.request_sync();
+                    self.raise_limit();
                 }
-            }
-            if unsynced > 0 {
+            } else if unsynced > 0 {
                 unsynced = 0;
                 self.sync()?;
             }
         }
     }
 
-    /// Makes what was received durable and acknowledges it.
+    /// Makes what was received durable and acknowledges it, or leaves both to the flushers.
     fn sync(&self) -> Result<()> {
-        let received = {
-            let mut core = self.core.lock();
-            core.handle_applied(self.host.applied());
-            let ack = core.poll_received_ack();
-            self.send_ack(ack)?;
-            ack
-        };
-        if received.is_some() {
+        let durable = if self.acknowledge_received()? {
             self.log.request_sync();
             // The flusher may have been there already; then nobody calls the hook again.
-            self.handle_durable(self.log.positions().durable)?;
+            self.log.positions().durable
         } else {
-            let durable = self.log.sync_now()?;
-            self.handle_durable(durable)?;
-        }
+            let last = self.log.positions().last;
+            self.log.help_sync(last)?
+        };
+        self.handle_durable(durable)?;
+        self.check_room()?;
         self.raise_limit();
+        Ok(())
+    }
+
+    /// Sends the acknowledgement that precedes the fsync, if a committer waits for it; whether one did.
+    fn acknowledge_received(&self) -> Result<bool> {
+        let mut core = self.core.lock();
+        core.handle_applied(self.host.applied());
+        let ack = core.poll_received_ack();
+        self.send_ack(ack)?;
+        Ok(ack.is_some())
+    }
+
+    /// A disk without room for what was received ends the stream: the master would wait for
+    /// acknowledgements that do not come.
+    fn check_room(&self) -> Result<()> {
+        if self.core.lock().sync_due()
+            && let Some(full) = self.log.read_only()
+        {
+            return Err(full.into());
+        }
         Ok(())
     }
 
