@@ -21,6 +21,7 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use noxu_util::codec::{CodecError, Put, Reader, u32_at, u64_at};
 use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn, checksum};
 use parking_lot::{Mutex, RwLock};
@@ -42,7 +43,7 @@ pub struct ControlState {
     /// Random number of this directory.
     pub incarnation: Incarnation,
     /// The group configuration last known, opaque here; at most [`MAX_GROUP_CONFIG_BYTES`].
-    pub group_config: Vec<u8>,
+    pub group_config: Bytes,
     /// The highest term heard of.
     pub term: Term,
     /// Whom this node voted for in `term`.
@@ -86,7 +87,7 @@ pub struct Anchor {
     /// Where the first kept entry begins, or would begin.
     pub next_lsn: Lsn,
     /// The group configuration in force there; at most [`MAX_GROUP_CONFIG_BYTES`].
-    pub group_config: Vec<u8>,
+    pub group_config: Bytes,
 }
 
 /// A truncation that is under way.
@@ -423,7 +424,7 @@ fn decode_payload(payload: &[u8]) -> Result<ControlState, CodecError> {
         term: Term::new(r.u32("anchor term")?),
         fingerprint: Fingerprint::from_u64(r.u64("anchor fingerprint")?),
         next_lsn: Lsn::from_u64(r.u64("LSN after the anchor")?),
-        group_config: Vec::new(),
+        group_config: Bytes::new(),
     };
     let truncate_intent = if r.bool("truncation present")? {
         let kept = ChainState {
@@ -442,8 +443,10 @@ fn decode_payload(payload: &[u8]) -> Result<ControlState, CodecError> {
     let head_uncertain = r.bool("head uncertain")?;
     let restore_marker = r.bool("restore marker")?;
     let clean_shutdown = r.bool("clean shutdown")?;
-    let group_config = r.short_bytes("group configuration", MAX_GROUP_CONFIG_BYTES)?.to_vec();
-    anchor.group_config = r.short_bytes("anchor configuration", MAX_GROUP_CONFIG_BYTES)?.to_vec();
+    let group_config =
+        Bytes::copy_from_slice(r.short_bytes("group configuration", MAX_GROUP_CONFIG_BYTES)?);
+    anchor.group_config =
+        Bytes::copy_from_slice(r.short_bytes("anchor configuration", MAX_GROUP_CONFIG_BYTES)?);
     r.finish("the control state")?;
     Ok(ControlState {
         group,

@@ -43,7 +43,7 @@ pub struct Install {
     /// The position before the first entry.
     pub anchor: Anchor,
     /// The group configuration last known.
-    pub group_config: Vec<u8>,
+    pub group_config: bytes::Bytes,
     /// Staged segments, adjacent, the first one right after the anchor.
     pub segments: Vec<u32>,
     /// The last entry of the last segment; the anchor if there is none.

@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use noxu_util::{Lsn, NULL_VLSN, Vlsn};
 
 use crate::control_file::Anchor;
@@ -578,7 +579,7 @@ impl Shared {
     ) -> Result<Anchor> {
         let side = self.sides.open(self, last.number)?;
         let group_config = match config_at {
-            Some(config_at) => config_at(last.vlsn),
+            Some(config_at) => config_at(last.vlsn).into(),
             None => self.group_config_through(doomed)?,
         };
         let anchor = Anchor {
@@ -599,7 +600,7 @@ impl Shared {
 
     /// The group configuration in force at the end of the segments that go: that of their newest
     /// Group entry, or else the one in force before them.
-    fn group_config_through(&self, doomed: &[u32]) -> Result<Vec<u8>> {
+    fn group_config_through(&self, doomed: &[u32]) -> Result<Bytes> {
         let (newest, before) = {
             let state = self.state.lock();
             let going = state.segments.range(..doomed.len()).rev();
@@ -615,7 +616,7 @@ impl Shared {
             && let Some(run) = self.read(vlsn, 1)?
             && let Some(entry) = run.entries().next()
         {
-            return Ok(entry.body.to_vec());
+            return Ok(Bytes::copy_from_slice(entry.body));
         }
         if before.is_empty() {
             // A log whose configuration was never written into it has but one.

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use noxu_log::env::Env;
 use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogError, NewEntry};
 use noxu_util::{GroupId, NULL_VLSN, Name, Term, Vlsn};
@@ -604,12 +605,12 @@ impl Inner {
                 });
             }
         };
-        let encoded = config.encode();
+        let encoded = Bytes::from(config.encode());
         // Durable before any entry of the term is written.
         self.log.control().update(|control| {
             control.term = term;
             control.vote = None;
-            control.group_config.clone_from(&encoded);
+            control.group_config = encoded.clone();
         })?;
         let body = term_body(wall_clock_ms(), term, &self.config.name);
         let mut first = vec![NewEntry::new(EntryKind::TERM, EntryFlags::SYNC, &body)];
@@ -919,8 +920,8 @@ impl Inner {
         match GroupConfig::decode(body) {
             Ok(config) => {
                 self.notes.lock().members = config.members;
-                let stored =
-                    self.log.control().update(|control| control.group_config = body.to_vec());
+                let body = Bytes::copy_from_slice(body);
+                let stored = self.log.control().update(|control| control.group_config = body);
                 if let Err(cause) = stored {
                     self.fail(&format!("the control file failed: {cause}"));
                 }
@@ -949,7 +950,7 @@ impl Inner {
         while let Some(run) = self.log.read(from, 1 << 20)? {
             for entry in run.entries() {
                 if entry.header.kind == EntryKind::GROUP {
-                    newest = entry.body.to_vec();
+                    newest = Bytes::copy_from_slice(entry.body);
                 }
             }
             from = run.last.next();

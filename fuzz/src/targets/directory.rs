@@ -75,7 +75,7 @@ fn open(env: &FaultEnv) -> Log {
         .update(|control| {
             control.incarnation = Incarnation::from_u64(1);
             control.node = Some("n1".parse().expect("a name"));
-            control.group_config = b"config".to_vec();
+            control.group_config = b"config".to_vec().into();
         })
         .expect("written");
     log.found(GroupIdentity {

@@ -40,7 +40,7 @@ fn full_state() -> ControlState {
         epoch: u32::MAX,
         node: Some("n".repeat(63).parse().unwrap()),
         incarnation: Incarnation::from_u64(u64::MAX),
-        group_config: vec![1; MAX_GROUP_CONFIG_BYTES],
+        group_config: vec![1; MAX_GROUP_CONFIG_BYTES].into(),
         term: Term::new(9),
         vote: Some("v".repeat(63).parse().unwrap()),
         commit_floor: Vlsn::new(800),
@@ -50,7 +50,7 @@ fn full_state() -> ControlState {
             term: Term::new(8),
             fingerprint: Fingerprint::from_u64(0xfeed),
             next_lsn: Lsn::new(4, 64),
-            group_config: vec![2; MAX_GROUP_CONFIG_BYTES],
+            group_config: vec![2; MAX_GROUP_CONFIG_BYTES].into(),
         },
         truncate_intent: Some(TruncateIntent {
             kept: ChainState {
@@ -80,7 +80,8 @@ fn the_largest_state_fits_and_reads_back() {
 fn too_large_a_configuration_is_refused_and_poisons_nothing() {
     let env = new_env();
     let control = open(&env);
-    let error = control.update(|state| state.group_config = vec![0; MAX_GROUP_CONFIG_BYTES + 1]);
+    let error =
+        control.update(|state| state.group_config = vec![0; MAX_GROUP_CONFIG_BYTES + 1].into());
     assert!(matches!(error, Err(LogError::TooLarge { .. })), "{error:?}");
     vote(&control, 1).unwrap();
     assert!(open(&env).state().group_config.is_empty());

@@ -119,7 +119,7 @@ fn the_front_is_purged_up_to_nothing_the_middle_and_all_that_is_sealed() {
     let middle = sealed[1].last;
     let anchor = log.drop_front(sealed[2].last.prev(), |_| b"config".to_vec()).unwrap();
     assert_eq!(anchor, middle);
-    assert_eq!(log.positions().anchor.group_config, b"config");
+    assert_eq!(log.positions().anchor.group_config, b"config"[..]);
     assert_eq!(log.positions().anchor.next_lsn, Lsn::new(3, 64));
     let all = log.drop_front(vlsn_of(30), |_| Vec::new()).unwrap();
     assert_eq!(all, sealed.last().unwrap().last);

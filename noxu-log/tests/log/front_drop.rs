@@ -22,7 +22,7 @@ fn only_whole_sealed_segments_below_the_limit_go() {
         let positions = log.positions();
         assert_eq!(positions.first, third.last.next());
         assert_eq!(positions.anchor.vlsn, third.last);
-        assert_eq!(positions.anchor.group_config, [third.last.sequence() as u8]);
+        assert_eq!(positions.anchor.group_config, [third.last.sequence() as u8][..]);
         assert_eq!(log.term_table()[0], (Term::new(2), third.last.next()).min(log.term_table()[0]));
         let gap = log.read(third.last, 100).unwrap_err();
         assert!(

@@ -87,7 +87,7 @@ fn make(env: &MemoryEnv) {
             control.node = Some("n1".parse().unwrap());
             control.epoch = 1;
             control.commit_floor = vlsn_of(8);
-            control.group_config = b"configuration".to_vec();
+            control.group_config = b"configuration".to_vec().into();
         })
         .unwrap();
     control

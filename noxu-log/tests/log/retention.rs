@@ -426,21 +426,21 @@ fn the_anchor_keeps_the_newest_configuration_that_goes() {
     let config = |log: &Log| log.positions().anchor.group_config;
     log.set_checkpoint(log.sealed_segments()[0].last);
     log.retain().unwrap();
-    assert_eq!(config(&log), b"first");
+    assert_eq!(config(&log), b"first"[..]);
     log.set_checkpoint(second_goes);
     log.retain().unwrap();
-    assert_eq!(config(&log), b"second");
+    assert_eq!(config(&log), b"second"[..]);
     log.set_checkpoint(log.sealed_segments()[1].last);
     log.retain().unwrap();
-    assert_eq!(config(&log), b"second", "segments without one leave it as it is");
+    assert_eq!(config(&log), b"second"[..], "segments without one leave it as it is");
     log.close().unwrap();
     drop(log);
     let log = open_with(&env, eager(&Hands::default()));
-    assert_eq!(config(&log), b"second");
+    assert_eq!(config(&log), b"second"[..]);
     log.settle(last);
     log.set_checkpoint(last);
     log.retain().unwrap();
-    assert_eq!(config(&log), b"third");
+    assert_eq!(config(&log), b"third"[..]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! One opcode byte, then fields in little endian. Large payloads come last and without a length:
 //! they end with the frame.
 
+use bytes::Bytes;
 use noxu_log::{Anchor, GroupIdentity};
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
@@ -101,7 +102,7 @@ pub struct ManifestHead {
     /// The position before the first segment.
     pub anchor: Anchor,
     /// The group configuration in force.
-    pub group_config: Vec<u8>,
+    pub group_config: Bytes,
     /// Everything through it is in the checkpoint; `None` if the log is whole and there is none.
     pub checkpoint: Option<Vlsn>,
     /// The provider's last entry when the session began: what has to be reached.
@@ -331,9 +332,11 @@ impl ManifestHead {
             term: Term::new(r.u32("Manifest.anchor term")?),
             fingerprint: Fingerprint::from_u64(r.u64("Manifest.anchor fingerprint")?),
             next_lsn: Lsn::from_u64(r.u64("Manifest.anchor next LSN")?),
-            group_config: r.short_bytes("Manifest.anchor configuration", MAX)?.to_vec(),
+            group_config: Bytes::copy_from_slice(
+                r.short_bytes("Manifest.anchor configuration", MAX)?,
+            ),
         };
-        let group_config = r.short_bytes("Manifest.configuration", MAX)?.to_vec();
+        let group_config = Bytes::copy_from_slice(r.short_bytes("Manifest.configuration", MAX)?);
         let has_checkpoint = r.bool("Manifest.checkpoint")?;
         let checkpoint = r.vlsn("Manifest.checkpoint")?;
         let head = Self {
@@ -415,9 +418,9 @@ mod tests {
                 term: Term::new(2),
                 fingerprint: Fingerprint::from_u64(5),
                 next_lsn: Lsn::new(2, 64),
-                group_config: b"old".to_vec(),
+                group_config: b"old".to_vec().into(),
             },
-            group_config: b"new".to_vec(),
+            group_config: b"new".to_vec().into(),
             checkpoint: Some(Vlsn::new(40)),
             target: Vlsn::new(99),
             target_fingerprint: Fingerprint::from_u64(6),

@@ -413,7 +413,7 @@ impl Run {
             group: group(),
             term: self.ledger.voted,
             anchor,
-            group_config: b"their config".to_vec(),
+            group_config: b"their config".to_vec().into(),
             segments: sealed.iter().map(|segment| segment.number).collect(),
             last: after,
             last_lsn,
