@@ -438,7 +438,7 @@ pub(crate) fn prepare(rig: &Rig, number: usize, term: u32, fill: impl FnOnce(&Lo
             control.node = Some(rig.name(number).clone());
             control.incarnation = Incarnation::from_u64(1 + number as u64);
             control.term = Term::new(term);
-            control.group_config = config;
+            control.group_config = config.into();
         })
         .unwrap();
     fill(&log);

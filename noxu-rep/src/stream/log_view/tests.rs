@@ -110,7 +110,7 @@ fn a_log_without_entries_matches_at_its_anchor() {
                 term: header.term,
                 fingerprint: header.fingerprint,
                 next_lsn: noxu_util::Lsn::new(lsn.segment() + 1, 64),
-                group_config: Vec::new(),
+                group_config: bytes::Bytes::new(),
             };
         })
         .unwrap();
