@@ -63,11 +63,16 @@ impl Waiters {
 
     /// Wakes those whom `durable` satisfies.
     pub(crate) fn wake_through(&self, durable: Vlsn) {
-        let mut heap = self.heap.lock();
-        while heap.peek().is_some_and(|first| first.0.vlsn <= durable) {
-            if let Some(Reverse(waiting)) = heap.pop() {
-                waiting.wake();
+        let mut satisfied = Vec::new();
+        {
+            let mut heap = self.heap.lock();
+            while heap.peek().is_some_and(|first| first.0.vlsn <= durable) {
+                satisfied.extend(heap.pop());
             }
+        }
+        // Without the lock, which the first ones woken soon want again.
+        for Reverse(waiting) in satisfied {
+            waiting.wake();
         }
     }
 
