@@ -5,8 +5,10 @@
 //! repeated from any step; until [`finish_install`] no other open of the log succeeds.
 //! 1. The control file's restore marker is durable before anything changes, so that nobody opens a
 //!    log that is half the old one and half the new.
-//! 2. What the old log holds above the commit floor is moved beside a lost-entries file, which is
-//!    written first and lists what is to be moved; the rest of the old log is removed.
+//! 2. What the old log holds above the commit floor, or may hold where it is damaged, is moved beside
+//!    a lost-entries file, which is written first and names the first segment to be moved; the rest of
+//!    the old log is removed. The file lists the segments up to the damage: nobody can verify entries
+//!    behind it, so they are moved and not listed.
 //! 3. The file `SWAPPING` in the staging directory says that 2 is over. From here on every file in
 //!    the log directory is a new one.
 //! 4. Staged files are moved; one that is no longer staged has been moved.
@@ -19,12 +21,12 @@ use noxu_util::{Lsn, NULL_VLSN, Term, Vlsn};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
 use crate::entry::{ChainState, EntryFault};
-use crate::env::{Env, OpenMode, write_whole};
+use crate::env::{Env, EnvFile, OpenMode, write_whole};
 use crate::error::{LogError, Result};
 use crate::log::{Log, LogConfig};
 use crate::lost_entries::{LostEntries, LostHeader, LostNote, lost_path, moved_segment_path};
 use crate::mutant::{self, Mutant};
-use crate::recovery::OpenReport;
+use crate::recovery::{OpenReport, stray_bytes};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
 use crate::segment::scan::{SegmentSummary, SummaryBuilder, scan_entries};
@@ -214,15 +216,17 @@ impl Install {
         if !env.exists(&lost_path).map_err(|e| LogError::io("look for", &lost_path, e))? {
             self.list_lost(env, dir, floor)?;
         }
-        let mut moved = Vec::new();
+        let mut moved_from = None;
         if env.exists(&lost_path).map_err(|e| LogError::io("look for", &lost_path, e))? {
-            moved = LostEntries::read_header(env, dir, &self.lost_name)?.moved;
+            let moved = LostEntries::read_header(env, dir, &self.lost_name)?.moved;
+            // Without any, not even the first one's header could be read: then all are moved.
+            moved_from = Some(moved.first().copied().unwrap_or(0));
         }
         let names = env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))?;
         for name in names {
             let path = log_dir.join(&name);
             match parse_segment_name(&name) {
-                Some(number) if moved.contains(&number) => {
+                Some(number) if moved_from.is_some_and(|first| number >= first) => {
                     let to = moved_segment_path(dir, &self.lost_name, number);
                     env.rename(&path, &to).map_err(|e| LogError::io("move", &path, e))?;
                 }
@@ -234,48 +238,45 @@ impl Install {
         env.sync_dir(&log_dir).map_err(|e| LogError::io("sync directory", &log_dir, e))
     }
 
-    /// Writes the lost-entries file if the old log holds anything above the commit floor: nobody
-    /// else is known to have that.
+    /// Writes the lost-entries file if the old log holds anything above the commit floor, or may hold
+    /// it: nobody else is known to have that.
     fn list_lost(&self, env: &dyn Env, dir: &Path, floor: Vlsn) -> Result<()> {
-        let log_dir = log_dir(dir);
-        let mut lost: Option<LostHeader> = None;
-        for name in env.list(&log_dir).map_err(|e| LogError::io("list", &log_dir, e))? {
-            let Some(number) = parse_segment_name(&name) else { continue };
-            let path = log_dir.join(&name);
-            let wrap = |e| LogError::io("read", &path, e);
-            let file = env.open(&path, OpenMode::ReadWrite).map_err(wrap)?;
-            let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
-            let read = file.read_at(&mut raw, 0).map_err(wrap)?;
-            // What cannot be read as a segment held nothing that was ever synced.
-            let Ok(header) = SegmentHeader::decode(&raw[..read]) else { continue };
-            if lost.as_ref().is_some_and(|lost| lost.end != header.chain_before()) {
+        let segments = OldSegment::read_all(env, &log_dir(dir))?;
+        let begins_of = |at: usize| segments.get(at).and_then(|segment| segment.header);
+        let may_be_lost = |at: usize| match begins_of(at + 1) {
+            Some(next) if next.first.prev() <= floor => false,
+            Some(next) => segments[at].may_hold_above(floor, Some(next.chain_before())),
+            None => segments[at].may_hold_above(floor, None),
+        };
+        let Some(from) = (0..segments.len()).find(|at| may_be_lost(*at)) else { return Ok(()) };
+        let kept = match begins_of(from) {
+            Some(header) => header.chain_before(),
+            None => from.checked_sub(1).map_or_else(Default::default, |at| segments[at].end),
+        };
+        let mut lost = LostHeader {
+            group: self.group.id,
+            kept,
+            kept_lsn: Lsn::default(),
+            end: kept,
+            note: self.lost_note.clone(),
+            moved: Vec::new(),
+            entry_bytes: 0,
+        };
+        for (at, segment) in segments.iter().enumerate().skip(from) {
+            if segment.header.is_none_or(|header| header.chain_before() != lost.end) {
                 break;
             }
-            let len = file.len().map_err(wrap)?;
-            let chain = header.chain_before();
-            let end = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |_, _| {})
-                .map_err(wrap)?
-                .chain;
-            if end.vlsn <= floor || end == chain {
-                continue;
+            // What holds no entry is not worth listing.
+            if segment.end != lost.end || at == from {
+                lost.moved.push(segment.number);
             }
-            file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
-            let lost = lost.get_or_insert_with(|| LostHeader {
-                group: self.group.id,
-                kept: chain,
-                kept_lsn: Lsn::default(),
-                end: chain,
-                note: self.lost_note.clone(),
-                moved: Vec::new(),
-                entry_bytes: 0,
-            });
-            lost.end = end;
-            lost.moved.push(number);
+            lost.end = segment.end;
         }
-        match lost {
-            Some(lost) => write_whole(env, &lost_path(dir, &self.lost_name), &lost.encode()),
-            None => Ok(()),
+        for segment in &segments[from..] {
+            let path = log_dir(dir).join(segment_name(segment.number));
+            segment.file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
         }
+        write_whole(env, &lost_path(dir, &self.lost_name), &lost.encode())
     }
 
     /// Step 4.
@@ -298,6 +299,57 @@ impl Install {
             env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?;
         }
         Ok(())
+    }
+}
+
+/// A segment of the log that is replaced.
+struct OldSegment {
+    number: u32,
+    file: Arc<dyn EnvFile>,
+    /// `None` if it cannot be read.
+    header: Option<SegmentHeader>,
+    /// The chain through the last entry that can be verified.
+    end: ChainState,
+    /// Something else than zeros stands behind that.
+    goes_on: bool,
+}
+
+impl OldSegment {
+    /// All that there are, oldest first.
+    fn read_all(env: &dyn Env, log_dir: &Path) -> Result<Vec<Self>> {
+        let names = env.list(log_dir).map_err(|e| LogError::io("list", log_dir, e))?;
+        let mut numbers: Vec<u32> = names.iter().filter_map(|n| parse_segment_name(n)).collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|number| Self::read(env, log_dir, number)).collect()
+    }
+
+    fn read(env: &dyn Env, log_dir: &Path, number: u32) -> Result<Self> {
+        let path = log_dir.join(segment_name(number));
+        let wrap = |e| LogError::io("read", &path, e);
+        let file = env.open(&path, OpenMode::ReadWrite).map_err(wrap)?;
+        let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+        let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+        let header = SegmentHeader::decode(&raw[..read]).ok();
+        let len = file.len().map_err(wrap)?;
+        let (end, offset) = match &header {
+            Some(header) => {
+                let chain = header.chain_before();
+                let scan = scan_entries(&*file, SEGMENT_HEADER_BYTES, len, chain, |_, _| {});
+                let end = scan.map_err(wrap)?;
+                (end.chain, end.offset)
+            }
+            None => (ChainState::default(), 0),
+        };
+        let goes_on = stray_bytes(&*file, offset, len).map_err(wrap)? > 0;
+        Ok(Self { number, file, header, end, goes_on })
+    }
+
+    /// Whether entries beyond `floor` are in it, or may be where it is damaged. `next` is what the
+    /// segment behind it continues, if there is one that can be read.
+    fn may_hold_above(&self, floor: Vlsn, next: Option<ChainState>) -> bool {
+        let holds_any = self.header.is_some_and(|header| self.end.vlsn >= header.first);
+        let is_damaged = self.goes_on || next.is_some_and(|next| next != self.end);
+        is_damaged || (holds_any && self.end.vlsn > floor)
     }
 }
 

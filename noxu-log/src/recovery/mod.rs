@@ -41,6 +41,7 @@ use std::sync::{Arc, OnceLock};
 use noxu_util::{LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, RwLock};
 
+pub(crate) use self::survey::stray_bytes;
 use self::survey::{Head, Known, Next, Surveyed, last_lsn, survey, survey_all};
 use crate::control_file::{Anchor, ControlFile, ControlState};
 use crate::entry::ChainState;

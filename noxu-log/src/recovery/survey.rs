@@ -261,7 +261,7 @@ fn read_rest(head: &Head, offset: u32) -> std::io::Result<Vec<u8>> {
 }
 
 /// Length of what stands behind `end`, up to its last byte that is not zero.
-pub(super) fn stray_bytes(file: &dyn EnvFile, end: u32, len: u64) -> std::io::Result<u64> {
+pub(crate) fn stray_bytes(file: &dyn EnvFile, end: u32, len: u64) -> std::io::Result<u64> {
     let mut stray = 0;
     let mut at = u64::from(end);
     let mut buffer = vec![0; (1 << 20).min(len.saturating_sub(at)) as usize];

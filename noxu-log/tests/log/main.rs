@@ -11,6 +11,7 @@ mod golden;
 mod hook_env;
 mod index;
 mod inspect;
+mod installing;
 mod mark;
 mod poison;
 mod prefill;
