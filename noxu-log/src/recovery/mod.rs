@@ -11,7 +11,8 @@
 //! | another fingerprint at the tail mark | refuse, naming both |
 //! | an unreadable or missing tail mark | the head is uncertain: keep the valid prefix; an invalid entry is faulty if the chain goes on behind it, and cut if it does not |
 //! | after an orderly shutdown, a mark elsewhere than at the end, or something behind the end | the head is uncertain: the mark or what it spoke of is not what was written |
-//! | a segment header that cannot be read, below what was synced | made again: every field follows from the entries before |
+//! | a segment header that cannot be read, below what was synced | made again: every field follows from the entries before; refuse if the first entry behind it does not |
+//! | a whole segment header that its own first entry does not continue, while that one continues the segment before | it was written for another place: as one that cannot be read |
 //! | a last segment that is blank, or whose header cannot be read, beyond that | remove it: the roll was cut short |
 //! | a last segment whose header cannot be read, the tail mark neither | made again if entries of the chain stand behind it, removed if none does |
 //! | a segment missing | refuse, naming it |
@@ -44,7 +45,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 pub(crate) use self::survey::stray_bytes;
 use self::survey::{Head, Known, Next, Surveyed, last_lsn, survey, survey_all};
 use crate::control_file::{Anchor, ControlFile, ControlState};
-use crate::entry::ChainState;
+use crate::entry::{ChainState, EntryHeader};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::flusher::Flusher;
@@ -402,7 +403,9 @@ fn find_end(
             None
         }
     };
-    let heads = read_heads(env, dir, control, &mut found)?;
+    let mut heads = read_heads(env, dir, control, &mut found)?;
+    let sides = read_sides(env, dir, &heads)?;
+    refuse_misplaced(control, &mut heads, &sides)?;
     let mut known = Known {
         mark,
         mark_readable: !report.head_uncertain,
@@ -415,15 +418,16 @@ fn find_end(
 
     // A side file is only believed when another segment follows: a sealed one has a successor. And
     // only as far as that one agrees: it continues the segment itself, not what is said of it.
-    let mut sides = Vec::with_capacity(heads.len());
-    for pair in heads.windows(2) {
-        let (head, next) = (&pair[0], &pair[1].header);
-        sides.push(SideFile::read(env, dir, head.number)?.filter(|side| {
-            head.header.as_ref().is_ok_and(|header| *header == side.summary.header)
-                && head.len == u64::from(side.summary.end)
-                && next.as_ref().map_or(true, |next| next.chain_before() == side.summary.last)
-        }));
-    }
+    let sides: Vec<_> = sides
+        .into_iter()
+        .zip(heads.iter().skip(1))
+        .map(|(side, next)| {
+            side.filter(|side| {
+                let next = next.header.as_ref();
+                next.map_or(true, |next| next.chain_before() == side.summary.last)
+            })
+        })
+        .collect();
     // A segment is sealed once the first entry of its successor is durable: a successor that cannot be
     // read is damage then, and not a roll that was cut short.
     for side in sides.iter().flatten() {
@@ -463,6 +467,12 @@ fn find_end(
             Err(fault) => {
                 let header = header_after(control, &found.end, head.number)
                     .ok_or_else(|| bad_header(head.number, fault))?;
+                // If it does not, the segment before has lost its end, and where that was is not known.
+                if let Some((first, bytes)) = head.first_entry(control.anchor.vlsn)?
+                    && !continues(header.chain_before(), &bytes)
+                {
+                    return Err(does_not_follow(&header, &first));
+                }
                 report.repaired_headers.push(head.number);
                 report.scanned_segments += 1;
                 found.headers.push(header);
@@ -545,19 +555,68 @@ fn read_heads(
             found.remove.push(log_dir.join(name));
         }
     }
-    for (at, head) in heads.iter().enumerate() {
-        let number = first_number + at as u32;
-        if let Ok(header) = &head.header
-            && header.number != number
+    Ok(heads)
+}
+
+/// The side file of each segment but the last, as far as it is of the file beside it.
+fn read_sides(env: &dyn Env, dir: &Path, heads: &[Head]) -> Result<Vec<Option<SideFile>>> {
+    let but_last = heads.split_last().map_or(&[][..], |(_, before)| before);
+    let read = |head: &Head| -> Result<Option<SideFile>> {
+        Ok(SideFile::read(env, dir, head.number)?.filter(|side| {
+            head.header.as_ref().is_ok_and(|header| *header == side.summary.header)
+                && head.len == u64::from(side.summary.end)
+        }))
+    };
+    but_last.iter().map(read).collect()
+}
+
+/// Takes a header for unreadable that was written for another place: one that its own first entry
+/// does not continue, while that entry continues the segment before. A side file beside it says the
+/// same as the header, so that these need not be looked at.
+fn refuse_misplaced(
+    control: &ControlState,
+    heads: &mut [Head],
+    sides: &[Option<SideFile>],
+) -> Result<()> {
+    for at in 0..heads.len() {
+        let head = &heads[at];
+        let Ok(header) = head.header else { continue };
+        if sides.get(at).is_some_and(Option::is_some) {
+            continue;
+        }
+        let is_own = header.number == head.number;
+        if let Some((_, bytes)) = head.first_entry(control.anchor.vlsn)?
+            && !(is_own && continues(header.chain_before(), &bytes))
         {
+            let before =
+                match at.checked_sub(1).map(|before| (&heads[before], sides[before].as_ref())) {
+                    None => Some(control.anchor.chain()),
+                    Some((_, Some(side))) => Some(side.summary.last),
+                    Some((before, None)) => {
+                        before.header.as_ref().ok().map(|header| before.end(header)).transpose()?
+                    }
+                };
+            if before.is_some_and(|before| continues(before, &bytes)) {
+                let (number, first) = (header.number, header.first);
+                heads[at].header = Err(HeaderFault::Misplaced { number, first });
+                continue;
+            }
+        }
+        if !is_own {
+            let wanted = heads[at].number;
             return Err(corrupt_header(
-                number,
-                format!("segment {number}"),
+                wanted,
+                format!("segment {wanted}"),
                 format!("segment {}", header.number),
             ));
         }
     }
-    Ok(heads)
+    Ok(())
+}
+
+/// Whether the entry in `bytes` continues `chain`.
+fn continues(mut chain: ChainState, bytes: &[u8]) -> bool {
+    chain.check_next(bytes, u32::MAX).is_ok()
 }
 
 /// Whether the header is one of this group's log.
@@ -595,6 +654,13 @@ fn breaks_the_chain(header: &SegmentHeader, end: &ChainState) -> LogError {
     let place =
         |c: &ChainState| format!("after entry {} of term {}, {}", c.vlsn, c.term, c.fingerprint);
     corrupt_header(header.number, place(end), place(&header.chain_before()))
+}
+
+fn does_not_follow(header: &SegmentHeader, first: &EntryHeader) -> LogError {
+    let ChainState { vlsn, term, fingerprint } = header.chain_before();
+    let expected = format!("an entry after {vlsn} of term {term}, {fingerprint}");
+    let found = format!("entry {} of term {}, and no header", first.vlsn, first.term);
+    corrupt_header(header.number, expected, found)
 }
 
 fn check_mark(synced: Option<&Mark>, found: &FoundLog) -> Result<()> {

@@ -166,7 +166,7 @@ impl<'a> Search<'a> {
 
 /// Length of the entry at the front of `bytes`, if everything is right about it but the one thing
 /// that cannot be checked: the fingerprint that it continues.
-fn valid_but_for_its_chain(bytes: &[u8], header: &EntryHeader) -> Option<usize> {
+pub(super) fn valid_but_for_its_chain(bytes: &[u8], header: &EntryHeader) -> Option<usize> {
     let mut chain =
         ChainState { vlsn: header.vlsn.prev(), term: header.term, fingerprint: Fingerprint::ZERO };
     match chain.check_next(bytes, u32::MAX) {

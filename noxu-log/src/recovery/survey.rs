@@ -11,8 +11,8 @@ use noxu_util::{Lsn, NULL_VLSN, Vlsn};
 use parking_lot::Mutex;
 
 use super::decision::{Decision, Evidence, Stands, decide};
-use super::resync::resume;
-use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault};
+use super::resync::{resume, valid_but_for_its_chain};
+use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::repair::Faulty;
@@ -44,6 +44,33 @@ impl Head {
         let header = SegmentHeader::decode(&raw[..read]);
         let blank = raw[..read].iter().all(|byte| *byte == 0);
         Ok(Self { number, path, file, len, header, blank })
+    }
+
+    /// The bytes of the entry right behind the header, if there is one that only its chain could make
+    /// another's. One of before `kept` is no entry of this segment.
+    pub(super) fn first_entry(&self, kept: Vlsn) -> Result<Option<(EntryHeader, Vec<u8>)>> {
+        let io = |e| LogError::io("read", &self.path, e);
+        let at = u64::from(SEGMENT_HEADER_BYTES);
+        let mut raw = [0; ENTRY_HEADER_BYTES];
+        if self.file.read_at(&mut raw, at).map_err(io)? < raw.len() {
+            return Ok(None);
+        }
+        let Some(header) = EntryHeader::decode(&raw) else { return Ok(None) };
+        if header.vlsn <= kept || header.entry_bytes() as u64 > self.len - at {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; header.entry_bytes()];
+        let read = self.file.read_at(&mut bytes, at).map_err(io)?;
+        bytes.truncate(read);
+        let is_valid = valid_but_for_its_chain(&bytes, &header).is_some();
+        Ok(is_valid.then_some((header, bytes)))
+    }
+
+    /// The chain through the last valid entry of a segment whose header can be read.
+    pub(super) fn end(&self, header: &SegmentHeader) -> Result<ChainState> {
+        let chain = header.chain_before();
+        let scan = scan_entries(&*self.file, SEGMENT_HEADER_BYTES, self.len, chain, |_, _| {});
+        scan.map(|end| end.chain).map_err(|e| LogError::io("read", &self.path, e))
     }
 }
 

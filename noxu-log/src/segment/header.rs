@@ -67,6 +67,14 @@ pub enum HeaderFault {
         /// As computed.
         expected: u32,
     },
+    /// A whole header that was written for another place.
+    #[error("the header of segment {number} from entry {first} on found, which goes on elsewhere")]
+    Misplaced {
+        /// The segment it was written for.
+        number: u32,
+        /// That one's first entry.
+        first: Vlsn,
+    },
     /// A field is outside its range.
     #[error("{field} out of range in the segment header")]
     Range {

@@ -8,6 +8,7 @@ mod damage;
 mod front_drop;
 mod full_disk;
 mod golden;
+mod headers;
 mod hook_env;
 mod index;
 mod inspect;
