@@ -292,16 +292,10 @@ impl Run {
             }
             Step::Reopen => {
                 self.close(log)?;
-                let log = try_open(env, config(self.ledger.policy))?;
-                let uncertain = log.control().state().head_uncertain;
-                let last = log.positions().last;
-                self.log = Some(log);
-                if uncertain || (self.ledger.mark_is_lost && last < vlsn_of(count as i64)) {
-                    // A node would stop here and ask the others.
-                    let reason = "the head is uncertain".into();
-                    return Err(LogError::DamagedFile { path: dir().join("tail-mark"), reason });
-                }
-                assert_eq!(last, vlsn_of(count as i64), "closed in order, opened without an end");
+                self.reopen(env)?;
+                let last = self.log.as_ref().map(|log| log.positions().last);
+                let count = vlsn_of(count as i64);
+                assert_eq!(last, Some(count), "closed in order, opened without an end");
                 Ok(())
             }
             Step::Install(lengths) => {
@@ -322,10 +316,24 @@ impl Run {
                 install(env, &replacement, self.ledger.policy)?;
                 env.remove_dir_all(&staged()).map_err(|e| LogError::io("remove", &staged(), e))?;
                 self.install = None;
-                self.log = Some(try_open(env, config(self.ledger.policy))?);
-                Ok(())
+                self.reopen(env)
             }
         }
+    }
+
+    /// Opens what was closed in order.
+    fn reopen(&mut self, env: &FaultEnv) -> Result<()> {
+        let count = vlsn_of(self.ledger.entries.len() as i64);
+        let log = try_open(env, config(self.ledger.policy))?;
+        let uncertain = log.control().state().head_uncertain;
+        let last = log.positions().last;
+        self.log = Some(log);
+        if uncertain || (self.ledger.mark_is_lost && last < count) {
+            // A node would stop here and ask the others.
+            let reason = "the head is uncertain".into();
+            return Err(LogError::DamagedFile { path: dir().join("tail-mark"), reason });
+        }
+        Ok(())
     }
 
     fn make_entries(&mut self, lengths: &[usize]) {
