@@ -1,12 +1,16 @@
 //! Keeper: the thread that seals finished segments, drops what need not be kept of the front, and
 //! fills the next segments ahead. Sleeps unless something is asked of it or comes of age.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::error::LogError;
 use crate::log::Shared;
 use crate::prefill::Extent;
+
+/// How long after a full disk had no room for a side file it is tried again.
+const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The mailbox of the keeper thread.
 #[derive(Debug, Default)]
@@ -47,6 +51,8 @@ impl Keeper {
     pub(crate) fn run(shared: &Shared) {
         // When the front is to be looked at though nothing happens.
         let mut due: Option<Instant> = None;
+        // A segment is finished and found no room for its side file.
+        let mut no_room = false;
         loop {
             let task = {
                 let mut request = shared.keeper.request.lock();
@@ -56,6 +62,7 @@ impl Keeper {
                         Some(due) => {
                             let waited = shared.keeper.wake.wait_until(&mut request, due);
                             request.retain |= waited.timed_out();
+                            request.seal |= waited.timed_out() && no_room;
                         }
                     }
                 }
@@ -80,10 +87,12 @@ impl Keeper {
                 // Only speed is lost: segments grow as they are written.
                 tracing::warn!(%error, "segments cannot be filled ahead");
             }
-            if task.seal
-                && let Err(error) = shared.seal_finished()
-            {
-                tracing::warn!(%error, "a segment cannot be sealed");
+            if task.seal {
+                let sealed = shared.seal_finished();
+                no_room = sealed.as_ref().is_err_and(LogError::is_storage_full);
+                if let Err(error) = sealed {
+                    tracing::warn!(%error, "a segment cannot be sealed");
+                }
             }
             // After the sealing, which asks for it too.
             if task.retain || task.seal {
@@ -91,6 +100,10 @@ impl Keeper {
                     tracing::warn!(%error, "the front of the log cannot be dropped");
                     None
                 });
+            }
+            if no_room {
+                let again = Instant::now() + SEAL_AGAIN_AFTER;
+                due = Some(due.map_or(again, |due| due.min(again)));
             }
         }
     }

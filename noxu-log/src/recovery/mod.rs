@@ -139,7 +139,7 @@ impl Log {
             control.update(|control| control.head_uncertain = true)?;
         }
         found.apply(&*env, dir)?;
-        found.seal_again(&*env, dir)?;
+        let seal_later = found.seal_again(&*env, dir)?;
         if control_state.clean_shutdown {
             control.update(|control| control.clean_shutdown = false)?;
         }
@@ -225,7 +225,10 @@ impl Log {
         if shared.config.scrub.is_some() {
             threads.push(shared.spawn("noxu-scrubber", Scrubber::run)?);
         }
-        shared.keeper.request_prefill();
+        shared.keeper.request(|request| {
+            request.prefill = true;
+            request.seal = seal_later;
+        });
         Ok((Self::new(Arc::clone(&shared), Owner::new(shared, threads)), report))
     }
 }
@@ -318,27 +321,35 @@ impl FoundLog {
 
     /// Makes the side file again of each segment that a sealed one follows: it was sealed too, and
     /// its side file was lost or damaged. One that holds faulty entries is sealed once it is
-    /// repaired, and so are those behind it: until then they count as unsealed.
-    fn seal_again(&mut self, env: &dyn Env, dir: &Path) -> Result<()> {
+    /// repaired, one whose side file finds no room on the disk once there is some, and so are those
+    /// behind it: until then they count as unsealed. Whether room was missing.
+    fn seal_again(&mut self, env: &dyn Env, dir: &Path) -> Result<bool> {
         let first_faulty = self.faulty.first().map_or(u32::MAX, |faulty| faulty.segment);
         let Some(sealed) = self.segments.iter().rposition(Segment::is_sealed) else {
-            return Ok(());
+            return Ok(false);
         };
+        let mut without_room = None;
         // The one at `sealed` is sealed, those before it were.
         for segment in self.segments.iter_mut().take(sealed + 1) {
             let number = segment.number();
+            let first_unsealed = without_room.unwrap_or(first_faulty).min(first_faulty);
             match segment {
-                Segment::Open(builder) if number < first_faulty => {
-                    let side = SideFile::make(env, dir, builder.summary())?;
-                    *segment = Segment::Sealed(side.sealed());
+                Segment::Open(builder) if number < first_unsealed => {
+                    match SideFile::make(env, dir, builder.summary()) {
+                        Err(error) if error.is_storage_full() => {
+                            tracing::warn!(%error, "a segment counts as unsealed for now");
+                            without_room = Some(number);
+                        }
+                        made => *segment = Segment::Sealed(made?.sealed()),
+                    }
                 }
-                Segment::Sealed(_) if number > first_faulty => {
+                Segment::Sealed(_) if number > first_unsealed => {
                     *segment = reopened(env, dir, number)?;
                 }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(without_room.is_some())
     }
 
     /// Takes the next segment, whose header continues the chain.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors, read_whole, write_whole};
+use noxu_log::env::{Env, Fault, FaultEnv, OpenMode, Survivors, read_whole, write_whole};
 use noxu_log::segment::name::{segment_name, side_name};
 use noxu_log::segment::side_file::SideFile;
 use noxu_log::{Log, LogError};
@@ -99,6 +99,43 @@ fn a_side_file_lost_while_the_log_runs_is_rebuilt_as_it_was_when_it_is_needed() 
             assert_eq!(bodies(&log), expected());
         }
     }
+}
+
+#[test]
+fn a_side_file_that_a_full_disk_has_no_room_for_is_no_obstacle_to_opening() {
+    let env = closed();
+    let sides: Vec<_> = (1..=4).map(|n| read_whole(&env, &side_path(n)).unwrap()).collect();
+    for lost in 1..=3 {
+        let env = env.clone_image(Survivors::None);
+        env.remove(&side_path(lost)).unwrap();
+        env.set_capacity(Some(env.used_bytes()));
+        let log = open(&env);
+        assert_eq!(log.sealed_segments().len() as u32, lost - 1, "those behind it wait for it");
+        assert_eq!(bodies(&log), expected());
+        drop(log);
+        // Opened again, and with room for it in the end.
+        let log = open(&env);
+        assert!(log.seal_through(vlsn_of(30)).unwrap_err().is_storage_full());
+        env.set_capacity(None);
+        log.seal_through(vlsn_of(30)).unwrap();
+        assert_eq!(log.sealed_segments().len(), 4);
+        for (number, bytes) in (1..).zip(&sides) {
+            assert!(read_whole(&env, &side_path(number)).unwrap() == *bytes, "{lost}: {number}");
+        }
+        assert_eq!(bodies(&log), expected());
+    }
+}
+
+#[test]
+fn what_could_not_be_sealed_at_open_is_sealed_by_itself_once_there_is_room() {
+    let env = closed();
+    env.remove(&side_path(2)).unwrap();
+    env.fail_next("set_len", Fault::NO_SPACE); // of the new side file
+    let log = open(&env);
+    while log.sealed_segments().len() < 4 {
+        std::thread::yield_now();
+    }
+    assert!(env.exists(&side_path(2)).unwrap());
 }
 
 fn digests(side: &[u8]) -> noxu_log::segment::side_file::Digests {
