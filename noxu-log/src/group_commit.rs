@@ -37,7 +37,7 @@ use std::time::Instant;
 use noxu_util::Vlsn;
 use parking_lot::MutexGuard;
 
-use crate::env::{EnvFile, OpenMode, sync_parent};
+use crate::env::{EnvFile, OpenMode, PASSING_BYTES, sync_parent};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Shared, State};
 use crate::marker::{MarkPolicy, Marker};
@@ -46,10 +46,6 @@ use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{SPARE_NAME, log_dir, segment_name};
 use crate::tail::Piece;
 use crate::tail_mark::Mark;
-
-/// Bytes of another node's log, written at once, from which on no copy stays in the page cache: the
-/// memory for one costs more than all else that a replica does with them.
-const PASSING_BYTES: usize = 256 << 10;
 
 /// The file that is being written, and what of it is unsynced.
 #[derive(Debug, Default)]
@@ -450,10 +446,8 @@ impl Shared {
         // Also of a part that was written before there was no room.
         current.dirty = true;
         let bytes: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
-        // What a master appends, a feeder that fell behind reads from the file. What a replica gets
-        // in bulk nobody reads but out of the tail.
-        let passes = bytes >= PASSING_BYTES && pieces.iter().all(|piece| piece.shared);
-        let written = if passes {
+        // Who reads them soon finds them in the tail.
+        let written = if bytes >= PASSING_BYTES {
             current.file.write_passing(&parts, offset)
         } else {
             current.file.write_at(&parts, offset)

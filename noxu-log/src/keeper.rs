@@ -83,6 +83,7 @@ impl Keeper {
             if task.prefill
                 && shared.config.prefill
                 && let Err(error) = shared.prefill(Extent::Due)
+                && !shared.keeper.stopping()
             {
                 // Only speed is lost: segments grow as they are written.
                 tracing::warn!(%error, "segments cannot be filled ahead");
@@ -90,14 +91,18 @@ impl Keeper {
             if task.seal {
                 let sealed = shared.seal_finished();
                 no_room = sealed.as_ref().is_err_and(LogError::is_storage_full);
-                if let Err(error) = sealed {
+                if let Err(error) = sealed
+                    && !shared.keeper.stopping()
+                {
                     tracing::warn!(%error, "a segment cannot be sealed");
                 }
             }
             // After the sealing, which asks for it too.
             if task.retain || task.seal {
                 due = shared.retain().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "the front of the log cannot be dropped");
+                    if !shared.keeper.stopping() {
+                        tracing::warn!(%error, "the front of the log cannot be dropped");
+                    }
                     None
                 });
             }

@@ -10,7 +10,7 @@ use noxu_util::{Fingerprint, Lsn, Term, Vlsn};
 use parking_lot::MutexGuard;
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader, EntryRun};
-use crate::env::EnvFile;
+use crate::env::{EnvFile, PASSING_BYTES};
 use crate::error::{LogError, Result};
 use crate::index::{SAMPLE_BYTES, SAMPLE_ENTRIES, Sample, sample_at_or_before};
 use crate::log::{Log, Segment, Shared, State};
@@ -378,8 +378,10 @@ impl Shared {
     }
 
     fn fill(&self, file: &dyn EnvFile, segment: u32, offset: u32, buf: &mut [u8]) -> Result<()> {
-        let read = file
-            .read_at(buf, u64::from(offset))
+        // In bulk a feeder reads, each entry once.
+        let read =
+            if buf.len() >= PASSING_BYTES { EnvFile::read_passing } else { EnvFile::read_at };
+        let read = read(file, buf, u64::from(offset))
             .map_err(|e| LogError::io("read", &self.segment_path(segment), e))?;
         if read < buf.len() {
             return Err(LogError::Corrupt {

@@ -541,7 +541,7 @@ impl Block {
         // What the disk has is asked for, not what is left in memory of the last read; and a scrub
         // must not push out of memory what others read.
         let _ = file.drop_cached(offset, len);
-        let read = file.read_at(bytes, offset).ok()?;
+        let read = file.read_passing(bytes, offset).ok()?;
         let _ = file.drop_cached(offset, len);
         Some(blake3::hash(&bytes[..read]))
     }

@@ -39,8 +39,6 @@ pub(crate) struct Piece {
     pub(crate) before: Fingerprint,
     /// Newest sync entry before its first entry; NULL if there is none.
     pub(crate) sync_before: Vlsn,
-    /// It came from another node's log in bulk.
-    pub(crate) shared: bool,
     pub(crate) bytes: Bytes,
 }
 
@@ -137,8 +135,7 @@ impl Tail {
     ) {
         self.freeze(end);
         let (first, before) = (end.vlsn.next(), end.fingerprint);
-        let (sync_before, shared) = (last_sync, true);
-        self.push_piece(Piece { first, last, lsn, before, sync_before, shared, bytes });
+        self.push_piece(Piece { first, last, lsn, before, sync_before: last_sync, bytes });
     }
 
     /// Turns what is in the open buffer into a piece. `end` is the log's end.
@@ -152,7 +149,6 @@ impl Tail {
             lsn: self.open_lsn,
             before: self.open_before,
             sync_before: self.open_sync_before,
-            shared: false,
             bytes: self.open.split().freeze(),
         };
         self.push_piece(piece);

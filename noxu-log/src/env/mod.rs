@@ -63,10 +63,19 @@ pub trait Env: Debug + Send + Sync {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
 
+/// Bytes read or written at once from which on they had better pass through the page cache than stay
+/// in it: the memory for a copy costs more than all else that is done with them.
+pub(crate) const PASSING_BYTES: usize = 256 << 10;
+
 /// An open file. Positioned reads and writes only; usable from many threads.
 pub trait EnvFile: Debug + Send + Sync {
     /// Reads until `buf` is full or the file ends; returns the bytes read.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// As [`EnvFile::read_at`], of bytes that are not to be read again soon: where the operating system
+    /// can, it keeps no copy of them in memory that it did not have before.
+    fn read_passing(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
     /// Writes all of `parts`, one after the other, from `offset`; extends the file if need be.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// As [`EnvFile::write_at`], of bytes that are not to be read again soon: where the operating

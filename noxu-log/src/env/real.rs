@@ -6,6 +6,8 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::io::IoSlice;
+#[cfg(target_os = "linux")]
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,22 +134,31 @@ impl Env for RealEnv {
 struct RealFile {
     file: File,
     path: PathBuf,
-    /// Set once the system has refused to write without keeping a copy.
+    /// Set once the system has refused to read or write without keeping a copy.
     keeps_all: AtomicBool,
 }
 
 impl EnvFile for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.file.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(at("read", &self.path)(error)),
+        fill(buf, offset, |rest, at| self.file.read_at(rest, at)).map_err(at("read", &self.path))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_passing(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = |rest: &mut [u8], at| {
+            if self.keeps_all.load(Ordering::Relaxed) {
+                return self.file.read_at(rest, at);
             }
-        }
-        Ok(done)
+            let mut parts = [IoSliceMut::new(rest)];
+            match rustix::io::preadv2(&self.file, &mut parts, at, DONTCACHE) {
+                Err(refused) if is_refusal(refused) => {
+                    self.keeps_all.store(true, Ordering::Relaxed);
+                    self.file.read_at(rest, at)
+                }
+                done => Ok(done?),
+            }
+        };
+        fill(buf, offset, read).map_err(at("read", &self.path))
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -214,14 +225,37 @@ impl RealFile {
     #[cfg(target_os = "linux")]
     fn write_once_passing(&self, parts: &[IoSlice<'_>], offset: u64) -> rustix::io::Result<usize> {
         match rustix::io::pwritev2(&self.file, parts, offset, DONTCACHE) {
-            // Kernels before 6.14, and file systems that cannot.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+            Err(refused) if is_refusal(refused) => {
                 self.keeps_all.store(true, Ordering::Relaxed);
                 rustix::io::pwritev(&self.file, parts, offset)
             }
             done => done,
         }
     }
+}
+
+/// Whether the system cannot pass bytes: kernels before 6.14, and file systems that do not know how.
+#[cfg(target_os = "linux")]
+const fn is_refusal(error: Errno) -> bool {
+    matches!(error, Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)
+}
+
+/// Calls `read` until `buf` is full or the file ends; returns the bytes read.
+fn fill(
+    buf: &mut [u8],
+    offset: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match read(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// Writes all of `parts` in calls of `write`, which says how many bytes it wrote.
@@ -339,6 +373,9 @@ mod tests {
         let mut back = vec![0; expected.len() + 1];
         assert_eq!(file.read_at(&mut back, 0).unwrap(), expected.len());
         assert_eq!(back[..expected.len()], expected);
+        back.fill(0);
+        assert_eq!(file.read_passing(&mut back[3..], 3).unwrap(), expected.len() - 3);
+        assert_eq!(back[3..expected.len()], expected[3..]);
     }
 
     #[test]

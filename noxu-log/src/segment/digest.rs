@@ -151,7 +151,7 @@ impl<'a> DigestingFile<'a> {
         while hashers.at < self.len {
             buffer.resize((self.len - hashers.at).min(BLOCK_BYTES) as usize, 0);
             let at = u64::from(hashers.at);
-            if self.file.read_at(&mut buffer, at)? != buffer.len() {
+            if self.file.read_passing(&mut buffer, at)? != buffer.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             hashers.take(&buffer, at, self.len);
@@ -165,7 +165,7 @@ impl<'a> DigestingFile<'a> {
 
 impl EnvFile for DigestingFile<'_> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = self.file.read_at(buf, offset)?;
+        let read = self.file.read_passing(buf, offset)?;
         self.hashers.lock().take(&buf[..read], offset, self.len);
         Ok(read)
     }
