@@ -275,7 +275,7 @@ impl Shared {
                 };
                 drop(writer);
                 let_go();
-                self.publish(durable);
+                self.publish();
                 self.mark_lazily()?;
                 Ok(durable)
             }

@@ -9,7 +9,7 @@
 //! # Locks, in the order in which they are taken
 //! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
 //! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's locks are leaves.
+//! `publishing` (told how far the log is durable) is held by nobody who waits for any of these. The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's locks are leaves.
 //!
 //! # Not here
 //! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
@@ -161,7 +161,7 @@ impl Positions {
     }
 }
 
-type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
+pub(crate) type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
@@ -170,7 +170,7 @@ type ReadOnlyHook = Arc<dyn Fn(Option<&LogError>) + Send + Sync>;
 /// Who listens to the log.
 #[derive(Default)]
 pub(crate) struct Hooks {
-    pub(crate) durable: Vec<DurableHook>,
+    pub(crate) durable: Arc<[DurableHook]>,
     pub(crate) checkpoint_wanted: Vec<CheckpointHook>,
     poisoned: Vec<PoisonHook>,
     pub(crate) read_only: Vec<ReadOnlyHook>,
@@ -214,6 +214,8 @@ pub(crate) struct Shared {
     pub(crate) scrubber: Scrubber,
     pub(crate) prefill: Prefill,
     pub(crate) hooks: RwLock<Hooks>,
+    /// Held while hooks are told how far the log is durable.
+    pub(crate) publishing: RwLock<()>,
     pub(crate) poison: OnceLock<LogError>,
     pub(crate) closed: AtomicBool,
     pub(crate) unwritten_bytes: AtomicUsize,
@@ -596,9 +598,12 @@ impl Log {
     }
 
     /// Registers a function to be called after every advance of `durable`, by the thread that
-    /// synced, with no lock of the log held.
+    /// synced. It must not truncate the log: a truncation returns only when no call speaks of
+    /// what it cut off any more.
     pub fn on_durable(&self, hook: impl Fn(Vlsn) + Send + Sync + 'static) {
-        self.shared.hooks.write().durable.push(Arc::new(hook));
+        let mut hooks = self.shared.hooks.write();
+        let all = hooks.durable.iter().cloned().chain([Arc::new(hook) as DurableHook]);
+        hooks.durable = all.collect();
     }
 
     /// Registers a function to be called once when the log stops after a failed write or sync, by a

@@ -27,6 +27,7 @@
 //! 6. A truncation, and whoever else moves the end of the log back, holds the writer and the marker:
 //!    no mark of the old end can be written after that of the new one.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use noxu_util::{Latencies, Vlsn};
@@ -161,7 +162,7 @@ impl Shared {
             }
         }
         drop(marker);
-        self.publish(synced.vlsn);
+        self.publish();
         Ok(synced.vlsn)
     }
 
@@ -205,11 +206,14 @@ impl Shared {
         Ok(true)
     }
 
-    /// Tells waiters and hooks how far the log is durable. No lock is held.
-    pub(crate) fn publish(&self, durable: Vlsn) {
+    /// Tells waiters and hooks how far the log is durable. No lock is held but that of the telling.
+    pub(crate) fn publish(&self) {
+        // Again in a hook that syncs, whether or not a truncation waits.
+        let _telling = self.publishing.read_recursive();
+        let durable = self.state.lock().durable;
         self.waiters.wake_through(durable);
-        let hooks = self.hooks.read();
-        for hook in &hooks.durable {
+        let hooks = Arc::clone(&self.hooks.read().durable);
+        for hook in &*hooks {
             hook(durable);
         }
     }

@@ -108,8 +108,7 @@ impl Log {
         put_back().map_err(|cause| shared.poison(cause))?;
         shared.forget_fault(&mut writer, range)?;
         drop(writer);
-        let durable = shared.state.lock().durable;
-        shared.publish(durable);
+        shared.publish();
         Ok(())
     }
 }

@@ -160,8 +160,10 @@ impl Log {
         drop(marker);
         drop(writer);
         drop(alone);
+        // Whoever has been telling the hooks of more than is kept has done so after this.
+        drop(shared.publishing.write());
         // What was not synced before, and is kept.
-        shared.publish(vlsn);
+        shared.publish();
         Ok(Truncated { last: vlsn, entries: end.since(vlsn) })
     }
 }

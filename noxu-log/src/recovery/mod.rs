@@ -202,6 +202,7 @@ impl Log {
             scrubber: Scrubber::default(),
             prefill: Prefill::default(),
             hooks: RwLock::new(Hooks::default()),
+            publishing: RwLock::new(()),
             poison: OnceLock::new(),
             closed: AtomicBool::new(false),
             unwritten_bytes: AtomicUsize::new(0),

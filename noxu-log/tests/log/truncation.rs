@@ -1,7 +1,7 @@
 //! Truncation: what is cut is gone from the log and kept as lost entries.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use noxu_log::env::{Fault, FaultEnv, Survivors};
@@ -221,4 +221,43 @@ fn nobody_waits_for_an_entry_that_is_not_there() {
     log.wait_durable(Vlsn::new(1)).unwrap();
     put(&log, 2, b"another second");
     log.wait_durable(Vlsn::new(2)).unwrap();
+}
+
+/// A thread that has synced tells the hooks while another truncates: whoever counts acknowledgements
+/// would take what was cut, and what is appended in its place, for durable.
+#[test]
+fn no_hook_hears_of_what_was_cut_once_the_truncation_has_returned() {
+    let (_env, log) = fresh(4096);
+    for n in 1..=10 {
+        put(&log, 1, &body(n, 100));
+    }
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let (told, telling) = mpsc::channel();
+    let (cut, has_cut) = mpsc::channel();
+    let has_cut = parking_lot::Mutex::new(Some(has_cut));
+    log.on_durable(move |_| {
+        let first = has_cut.lock().take();
+        if let Some(has_cut) = first {
+            told.send(()).unwrap();
+            // The truncation must not return before this hook does, so this waits in vain.
+            let _ = has_cut.recv_timeout(Duration::from_millis(200));
+        }
+    });
+    let late = Arc::new(AtomicI64::new(0));
+    {
+        let (late, is_cut) = (Arc::clone(&late), Arc::clone(&is_cut));
+        log.on_durable(move |durable| {
+            if is_cut.load(Ordering::SeqCst) {
+                late.fetch_max(durable.sequence(), Ordering::SeqCst);
+            }
+        });
+    }
+    std::thread::scope(|threads| {
+        threads.spawn(|| log.sync_now().unwrap());
+        telling.recv().unwrap();
+        log.truncate_after(Vlsn::new(4), Cut::Discard).unwrap();
+        is_cut.store(true, Ordering::SeqCst);
+        let _ = cut.send(());
+    });
+    assert!(late.load(Ordering::SeqCst) <= 4, "a hook heard of entry {late:?} after the cut");
 }
