@@ -39,7 +39,7 @@ use crate::env::{Env, EnvFile, OpenMode, read_whole};
 use crate::error::{LogError, Result};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, parse_segment_name, segment_name};
-use crate::tail_mark::{MarkRead, TailMark};
+use crate::writing::tail_mark::{MarkRead, TailMark};
 
 use self::walk::{Mode, Walker};
 

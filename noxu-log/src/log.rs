@@ -7,13 +7,15 @@
 //! - Only the last segments are unsealed.
 //!
 //! # Locks, in the order in which they are taken
-//! `maintenance` (seal, truncate, drop) -> `writer` (file writes and syncs) -> `marker` (the tail mark)
-//! -> `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during input or output.
-//! `publishing` (told how far the log is durable) is held by nobody who waits for any of these. The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's locks are leaves.
+//! `publishing` (held while hooks hear how far the log is durable) -> `maintenance` (seal, truncate,
+//! drop) -> prefill's `unfinished` -> `writer` (file writes and syncs) -> `marker` (the tail mark) ->
+//! `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during
+//! input or output. The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's
+//! locks are leaves.
 //!
 //! # Not here
-//! Writing and syncing (group_commit.rs, marker.rs, flusher.rs), waiting (waiters.rs), reading (read.rs), opening (recovery.rs), cutting the end
-//! (truncate.rs), sealing (sealing.rs) and dropping the front (retention.rs).
+//! Writing and syncing (writing/), reading (reading/), opening (recovery/), cutting and mending
+//! (rewriting/), finished segments (keeping/).
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -28,24 +30,24 @@ use crate::control_file::{Anchor, ControlFile, GroupIdentity};
 use crate::entry::{ChainState, EntryHeader, EntryKind, EntryRun, NewEntry, entries_of};
 use crate::env::{Env, LockGuard};
 use crate::error::{LogError, Result};
-use crate::flusher::Flusher;
-use crate::full_disk::ReadOnlyTold;
-use crate::group_commit::Writer;
-use crate::keeper::Keeper;
-use crate::marker::{LazyMarks, MarkPolicy, Marker};
-use crate::pins::Pins;
-use crate::prefill::Prefill;
-use crate::reader::Readers;
-use crate::repair::Faulty;
-use crate::retention::RetentionConfig;
-use crate::scrub::{DamagedBlock, ScrubConfig, Scrubber};
+use crate::keeping::keeper::Keeper;
+use crate::keeping::pins::Pins;
+use crate::keeping::retention::RetentionConfig;
+use crate::keeping::scrub::{DamagedBlock, ScrubConfig, Scrubber};
+use crate::reading::reader::Readers;
+use crate::rewriting::repair::Faulty;
+use crate::rewriting::truncate::Cuts;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
-use crate::tail::Tail;
-use crate::tail_mark::Mark;
-use crate::truncate::Cuts;
-use crate::waiters::Waiters;
+use crate::writing::flusher::Flusher;
+use crate::writing::full_disk::ReadOnlyTold;
+use crate::writing::group_commit::Writer;
+use crate::writing::marker::{LazyMarks, MarkPolicy, Marker};
+use crate::writing::prefill::Prefill;
+use crate::writing::tail::Tail;
+use crate::writing::tail_mark::Mark;
+use crate::writing::waiters::Waiters;
 
 /// How a log is opened. The defaults suit a node of its own machine.
 #[derive(Debug, Clone)]

@@ -11,14 +11,14 @@ use super::{Ending, Fault, Head, Inspection, SegmentReport, SideState, View, Wal
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, Entry, EntryHeader};
 use crate::env::EnvFile;
 use crate::error::{LogError, Result};
-use crate::index::{Sample, Sampler};
+use crate::reading::index::{Sample, Sampler};
 use crate::recovery::resync;
 use crate::segment::digest::DigestingFile;
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::segment_name;
 use crate::segment::scan::{ScanEnd, scan_entries};
 use crate::segment::side_file::{SideFile, SideRead};
-use crate::tail_mark::{Mark, MarkRead};
+use crate::writing::tail_mark::{Mark, MarkRead};
 
 /// What a walk is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,25 +48,25 @@ use crate::control_file::{Anchor, ControlFile, ControlState};
 use crate::entry::{ChainState, EntryHeader};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::flusher::Flusher;
-use crate::keeper::Keeper;
+use crate::keeping::keeper::Keeper;
+use crate::keeping::pins::Pins;
+use crate::keeping::scrub::Scrubber;
 use crate::log::{Hooks, Log, LogConfig, Owner, Segment, Shared, State};
-use crate::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
-use crate::pins::Pins;
-use crate::prefill::Prefill;
-use crate::reader::Readers;
-use crate::repair::Faulty;
-use crate::scrub::Scrubber;
+use crate::reading::reader::Readers;
+use crate::rewriting::repair::Faulty;
+use crate::rewriting::truncate;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{HeaderFault, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
 use crate::segment::scan::SummaryBuilder;
 use crate::segment::side_file::SideFile;
-use crate::tail::Tail;
-use crate::tail_mark::{Mark, MarkRead, TailMark};
-use crate::truncate;
-use crate::waiters::Waiters;
+use crate::writing::flusher::Flusher;
+use crate::writing::marker::{LazyMarks, MarkPolicy, Marker};
+use crate::writing::prefill::Prefill;
+use crate::writing::tail::Tail;
+use crate::writing::tail_mark::{Mark, MarkRead, TailMark};
+use crate::writing::waiters::Waiters;
 
 /// What opening a log found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

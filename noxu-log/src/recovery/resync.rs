@@ -23,7 +23,7 @@ use std::collections::HashSet;
 use noxu_util::{Fingerprint, Vlsn};
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader};
-use crate::tail_mark::Mark;
+use crate::writing::tail_mark::Mark;
 
 /// How often each byte behind a damaged entry may be hashed, on average, in search of the next one.
 const HASHED_PER_BYTE: usize = 8;

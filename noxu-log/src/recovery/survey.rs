@@ -15,11 +15,11 @@ use super::resync::{resume, valid_but_for_its_chain};
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::repair::Faulty;
+use crate::rewriting::repair::Faulty;
 use crate::segment::header::{HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, segment_name};
 use crate::segment::scan::{SummaryBuilder, scan_entries};
-use crate::tail_mark::Mark;
+use crate::writing::tail_mark::Mark;
 
 /// A segment file and what its first 64 bytes say.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use noxu_util::{NULL_VLSN, Term, Vlsn};
 use super::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::entry::{ChainState, Entry, EntryFault, EntryHeader, EntryKind};
 use crate::env::EnvFile;
-use crate::index::{Sample, Sampler};
+use crate::reading::index::{Sample, Sampler};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 1 << 20;

@@ -28,8 +28,8 @@ use super::scan::SegmentSummary;
 use crate::entry::{CLOCK_BYTES, ChainState, ENTRY_HEADER_BYTES, EntryHeader, EntryKind};
 use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
-use crate::index::Sample;
 use crate::log::Sealed;
+use crate::reading::index::Sample;
 
 const MAGIC: &[u8; 8] = b"NOXUSIDE";
 const VERSION: u32 = 2;

@@ -20,8 +20,8 @@ use std::io::{ErrorKind, IoSlice};
 
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
+use crate::keeping::scrub::Block;
 use crate::log::Log;
-use crate::scrub::Block;
 use crate::segment::digest::BLOCK_BYTES;
 use crate::segment::name::log_dir;
 

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use noxu_util::{Fingerprint, Lsn, NULL_LSN, NULL_VLSN, Vlsn};
 
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryHeader};
-use crate::tail_mark::Mark;
+use crate::writing::tail_mark::Mark;
 
 /// Bytes allocated at once for the open buffer: with room for the headers of four bodies of 64 KiB.
 const BUFFER_BYTES: usize = 260 << 10;

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::LogError;
 use crate::log::Shared;
-use crate::prefill::Extent;
+use crate::writing::prefill::Extent;
 
 /// How long after a full disk had no room for a side file it is tried again.
 const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use noxu_util::Vlsn;
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
 use crate::log::{Shared, State};
-use crate::repair::Faulty;
+use crate::rewriting::repair::Faulty;
 use crate::segment::header::SegmentHeader;
 use crate::segment::scan::{ScanEnd, SummaryBuilder, scan_entries};
 

@@ -42,9 +42,9 @@ use noxu_util::{Lsn, NULL_VLSN, Vlsn};
 
 use crate::control_file::Anchor;
 use crate::error::{LogError, Result};
+use crate::keeping::pins::{Budget, Holder, HolderKind, Lost, NOTHING_WATCHED, Place, Table};
 use crate::log::{Log, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
-use crate::pins::{Budget, Holder, HolderKind, Lost, NOTHING_WATCHED, Place, Table};
 use crate::segment::header::SEGMENT_HEADER_BYTES;
 use crate::segment::name::{log_dir, segment_name, side_name};
 

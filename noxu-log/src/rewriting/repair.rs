@@ -17,9 +17,9 @@ use noxu_util::{Lsn, Vlsn};
 use crate::entry::{ChainState, EntryFault, EntryRun};
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
-use crate::group_commit::Writer;
 use crate::log::{Log, Segment, Shared, State};
 use crate::segment::header::SEGMENT_HEADER_BYTES;
+use crate::writing::group_commit::Writer;
 
 /// A run of entries that belong to the log and cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]

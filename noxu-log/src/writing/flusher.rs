@@ -11,9 +11,9 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
-use crate::full_disk::LOOK_INTERVAL;
-use crate::group_commit::Room;
 use crate::log::Shared;
+use crate::writing::full_disk::LOOK_INTERVAL;
+use crate::writing::group_commit::Room;
 
 /// The mailbox of the flusher threads.
 #[derive(Debug, Default)]

@@ -40,12 +40,12 @@ use parking_lot::MutexGuard;
 use crate::env::{EnvFile, OpenMode, PASSING_BYTES, sync_parent};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Shared, State};
-use crate::marker::{MarkPolicy, Marker};
 use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{SPARE_NAME, log_dir, segment_name};
-use crate::tail::Piece;
-use crate::tail_mark::Mark;
+use crate::writing::marker::{MarkPolicy, Marker};
+use crate::writing::tail::Piece;
+use crate::writing::tail_mark::Mark;
 
 /// The file that is being written, and what of it is unsynced.
 #[derive(Debug, Default)]

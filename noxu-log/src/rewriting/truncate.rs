@@ -28,10 +28,10 @@ use crate::entry::ChainState;
 use crate::env::{Env, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared};
-use crate::lost_entries::{LostHeader, LostNote, lost_path, moved_segment_path};
 use crate::mutant::{self, Mutant};
+use crate::rewriting::lost_entries::{LostHeader, LostNote, lost_path, moved_segment_path};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
-use crate::tail_mark::{Mark, TailMark};
+use crate::writing::tail_mark::{Mark, TailMark};
 
 /// Suffix of a lost-entries file whose truncation has not been decided on.
 const STAGED_SUFFIX: &str = "staged";

@@ -12,9 +12,9 @@ use parking_lot::MutexGuard;
 use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryHeader, EntryRun};
 use crate::env::{EnvFile, PASSING_BYTES};
 use crate::error::{LogError, Result};
-use crate::index::{SAMPLE_BYTES, SAMPLE_ENTRIES, Sample, sample_at_or_before};
 use crate::log::{Log, Segment, Shared, State};
-use crate::tail::{Piece, header_at, offset_of};
+use crate::reading::index::{SAMPLE_BYTES, SAMPLE_ENTRIES, Sample, sample_at_or_before};
+use crate::writing::tail::{Piece, header_at, offset_of};
 
 /// Where an entry is to be looked for.
 enum Place {

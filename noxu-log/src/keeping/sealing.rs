@@ -13,9 +13,9 @@
 use noxu_util::Vlsn;
 
 use crate::error::{LogError, Result};
+use crate::keeping::retention::frees_front;
 use crate::log::{Log, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
-use crate::retention::frees_front;
 use crate::segment::side_file::{Digests, SideFile};
 
 /// A sealed segment: a file that will never change, the same on every node.

@@ -24,14 +24,16 @@ use crate::entry::{ChainState, EntryFault};
 use crate::env::{Env, EnvFile, OpenMode, write_whole};
 use crate::error::{LogError, Result};
 use crate::log::{Log, LogConfig};
-use crate::lost_entries::{LostEntries, LostHeader, LostNote, lost_path, moved_segment_path};
 use crate::mutant::{self, Mutant};
 use crate::recovery::{OpenReport, stray_bytes};
+use crate::rewriting::lost_entries::{
+    LostEntries, LostHeader, LostNote, lost_path, moved_segment_path,
+};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, segment_name, side_name};
 use crate::segment::scan::{SegmentSummary, SummaryBuilder, scan_entries};
 use crate::segment::side_file::{Digests, LastClock, SideFile};
-use crate::tail_mark::{Mark, TailMark};
+use crate::writing::tail_mark::{Mark, TailMark};
 
 const SWAPPING: &str = "SWAPPING";
 

@@ -36,8 +36,8 @@ use std::time::Duration;
 
 use crate::env::{Env, OpenMode, sync_parent};
 use crate::error::{LogError, Result};
-use crate::group_commit::{Room, Writer};
 use crate::log::{Log, Shared};
+use crate::writing::group_commit::{Room, Writer};
 
 /// How often the flusher looks whether a full disk has room again.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);

@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //! - `durable <= marked <= synced` under Strict, `marked <= synced` and `durable <= synced` always:
-//!   a mark never speaks of what is not synced. Asserted in [`State::check_invariants`] and here.
+//!   a mark never speaks of what is not synced. Asserted in [`crate::log::State::check_invariants`] and here.
 //! - Marks are synced in log order: whoever has synced data takes the marker before it lets the
 //!   writer go, and what it marks is `synced`, which only grows.
 //!
@@ -36,7 +36,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::error::Result;
 use crate::log::{Log, Shared};
 use crate::mutant::{self, Mutant};
-use crate::tail_mark::{Mark, TailMark};
+use crate::writing::tail_mark::{Mark, TailMark};
 
 /// When the tail mark is written, and whether an acknowledgement waits for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,0 +1,8 @@
+//! Rewriting: the only places that change what the log holds, and what they keep of it: cutting the
+//! end, replacing all of it, putting back entries that were damaged.
+
+pub mod install;
+pub(crate) mod lost_entries;
+pub(crate) mod reindex;
+pub(crate) mod repair;
+pub(crate) mod truncate;
