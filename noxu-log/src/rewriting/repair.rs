@@ -80,7 +80,7 @@ impl Log {
     /// write poisons the log; the range is faulty or whole at the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
         let shared = &*self.shared;
-        let _alone = shared.maintenance.lock();
+        let alone = shared.maintenance.lock();
         shared.check_running()?;
         // Nobody else writes meanwhile: a range at the log's end ends where appends go on.
         let mut writer = shared.writer.lock();
@@ -108,6 +108,7 @@ impl Log {
         put_back().map_err(|cause| shared.poison(cause))?;
         shared.forget_fault(&mut writer, range)?;
         drop(writer);
+        drop(alone);
         shared.publish();
         Ok(())
     }
