@@ -47,6 +47,11 @@ use crate::writing::marker::{MarkPolicy, Marker};
 use crate::writing::tail::Piece;
 use crate::writing::tail_mark::Mark;
 
+/// Bytes written at once. In longer stretches appenders that wait for room in memory would wait
+/// longer, what is written would have left the processor's caches, and its page-cache memory could
+/// not be that of the stretch before.
+const STRETCH_BYTES: usize = 2 << 20;
+
 /// The file that is being written, and what of it is unsynced.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
@@ -96,6 +101,18 @@ impl Batch {
         let pieces = state.tail.take_unwritten(&state.end);
         state.readers.handle_turn();
         Self { pieces, new_segments, end: state.end_mark() }
+    }
+
+    /// How many pieces are written at once: those of one segment, some [`STRETCH_BYTES`] of them.
+    fn stretch(&self) -> usize {
+        let number = self.pieces.first().map(|piece| piece.lsn.segment());
+        let mut bytes = 0;
+        let within = self.pieces.iter().take_while(|piece| {
+            let fits = bytes < STRETCH_BYTES && Some(piece.lsn.segment()) == number;
+            bytes += piece.bytes.len();
+            fits
+        });
+        within.count()
     }
 
     /// The last entry before it.
@@ -379,17 +396,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes what there is room for, takes it out of the batch and moves `written` past it. Names
-    /// what there was no room for.
+    /// Writes what there is room for, takes it out of the batch and moves `written` past it, stretch
+    /// by stretch: whoever waits for room in memory goes on after each. Names what there was no
+    /// room for.
     fn write_part(&self, writer: &mut Writer, batch: &mut Batch) -> Result<Option<PathBuf>> {
-        let (count, fault) = self.write_batch(writer, batch);
-        let no_room = match fault {
-            None => None,
-            Some(WriteFault::NoRoom(path)) => Some(path),
-            Some(WriteFault::Fatal(cause)) => return Err(self.poison(cause)),
-        };
+        while !batch.pieces.is_empty() {
+            let stretch = batch.stretch();
+            match self.write_pieces(writer, &batch.pieces[..stretch], &batch.new_segments) {
+                Ok(()) => {}
+                Err(WriteFault::NoRoom(path)) => return Ok(Some(path)),
+                Err(WriteFault::Fatal(cause)) => return Err(self.poison(cause)),
+            }
+            self.note_written(batch, stretch);
+        }
+        Ok(None)
+    }
+
+    /// The first `count` pieces of the batch are in their file.
+    fn note_written(&self, batch: &mut Batch, count: usize) {
         let done: Vec<Piece> = batch.pieces.drain(..count).collect();
-        let Some(last) = done.last() else { return Ok(no_room) };
+        let Some(last) = done.last() else { return };
         let through = if batch.pieces.is_empty() { batch.end } else { last.end_mark() };
         let bytes = done.iter().map(|piece| piece.bytes.len()).sum();
         let mut state = self.state.lock();
@@ -401,22 +427,6 @@ impl Shared {
         if before >= self.config.max_unwritten_bytes {
             self.space.notify_all();
         }
-        Ok(no_room)
-    }
-
-    /// Writes the pieces to their files; how many of them are written, and what stopped it.
-    fn write_batch(&self, writer: &mut Writer, batch: &Batch) -> (usize, Option<WriteFault>) {
-        let mut done = 0;
-        while let Some(piece) = batch.pieces.get(done) {
-            let number = piece.lsn.segment();
-            let rest = &batch.pieces[done..];
-            let count = rest.partition_point(|piece| piece.lsn.segment() == number);
-            if let Err(fault) = self.write_pieces(writer, &rest[..count], &batch.new_segments) {
-                return (done, Some(fault));
-            }
-            done += count;
-        }
-        (done, None)
     }
 
     /// Writes pieces of one segment.
