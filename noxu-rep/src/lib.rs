@@ -11,6 +11,7 @@ pub mod core;
 pub mod driver;
 pub mod error;
 pub mod group;
+pub mod mutant;
 pub mod net;
 pub mod node;
 pub mod restore;

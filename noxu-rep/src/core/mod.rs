@@ -8,8 +8,12 @@
 
 pub mod commits;
 pub mod durability;
+pub mod election;
 pub mod feeder;
+pub mod node;
 pub mod quorum;
+pub mod quorums;
+pub mod repair;
 pub mod replica;
 pub mod rollback;
 pub mod syncup;

@@ -4,6 +4,7 @@
 //! Decoders never panic and never take memory by a length they have not checked.
 //! See docs/protocol.md.
 
+pub mod election;
 pub mod frame;
 pub mod handshake;
 pub mod message;

@@ -1,0 +1,72 @@
+//! Mutant: a deliberate bug, switched on by a test that must notice it.
+//!
+//! Only this crate's own tests, and whoever asks for the feature `mutants`, can switch one on;
+//! without them [`is_on`] is a constant `false` and nothing of a mutant is compiled.
+
+/// What is wrong. Each breaks one rule that elections rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// P2: a vote is given before it is durable.
+    VoteNotPersisted,
+    /// A vote is given to whoever asks, however short its log.
+    HeadNotCompared,
+    /// A voter forgets whom it voted for in a term.
+    SecondVote,
+    /// A candidate counts every grant that arrives, of whichever campaign.
+    GrantOfAnyCampaign,
+    /// A grant counts as certain although the voter may have lost the end of its log.
+    UncertainCountsAsCertain,
+    /// Logs are compared by their length alone.
+    RankedByVlsnOnly,
+    /// Acknowledgements of the old term go on after a vote in a new one.
+    AckAfterGrant,
+    /// A node goes on in the term that it held before it stepped down or restarted.
+    TermResumed,
+    /// An entry is cut off although too few said that they never had it.
+    NackQuorumTooSmall,
+    /// A voter that may have lost the end of its log says that it never had an entry.
+    UncertainNacks,
+    /// A node takes any answer as a proof that the end of its log is complete.
+    ClearWithoutNonce,
+}
+
+/// Whether `mutant` is switched on in this thread.
+#[cfg(not(any(test, feature = "mutants")))]
+pub(crate) const fn is_on(_mutant: Mutant) -> bool {
+    false
+}
+
+#[cfg(any(test, feature = "mutants"))]
+pub(crate) use switch::is_on;
+
+#[cfg(any(test, feature = "mutants"))]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn is_on(mutant: Mutant) -> bool {
+        ON.get() == Some(mutant)
+    }
+
+    /// Switches back when it is dropped.
+    struct Before(Option<Mutant>);
+
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ON.set(self.0);
+        }
+    }
+
+    impl Mutant {
+        /// Runs `act` with this bug, or with none, in what the calling thread does.
+        pub fn with<T>(mutant: Option<Self>, act: impl FnOnce() -> T) -> T {
+            let _before = Before(ON.replace(mutant));
+            act()
+        }
+    }
+}
