@@ -558,8 +558,6 @@ struct Mastership {
 
 /// How many times the wait between campaigns doubles at most; the longest wait ends it earlier.
 const MOST_BACKOFF: u32 = 8;
-/// After a mending that failed: long enough for a node with a whole log to be elected.
-const BACKOFF_AFTER_REPAIR: u32 = 2;
 
 impl NodeCore {
     /// A node that starts, with what its directory says.
@@ -1298,6 +1296,17 @@ impl NodeCore {
         if adopted {
             self.seen = self.seen.max(term);
             if term > self.promised.term {
+                // Who was followed until now is no matter: this is the conversation that goes on.
+                match &mut self.state {
+                    State::Joining(Joining { following })
+                    | State::Follower(Follower { following, .. })
+                    | State::Candidate(Candidate { following, .. }) => *following = None,
+                    State::Founding(_)
+                    | State::Repairing(_)
+                    | State::Master(_)
+                    | State::Installing
+                    | State::Stopped => {}
+                }
                 self.raise(term, None);
             }
             self.become_following(now, &master, term, Stage::Welcomed, "a master was found");
@@ -1576,9 +1585,10 @@ impl NodeCore {
             let granted = repairing.granted.clone();
             self.become_master(now, facts, term, granted);
         } else if now >= since + self.setup.timing.repair_patience {
-            let at = now + self.retry_wait(BACKOFF_AFTER_REPAIR);
+            // The others waited for this node until now, and each of them is to have its turn.
+            let at = now + self.setup.timing.failure_timeout * 2 + self.retry_wait(0);
             self.alarm("damaged entries are nowhere to be had; making way".to_owned());
-            self.become_follower(now, None, at, BACKOFF_AFTER_REPAIR, "the log cannot be mended");
+            self.become_follower(now, None, at, 0, "the log cannot be mended");
         } else if facts.stalled_for >= self.setup.timing.disk_stall {
             let at = now + self.setup.timing.disk_stall;
             self.become_follower(now, None, at, 0, "the disk does not answer");
@@ -1828,9 +1838,10 @@ impl NodeCore {
         self.promise(term, vote, false);
         self.fenced_at = term;
         self.seen = self.seen.max(term);
-        if !mutant::is_on(Mutant::AckAfterGrant) {
-            self.outputs.push_back(Output::Fence { below: term });
+        if mutant::is_on(Mutant::AckAfterGrant) {
+            return;
         }
+        self.outputs.push_back(Output::Fence { below: term });
         if self.following().is_some_and(|f| f.term < term) {
             self.outputs.push_back(Output::Unfollow);
         }
