@@ -112,9 +112,8 @@ impl Electorate {
     /// From a Group entry's body. Refuses what no group can be founded with: sizes that do not
     /// meet, a name listed twice.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        let wrong = |what, found: String, expected| {
-            Err(CodecError::OutOfRange { what, found, expected })
-        };
+        let wrong =
+            |what, found: String, expected| Err(CodecError::OutOfRange { what, found, expected });
         let mut r = Reader::new(bytes);
         let version = r.u8("group version")?;
         if version != ELECTORATE_VERSION {

@@ -42,9 +42,7 @@ use noxu_util::{Name, Term};
 use crate::core::quorums::Quorums;
 use crate::group::Electorate;
 use crate::mutant::{self, Mutant};
-use crate::wire::election::{
-    LogEnd, Peer, Phase, Refusal, Verdict, VoteAnswer, VoteRequest,
-};
+use crate::wire::election::{LogEnd, Peer, Phase, Refusal, Verdict, VoteAnswer, VoteRequest};
 
 /// What a voter knows when it is asked.
 #[derive(Debug, Clone)]
@@ -105,11 +103,8 @@ pub fn judge(
         Phase::Real => true,
     };
     let raise = real && request.asked > view.term;
-    let refuse = |row, raise, refusal| Judgement {
-        row,
-        raise,
-        verdict: Some(Verdict::Refused(refusal)),
-    };
+    let refuse =
+        |row, raise, refusal| Judgement { row, raise, verdict: Some(Verdict::Refused(refusal)) };
     let silent = |row| Judgement { row, raise: false, verdict: None };
 
     if epoch != view.epoch {

@@ -43,403 +43,26 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use noxu_util::{GroupId, Name, Term, Vlsn};
+use noxu_util::{Name, Term, Vlsn};
 
 use crate::core::commits::Now;
-use crate::core::election::{Campaign, Rivalry, Tally, VoterView, judge};
+use crate::core::election::{Campaign, Tally, VoterView, judge};
 use crate::core::quorums::Quorums;
-use crate::core::repair::{Damage, Repair, RepairOutput, RepairStep};
+use crate::core::repair::{Repair, RepairOutput, RepairSetup};
 use crate::group::{Electorate, Voter, VoterKind};
 use crate::mutant::{self, Mutant};
 use crate::wire::election::{
     Body, ElectionMsg, FoundedGroup, LeadPhase, LogEnd, NodeRole, Peer, Phase, Purpose, Refusal,
     RepairAnswer, RepairAsk, Standing, Verdict, VoteAnswer, VoteRequest,
 };
-use crate::wire::handshake::{NodeKind, RejectReason};
+use crate::wire::handshake::NodeKind;
 
-/// How long a node waits for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ElectionTiming {
-    /// How often a master looks whether it is still in touch with a quorum.
-    pub heartbeat: Duration,
-    /// A master that was not heard for so long is taken for gone.
-    pub failure_timeout: Duration,
-    /// A voter that a master did not hear for so long is no contact any more.
-    pub quorum_timeout: Duration,
-    /// A round of a campaign takes at most one to two times as long, drawn each time.
-    pub campaign_timeout: Duration,
-    /// Between two campaigns pass one to three times as long, drawn each time; it doubles with
-    /// every refusal by a better log.
-    pub retry: Duration,
-    /// What the doubling ends at.
-    pub retry_most: Duration,
-    /// How much longer a node waits for each higher priority among the voters that are there.
-    pub priority_step: Duration,
-    /// Between two rounds of asking for damaged entries.
-    pub repair_retry: Duration,
-    /// After so long an elected master gives up mending its log and makes way.
-    pub repair_patience: Duration,
-    /// A node that starts waits one to three times as long for a master to make itself known.
-    pub startup_wait: Duration,
-    /// A master whose disk did not answer for so long makes way.
-    pub disk_stall: Duration,
-    /// Between two messages about how this node stands.
-    pub standing_pause: Duration,
-}
+mod io;
 
-impl Default for ElectionTiming {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(100),
-            failure_timeout: Duration::from_secs(1),
-            quorum_timeout: Duration::from_secs(2),
-            campaign_timeout: Duration::from_millis(300),
-            retry: Duration::from_millis(50),
-            retry_most: Duration::from_secs(1),
-            priority_step: Duration::from_millis(50),
-            repair_retry: Duration::from_millis(200),
-            repair_patience: Duration::from_secs(5),
-            startup_wait: Duration::from_millis(50),
-            disk_stall: Duration::from_secs(10),
-            standing_pause: Duration::from_millis(50),
-        }
-    }
-}
-
-/// What a node is started with.
-#[derive(Debug, Clone)]
-pub struct NodeSetup {
-    /// Who it is.
-    pub me: Peer,
-    /// Where it is reached.
-    pub address: String,
-    /// What it is for.
-    pub kind: NodeKind,
-    /// The higher, the sooner it campaigns; 0 for a node that is master only to hand over.
-    pub priority: u8,
-    /// How long it waits for what.
-    pub timing: ElectionTiming,
-    /// Of its random numbers; another one in each life, or the nonces of two lives are the same.
-    pub seed: u64,
-    /// The group that a fresh directory may join; `None` for any.
-    pub group_name: Option<Name>,
-    /// What a fresh directory is to found.
-    pub founding: Option<FoundingWish>,
-    /// Bytes of one answer about damaged entries that are kept at most.
-    pub max_repair_bytes: usize,
-}
-
-/// A group to be founded.
-#[derive(Debug, Clone)]
-pub struct FoundingWish {
-    /// What the group will be.
-    pub group: FoundedGroup,
-    /// Its voters, this node included.
-    pub members: Vec<Name>,
-    /// Copies that make an entry durable; 0 for a majority.
-    pub q_rep: u8,
-    /// Votes that elect; 0 for a majority.
-    pub q_elect: u8,
-}
-
-/// The group a directory belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
-    /// Which group.
-    pub group: FoundedGroup,
-    /// Who votes in it.
-    pub electorate: Electorate,
-}
-
-/// What this node promised, as its control file has it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ballot {
-    /// Epoch of the group.
-    pub epoch: u32,
-    /// The own term.
-    pub term: Term,
-    /// The vote in that term.
-    pub vote: Option<Name>,
-}
-
-/// A change of the control file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promise {
-    /// The own term.
-    pub term: Term,
-    /// The vote in it.
-    pub vote: Option<Name>,
-    /// The end of the log is known to be complete again.
-    pub clear_uncertain: bool,
-}
-
-/// What is true at the moment, as the driver sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Facts {
-    /// The end of the log, damaged entries counted.
-    pub head: LogEnd,
-    /// What is synced.
-    pub durable: Vlsn,
-    /// What this node knows to be durable on a quorum.
-    pub dtvlsn: Vlsn,
-    /// The same, as the control file has it.
-    pub commit_floor: Vlsn,
-    /// The highest acknowledgement that left in the present term.
-    pub acked: Vlsn,
-    /// Whether entries may be missing at the end of the log.
-    pub uncertain: bool,
-    /// What is damaged above the own checkpoint.
-    pub damaged: Vec<Damage>,
-    /// Whether the disk is full.
-    pub full: bool,
-    /// How long the disk has not answered.
-    pub stalled_for: Duration,
-    /// Whether a restore is under way that has not committed.
-    pub restoring: bool,
-    /// As a replica: its stream.
-    pub stream: Option<StreamFacts>,
-    /// As a master: when each replica was last heard, and how far it is.
-    pub contacts: Vec<Contact>,
-}
-
-/// A replica's stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamFacts {
-    /// Who feeds it.
-    pub master: Name,
-    /// In which term.
-    pub term: Term,
-    /// When the master was last heard on it.
-    pub heard: Now,
-}
-
-/// A replica as its master knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contact {
-    /// Which one.
-    pub peer: Peer,
-    /// When it was last heard.
-    pub heard: Now,
-    /// What it acknowledged as durable in this term.
-    pub durable: Vlsn,
-}
-
-/// Another node, as it introduced itself on a link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerCard {
-    /// Who it is.
-    pub peer: Peer,
-    /// What it is for.
-    pub kind: NodeKind,
-    /// Its priority.
-    pub priority: u8,
-    /// Where it is reached.
-    pub address: String,
-    /// Its epoch.
-    pub epoch: u32,
-    /// Its term.
-    pub term: Term,
-    /// Its group; `None` for a fresh directory.
-    pub group: Option<GroupId>,
-}
-
-/// Why a stream ended, or did not begin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// The connection broke.
-    Broken,
-    /// Nothing came for too long.
-    Silent,
-    /// The master left its mastership in order.
-    Goodbye {
-        /// Whom it proposed.
-        successor: Option<Name>,
-    },
-    /// The master turned this node away.
-    Refused(RejectReason),
-    /// Something is wrong that dialling again may mend.
-    Fault,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// A message arrived, on a link whose other end is known to be `from`.
-    Message {
-        /// Who sent it.
-        from: Peer,
-        /// What it says.
-        message: ElectionMsg,
-    },
-    /// A link opened.
-    LinkUp(PeerCard),
-    /// No link to this node is open any more.
-    LinkDown {
-        /// Which one.
-        name: Name,
-    },
-    /// A fresh node introduced itself, before there is a group.
-    Joiner {
-        /// Who it is.
-        peer: Peer,
-        /// Where it is reached.
-        address: String,
-    },
-    /// An established master would have this node follow it; answered by [`Output::TermAnswer`].
-    AskTerm {
-        /// Its term.
-        term: Term,
-        /// Its name.
-        master: Name,
-    },
-    /// The stream is open.
-    Following {
-        /// The term.
-        term: Term,
-        /// The master.
-        master: Name,
-    },
-    /// The stream, or the attempt to open one, ended.
-    FollowEnded {
-        /// Whose; `None` if it is not known.
-        master: Option<Name>,
-        /// Why.
-        why: Ended,
-    },
-    /// A replica's handshake or acknowledgement had a newer term.
-    TermMet {
-        /// The term.
-        term: Term,
-        /// Who has it.
-        who: Peer,
-    },
-    /// The term's first entries are in the log.
-    TermAppended {
-        /// The Term entry.
-        first: Vlsn,
-        /// The last of them.
-        last: Vlsn,
-    },
-    /// The Term entry is durable on a quorum.
-    TermDurable,
-    /// The log took a step of [`Output::Mend`].
-    Mended {
-        /// False if the bytes did not fit.
-        fitted: bool,
-    },
-    /// The answer to [`Output::AskHead`] came, and this node holds what it names durably, received
-    /// on the stream that is open.
-    HeadConfirmed {
-        /// Number of the question.
-        nonce: u64,
-        /// The master's log end when it answered.
-        head: LogEnd,
-    },
-    /// A restore has everything and asks whether it may replace the log.
-    RestoreReady {
-        /// Term of the master that it was fetched from.
-        term: Term,
-    },
-    /// Another configuration is in force, or a fresh directory has joined a group.
-    ConfigChanged(Membership),
-    /// The node is being closed.
-    Closing,
-}
-
-/// What is to be done, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Barrier: make it durable.
-    Persist(Promise),
-    /// Barrier: found the group.
-    Found(Membership),
-    /// Barrier: belong to this group from now on.
-    Adopt(Membership),
-    /// From now on no acknowledgement of a term below `below` leaves.
-    Fence {
-        /// The own term.
-        below: Term,
-    },
-    /// Send a message, if there is a link.
-    Send {
-        /// To whom.
-        to: Name,
-        /// What.
-        message: ElectionMsg,
-    },
-    /// Look for a master, first at these addresses.
-    Seek {
-        /// Where somebody may know.
-        hints: Vec<String>,
-    },
-    /// Follow this master; ends whatever was followed.
-    Follow {
-        /// Which one.
-        master: Name,
-        /// Where.
-        address: String,
-        /// In which term at least.
-        term: Term,
-    },
-    /// Follow nobody.
-    Unfollow,
-    /// The answer to [`Input::AskTerm`].
-    TermAnswer {
-        /// The term asked for.
-        term: Term,
-        /// Whether to follow in it. It is durable then.
-        adopted: bool,
-    },
-    /// Ask the master on the open stream where its log ends.
-    AskHead {
-        /// To be repeated by the answer.
-        nonce: u64,
-    },
-    /// Answer this question, by [`crate::core::repair::answer`], before acknowledgements go on.
-    AnswerRepair {
-        /// Whom.
-        to: Name,
-        /// The question.
-        ask: RepairAsk,
-    },
-    /// Have the log take a step; its end is told by [`Input::Mended`].
-    Mend(RepairStep),
-    /// This node is master: append the first entries of the term. Told by [`Input::TermAppended`].
-    BeginMastership {
-        /// The term.
-        term: Term,
-        /// The group's configuration, if the log does not hold it yet.
-        founding: Option<Electorate>,
-    },
-    /// This node is master no more.
-    EndMastership {
-        /// Why.
-        reason: String,
-        /// Who is to be master next.
-        successor: Option<Name>,
-    },
-    /// The restore may replace the log.
-    PermitCommit,
-    /// The restore is void.
-    AbandonRestore,
-    /// Tell who listens.
-    Tell(StateEvent),
-    /// Tell an operator.
-    Alarm(String),
-}
-
-/// What a node has become.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateEvent {
-    /// What it is.
-    pub role: NodeRole,
-    /// Its term.
-    pub term: Term,
-    /// The master, as far as it is known.
-    pub master: Option<Name>,
-    /// Why.
-    pub reason: String,
-}
+pub use io::{
+    Ballot, Contact, ElectionTiming, Ended, Facts, FoundingWish, Input, Membership, NodeSetup,
+    Output, PeerCard, Promise, StateEvent, StreamFacts,
+};
 
 /// The core of one node.
 #[derive(Debug, Clone)]
@@ -561,12 +184,7 @@ const MOST_BACKOFF: u32 = 8;
 
 impl NodeCore {
     /// A node that starts, with what its directory says.
-    pub fn new(
-        now: Now,
-        setup: NodeSetup,
-        ballot: Ballot,
-        membership: Option<Membership>,
-    ) -> Self {
+    pub fn new(now: Now, setup: NodeSetup, ballot: Ballot, membership: Option<Membership>) -> Self {
         let mut core = Self {
             rng: fastrand::Rng::with_seed(setup.seed),
             fenced_at: ballot.term,
@@ -590,7 +208,11 @@ impl NodeCore {
             }
             (true, _) if core.is_voter() => {
                 let alone = core.voters().len() == 1;
-                let wait = if alone { Duration::ZERO } else { core.between(core.setup.timing.startup_wait) };
+                let wait = if alone {
+                    Duration::ZERO
+                } else {
+                    core.between(core.setup.timing.startup_wait)
+                };
                 core.state = State::Follower(Follower {
                     following: None,
                     campaign_at: now + wait,
@@ -696,7 +318,7 @@ impl NodeCore {
 
     /// Something happened.
     pub fn handle(&mut self, now: Now, facts: &Facts, input: Input) {
-        self.check_facts(facts);
+        check_facts(facts);
         match input {
             Input::Message { from, message } => self.handle_message(now, facts, &from, message),
             Input::LinkUp(card) => self.handle_link(now, facts, card),
@@ -705,9 +327,11 @@ impl NodeCore {
                 self.standings.remove(&name);
             }
             Input::Joiner { peer, address } => self.handle_joiner(now, peer, address),
-            Input::AskTerm { term, master } => self.handle_ask_term(now, term, master),
+            Input::AskTerm { term, master } => self.handle_ask_term(now, term, &master),
             Input::Following { term, master } => self.handle_following(now, facts, term, &master),
-            Input::FollowEnded { master, why } => self.handle_follow_ended(now, master, &why),
+            Input::FollowEnded { master, why } => {
+                self.handle_follow_ended(now, master.as_ref(), &why);
+            }
             Input::TermMet { term, who } => self.handle_term_met(now, term, &who),
             Input::TermAppended { first, last } => self.handle_term_appended(now, first, last),
             Input::TermDurable => self.handle_term_durable(facts),
@@ -722,9 +346,8 @@ impl NodeCore {
 
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Now, facts: &Facts) {
-        self.check_facts(facts);
+        check_facts(facts);
         match &mut self.state {
-            State::Founding(_) | State::Joining(_) | State::Installing | State::Stopped => {}
             State::Follower(follower) if now >= follower.campaign_at => {
                 match heard(now, facts, follower.following.as_ref(), &self.setup.timing) {
                     Some(stream) => {
@@ -733,9 +356,7 @@ impl NodeCore {
                     None => self.campaign(now, facts),
                 }
             }
-            State::Follower(_) => {}
             State::Candidate(candidate) if now >= candidate.deadline => self.handle_lost(now),
-            State::Candidate(_) => {}
             State::Repairing(repairing) => {
                 repairing.repair.handle_timeout(now);
                 let term = repairing.term;
@@ -747,7 +368,13 @@ impl NodeCore {
                 self.look_at_repair(now, facts, term);
             }
             State::Master(mastership) if now >= mastership.look_at => self.look(now, facts),
-            State::Master(_) => {}
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => {}
         }
         self.announce(now, facts);
         self.check_invariants();
@@ -782,7 +409,7 @@ impl NodeCore {
                 self.handle_term_met(now, term, from);
             }
             Body::RepairAsk(ask) => self.handle_repair_ask(now, facts, from, term, ask),
-            Body::RepairAnswer(answer) => self.handle_repair_answer(now, from, term, answer),
+            Body::RepairAnswer(answer) => self.handle_repair_answer(now, from, term, &answer),
             Body::Yield { successor } => self.handle_yield(now, from, &successor),
         }
     }
@@ -961,13 +588,16 @@ impl NodeCore {
                 (false, false, None)
             }
             State::Candidate(candidate) => (false, false, Some(candidate.campaign.rivalry())),
-            State::Master(mastership) => {
-                (mastership.term_entry.is_some() && !self.is_deposed(now, facts, mastership), false, None)
-            }
+            State::Master(mastership) => (
+                mastership.term_entry.is_some() && !self.is_deposed(now, facts, mastership),
+                false,
+                None,
+            ),
             State::Installing | State::Stopped => (false, true, None),
         };
         let judgement = {
-            let stream = self.following().and_then(|f| heard(now, facts, Some(f), &self.setup.timing));
+            let stream =
+                self.following().and_then(|f| heard(now, facts, Some(f), &self.setup.timing));
             let view = VoterView {
                 me: &self.setup.me,
                 priority: self.setup.priority,
@@ -980,7 +610,7 @@ impl NodeCore {
                 installing,
                 sitting,
                 heard: stream.map(|s| &s.master),
-                campaign: campaign.map(|Rivalry { refused_one }| Rivalry { refused_one }),
+                campaign,
             };
             judge(&view, epoch, from, request)
         };
@@ -1015,8 +645,12 @@ impl NodeCore {
         if granted {
             self.hold_back(now, request.phase);
         }
-        let answer =
-            VoteAnswer { phase: request.phase, nonce: request.nonce, asked: request.asked, verdict };
+        let answer = VoteAnswer {
+            phase: request.phase,
+            nonce: request.nonce,
+            asked: request.asked,
+            verdict,
+        };
         self.send(&from.name, Body::VoteAnswer(answer));
         if verdict == Verdict::Refused(Refusal::Rival)
             && let State::Candidate(candidate) = &mut self.state
@@ -1034,7 +668,9 @@ impl NodeCore {
             Phase::Real => self.setup.timing.failure_timeout,
         };
         match &mut self.state {
-            State::Follower(follower) => follower.campaign_at = follower.campaign_at.max(now + wait),
+            State::Follower(follower) => {
+                follower.campaign_at = follower.campaign_at.max(now + wait);
+            }
             State::Founding(_)
             | State::Joining(_)
             | State::Candidate(_)
@@ -1108,7 +744,8 @@ impl NodeCore {
             return;
         };
         let me = self.setup.me.clone();
-        let resumes = mutant::is_on(Mutant::TermResumed) && self.promised.vote == Some(me.name.clone());
+        let resumes =
+            mutant::is_on(Mutant::TermResumed) && self.promised.vote == Some(me.name.clone());
         let asked = if resumes { self.promised.term } else { asked };
         let following = match phase {
             Phase::Pre => following,
@@ -1185,16 +822,15 @@ impl NodeCore {
             self.become_master(now, facts, term, granted);
             return;
         }
-        let repair = Repair::new(
-            now,
-            self.quorums(),
-            self.other_voters(),
-            self.setup.timing.repair_retry,
-            self.setup.max_repair_bytes,
-            self.rng.u64(..),
-            facts.commit_floor.max(facts.dtvlsn),
-            &facts.damaged,
-        );
+        let setup = RepairSetup {
+            quorums: self.quorums(),
+            others: self.other_voters(),
+            retry: self.setup.timing.repair_retry,
+            max_bytes: self.setup.max_repair_bytes,
+            nonce: self.rng.u64(..),
+            floor: facts.commit_floor.max(facts.dtvlsn),
+        };
+        let repair = Repair::new(now, setup, &facts.damaged);
         self.state =
             State::Repairing(Repairing { term, repair, granted, since: now, lead_at: now });
         self.tell("elected; mends its log");
@@ -1283,7 +919,7 @@ impl NodeCore {
         }
     }
 
-    fn handle_ask_term(&mut self, now: Now, term: Term, master: Name) {
+    fn handle_ask_term(&mut self, now: Now, term: Term, master: &Name) {
         let free = match &self.state {
             State::Joining(_) | State::Follower(_) | State::Candidate(_) => true,
             State::Founding(_)
@@ -1292,7 +928,7 @@ impl NodeCore {
             | State::Installing
             | State::Stopped => false,
         };
-        let adopted = free && term >= self.promised.term && master != self.setup.me.name;
+        let adopted = free && term >= self.promised.term && *master != self.setup.me.name;
         if adopted {
             self.seen = self.seen.max(term);
             if term > self.promised.term {
@@ -1309,16 +945,15 @@ impl NodeCore {
                 }
                 self.raise(term, None);
             }
-            self.become_following(now, &master, term, Stage::Welcomed, "a master was found");
+            self.become_following(now, master, term, Stage::Welcomed, "a master was found");
         }
         self.outputs.push_back(Output::TermAnswer { term, adopted });
     }
 
     fn handle_following(&mut self, now: Now, facts: &Facts, term: Term, master: &Name) {
         let own = self.promised.term;
-        let fits = |f: &&mut Followed| {
-            f.master == *master && f.term == term && term == own && f.is_open()
-        };
+        let fits =
+            |f: &&mut Followed| f.master == *master && f.term == term && term == own && f.is_open();
         let followed = match &mut self.state {
             State::Joining(Joining { following })
             | State::Follower(Follower { following, .. })
@@ -1356,14 +991,15 @@ impl NodeCore {
         self.tell("follows");
     }
 
-    fn handle_follow_ended(&mut self, now: Now, master: Option<Name>, why: &Ended) {
-        let ours = |f: &Followed| master.as_ref().is_none_or(|name| *name == f.master);
-        let delay = self.priority_delay(master.as_ref());
+    fn handle_follow_ended(&mut self, now: Now, master: Option<&Name>, why: &Ended) {
+        let ours = |f: &Followed| master.is_none_or(|name| *name == f.master);
+        let delay = self.priority_delay(master);
         let retry = self.between(self.setup.timing.retry);
         let step = self.setup.timing.priority_step;
         let me = &self.setup.me.name;
         match &mut self.state {
-            State::Joining(Joining { following }) | State::Candidate(Candidate { following, .. }) => {
+            State::Joining(Joining { following })
+            | State::Candidate(Candidate { following, .. }) => {
                 if following.as_ref().is_some_and(ours) {
                     *following = None;
                 }
@@ -1530,11 +1166,11 @@ impl NodeCore {
         self.outputs.push_back(Output::AnswerRepair { to: from.name.clone(), ask });
     }
 
-    fn handle_repair_answer(&mut self, now: Now, from: &Peer, term: Term, answer: RepairAnswer) {
+    fn handle_repair_answer(&mut self, now: Now, from: &Peer, term: Term, answer: &RepairAnswer) {
         self.handle_term_met(now, term, from);
         match &mut self.state {
             State::Repairing(repairing) if repairing.term == term => {
-                repairing.repair.handle_answer(now, from, answer);
+                repairing.repair.handle_answer(from, answer);
                 self.drain_repair();
             }
             State::Founding(_)
@@ -1791,8 +1427,7 @@ impl NodeCore {
         self.end_mastership(reason, successor);
         let backoff = backoff.min(MOST_BACKOFF);
         let seeks = following.is_none();
-        self.state =
-            State::Follower(Follower { following, campaign_at, backoff, starting: false });
+        self.state = State::Follower(Follower { following, campaign_at, backoff, starting: false });
         if seeks {
             self.seek();
         }
@@ -1946,8 +1581,10 @@ impl NodeCore {
             master: self.master().cloned(),
             reason: reason.to_owned(),
         };
-        let same = |before: &StateEvent| StateEvent { reason: String::new(), ..before.clone() }
-            == StateEvent { reason: String::new(), ..event.clone() };
+        let same = |before: &StateEvent| {
+            StateEvent { reason: String::new(), ..before.clone() }
+                == StateEvent { reason: String::new(), ..event.clone() }
+        };
         if !self.event.as_ref().is_some_and(same) {
             self.event = Some(event.clone());
             self.outputs.push_back(Output::Tell(event));
@@ -2033,16 +1670,6 @@ impl NodeCore {
         Duration::from_nanos(self.rng.u64(..most.as_nanos().max(1) as u64))
     }
 
-    fn check_facts(&self, facts: &Facts) {
-        assert!(
-            facts.acked <= facts.head.vlsn,
-            "{} was acknowledged, the log ends at {}",
-            facts.acked,
-            facts.head.vlsn
-        );
-        assert!(facts.durable <= facts.head.vlsn, "durable {} of {}", facts.durable, facts.head);
-    }
-
     /// Asserts what the header promises.
     ///
     /// # Panics
@@ -2075,6 +1702,17 @@ impl NodeCore {
             assert_eq!(followed.term, self.promised.term, "follows in another term than its own");
         }
     }
+}
+
+/// Whatever was acknowledged is in the log, and so is what is durable.
+fn check_facts(facts: &Facts) {
+    assert!(
+        facts.acked <= facts.head.vlsn,
+        "{} was acknowledged, the log ends at {}",
+        facts.acked,
+        facts.head.vlsn
+    );
+    assert!(facts.durable <= facts.head.vlsn, "durable {} of {}", facts.durable, facts.head);
 }
 
 /// The stream of `following`, if it is open and its master was heard within the failure timeout.

@@ -35,9 +35,7 @@ use noxu_util::{Name, Vlsn};
 use crate::core::commits::Now;
 use crate::core::quorums::Quorums;
 use crate::mutant::{self, Mutant};
-use crate::wire::election::{
-    Mark, Peer, Purpose, RepairAnswer, RepairAsk, RepairVerdict, Silence,
-};
+use crate::wire::election::{Mark, Peer, Purpose, RepairAnswer, RepairAsk, RepairVerdict, Silence};
 
 /// A run of entries that belong to the log and cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,15 +166,27 @@ pub enum RepairOutput {
     Alarm(String),
 }
 
+/// What a mending is begun with.
+#[derive(Debug, Clone)]
+pub struct RepairSetup {
+    /// The group's quorums.
+    pub quorums: Quorums,
+    /// Every voter but this one.
+    pub others: Vec<Peer>,
+    /// Between two rounds of asking.
+    pub retry: Duration,
+    /// Bytes of an answer that are kept at most.
+    pub max_bytes: usize,
+    /// Begins numbers that were never used before.
+    pub nonce: u64,
+    /// What this node knows to be durable on a quorum.
+    pub floor: Vlsn,
+}
+
 /// The mending of one log before its term begins, one damaged run after the other, oldest first.
 #[derive(Debug, Clone)]
 pub struct Repair {
-    quorums: Quorums,
-    /// Every voter but this one.
-    others: Vec<Peer>,
-    retry: Duration,
-    /// Bytes of an answer that are kept at most.
-    max_bytes: usize,
+    setup: RepairSetup,
     nonce: u64,
     /// Highest position known durable on a quorum, by anybody.
     floor: Vlsn,
@@ -220,25 +230,12 @@ struct Fetch {
 }
 
 impl Repair {
-    /// Begins with the oldest of `damages`. `floor` is what this node knows to be durable on a
-    /// quorum; `nonce` begins numbers that were never used before.
-    pub fn new(
-        now: Now,
-        quorums: Quorums,
-        others: Vec<Peer>,
-        retry: Duration,
-        max_bytes: usize,
-        nonce: u64,
-        floor: Vlsn,
-        damages: &[Damage],
-    ) -> Self {
+    /// Begins with the oldest of `damages`.
+    pub fn new(now: Now, setup: RepairSetup, damages: &[Damage]) -> Self {
         let mut repair = Self {
-            quorums,
-            others,
-            retry,
-            max_bytes,
-            nonce,
-            floor,
+            nonce: setup.nonce,
+            floor: setup.floor,
+            setup,
             state: State::Finished,
             outputs: VecDeque::new(),
         };
@@ -275,12 +272,12 @@ impl Repair {
     }
 
     /// A voter answered, in the master's own term.
-    pub fn handle_answer(&mut self, now: Now, from: &Peer, answer: RepairAnswer) {
+    pub fn handle_answer(&mut self, from: &Peer, answer: &RepairAnswer) {
         self.floor = self.floor.max(answer.commit_floor);
         let State::Asking(asking) = &mut self.state else { return };
         if answer.nonce != self.nonce
             || answer.first != asking.damage.first
-            || !self.others.contains(from)
+            || !self.setup.others.contains(from)
         {
             return;
         }
@@ -310,7 +307,7 @@ impl Repair {
                     && fetch.total == answer.total
                     && fetch.bytes.len() == answer.offset as usize;
                 let len = fetch.bytes.len() + answer.bytes.len();
-                if !continues || len > self.max_bytes || len > answer.total as usize {
+                if !continues || len > self.setup.max_bytes || len > answer.total as usize {
                     return;
                 }
                 fetch.bytes.extend_from_slice(&answer.bytes);
@@ -322,9 +319,6 @@ impl Repair {
             }
         }
         self.decide();
-        if !matches!(self.state, State::Finished) {
-            self.handle_timeout(now);
-        }
     }
 
     fn decide(&mut self) {
@@ -351,7 +345,7 @@ impl Repair {
             return;
         }
         let enough =
-            if mutant::is_on(Mutant::NackQuorumTooSmall) { 1 } else { self.quorums.nack() };
+            if mutant::is_on(Mutant::NackQuorumTooSmall) { 1 } else { self.setup.quorums.nack() };
         if asking.nacks.len() < enough {
             return;
         }
@@ -392,7 +386,7 @@ impl Repair {
         if now < asking.ask_at {
             return;
         }
-        asking.ask_at = now + self.retry;
+        asking.ask_at = now + self.setup.retry;
         // Whoever began to send and fell silent is no reason to wait.
         if asking.fetch.as_ref().is_some_and(|fetch| !fetch.moved) {
             asking.fetch = None;
@@ -400,7 +394,7 @@ impl Repair {
         if let Some(fetch) = &mut asking.fetch {
             fetch.moved = false;
         }
-        for peer in &self.others {
+        for peer in &self.setup.others {
             if asking.nacks.contains(&peer.name) {
                 continue;
             }

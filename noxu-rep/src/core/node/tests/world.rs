@@ -15,10 +15,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 
-use noxu_util::{Fingerprint, Incarnation, NULL_VLSN};
+use noxu_util::{Fingerprint, GroupId, Incarnation, NULL_VLSN};
 
 use super::*;
-use crate::core::repair::{RepairView, answer};
+use crate::core::repair::{Damage, RepairStep, RepairView, answer};
 use crate::wire::election::{Mark, RepairVerdict};
 
 pub(super) fn ms(n: u64) -> Now {
@@ -75,6 +75,37 @@ impl Coverage {
         self.yields += other.yields;
         self.flagged_grants += other.flagged_grants;
         self.refusals.extend(&other.refusals);
+    }
+
+    /// Every fault and every answer was met.
+    pub(super) fn check_all_met(&self) {
+        for (what, met) in [
+            ("elections", self.elections),
+            ("reported", self.reported),
+            ("crashes", self.crashes),
+            ("crashes in persist", self.crashes_in_persist),
+            ("lossy crashes", self.lossy_crashes),
+            ("partitions", self.partitions),
+            ("cuts", self.cuts),
+            ("damages", self.damages),
+            ("splices", self.splices),
+            ("truncations", self.truncations),
+            ("flags cleared", self.cleared),
+            ("yields", self.yields),
+            ("flagged grants", self.flagged_grants),
+        ] {
+            assert!(met > 0, "no world met {what}: {self:?}");
+        }
+        for refusal in [
+            Refusal::Sitting,
+            Refusal::HigherTerm,
+            Refusal::Voted,
+            Refusal::HeardMaster,
+            Refusal::Rival,
+            Refusal::BetterHead,
+        ] {
+            assert!(self.refusals.contains(&refusal), "nobody refused for {refusal:?}");
+        }
     }
 }
 
@@ -221,12 +252,32 @@ enum Packet {
 #[derive(Debug, Clone)]
 enum Event {
     /// With the lives of both ends when it was sent.
-    Deliver { from: usize, to: usize, packet: Packet, lives: (u64, u64) },
-    Wake { node: usize, life: u64 },
-    Sync { node: usize, life: u64 },
-    Beat { node: usize, life: u64 },
-    Feed { node: usize, life: u64, input: Input },
-    Start { node: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        packet: Packet,
+        lives: (u64, u64),
+    },
+    Wake {
+        node: usize,
+        life: u64,
+    },
+    Sync {
+        node: usize,
+        life: u64,
+    },
+    Beat {
+        node: usize,
+        life: u64,
+    },
+    Feed {
+        node: usize,
+        life: u64,
+        input: Input,
+    },
+    Start {
+        node: usize,
+    },
     Write,
     Fault,
     Heal,
@@ -351,8 +402,7 @@ impl World {
             .flat_map(|rep| (1..=n).map(move |elect| (rep, elect)))
             .filter(|(rep, elect)| Quorums::check(n, *rep, *elect).is_ok())
             .collect();
-        let (rep, elect) =
-            if rng.u8(..5) == 0 { sizes[rng.usize(..sizes.len())] } else { (0, 0) };
+        let (rep, elect) = if rng.u8(..5) == 0 { sizes[rng.usize(..sizes.len())] } else { (0, 0) };
         let some = |rng: &mut fastrand::Rng, most: f32| {
             if rng.bool() { rng.f32() * most } else { 0.0 }
         };
@@ -373,7 +423,15 @@ impl World {
         let zero = if n > 1 && rng.u8(..8) == 0 { Some(rng.usize(..n)) } else { None };
         let equal = rng.bool();
         let priorities = (0..n)
-            .map(|at| if Some(at) == zero { 0 } else if equal { 1 } else { rng.u8(1..4) })
+            .map(|at| {
+                if Some(at) == zero {
+                    0
+                } else if equal {
+                    1
+                } else {
+                    rng.u8(1..4)
+                }
+            })
             .collect();
         let disk = Disk {
             ballot: Ballot::default(),
@@ -436,8 +494,11 @@ impl World {
         while let Some(Reverse(Queued { at, event, .. })) = self.queue.pop() {
             self.now = at;
             if self.now > deadline {
-                let roles: Vec<_> = self.processes.iter().flatten().map(|p| p.core.role()).collect();
-                return Err(format!("no master {HEALED_WITHIN:?} after everything healed: {roles:?}"));
+                let roles: Vec<_> =
+                    self.processes.iter().flatten().map(|p| p.core.role()).collect();
+                return Err(format!(
+                    "no master {HEALED_WITHIN:?} after everything healed: {roles:?}"
+                ));
             }
             self.perform(event)?;
             if self.healed && self.is_well() {
@@ -551,11 +612,20 @@ impl World {
                 self.coverage.partitions += 1;
                 self.blocked.clear();
                 let one_way = self.rng.u8(..4) == 0;
+                let scattered = self.rng.u8(..4) == 0;
                 let sides: Vec<bool> = (0..self.plan.n).map(|_| self.rng.bool()).collect();
                 for a in 0..self.plan.n {
                     for b in 0..self.plan.n {
-                        if sides[a] != sides[b] && (!one_way || sides[a]) {
+                        let apart = if scattered {
+                            a < b && self.rng.bool()
+                        } else {
+                            sides[a] != sides[b] && (!one_way || sides[a])
+                        };
+                        if apart {
                             self.blocked.insert((a, b));
+                            if scattered {
+                                self.blocked.insert((b, a));
+                            }
                         }
                     }
                 }
@@ -651,12 +721,8 @@ impl World {
         }
         let setup = setup(node, self.priorities[node], self.rng.u64(..));
         let disk = &self.disks[node];
-        let core = NodeCore::new(
-            self.now,
-            setup,
-            disk.ballot.clone(),
-            Some(disk.membership.clone()),
-        );
+        let core =
+            NodeCore::new(self.now, setup, disk.ballot.clone(), Some(disk.membership.clone()));
         let fence = disk.ballot.term;
         self.processes[node] =
             Some(Process { core, fence, stream: None, lead: None, attempt: 0, wake: None });
@@ -673,7 +739,7 @@ impl World {
             if other != node && self.processes[other].is_some() {
                 for (a, b) in [(node, other), (other, node)] {
                     let card = self.card(a);
-                    self.transmit(a, b, Packet::Link(card));
+                    self.transmit(a, b, &Packet::Link(card));
                 }
             }
         }
@@ -695,7 +761,7 @@ impl World {
 
     // ------------------------------------------------------------ the network
 
-    fn transmit(&mut self, from: usize, to: usize, packet: Packet) {
+    fn transmit(&mut self, from: usize, to: usize, packet: &Packet) {
         if self.blocked.contains(&(from, to)) || self.rng.f32() < self.plan.loss {
             return;
         }
@@ -703,8 +769,7 @@ impl World {
         let copies = 1 + usize::from(self.rng.f32() < self.plan.repeat);
         for _ in 0..copies {
             let late = self.rng.f32() < self.plan.late;
-            let micros =
-                if late { self.rng.u64(5_000..250_000) } else { self.rng.u64(50..3_000) };
+            let micros = if late { self.rng.u64(5_000..250_000) } else { self.rng.u64(50..3_000) };
             let packet = packet.clone();
             let deliver = Event::Deliver { from, to, packet, lives };
             self.after(Duration::from_micros(micros), deliver);
@@ -732,7 +797,7 @@ impl World {
                     let durable = lead.replicas.get(&from).map_or(0, |r| r.durable);
                     lead.replicas.insert(from, Replica { attempt, heard: now, durable });
                     let term = lead.term;
-                    self.transmit(to, from, Packet::Welcome { term, attempt });
+                    self.transmit(to, from, &Packet::Welcome { term, attempt });
                 }
             }
             Packet::Welcome { term, attempt } => {
@@ -769,7 +834,7 @@ impl World {
                 let leads = |p: &Process| p.core.mastership().is_some_and(|(own, _)| own == term);
                 if self.processes[to].as_ref().is_some_and(leads) {
                     let head = self.disks[to].end();
-                    self.transmit(to, from, Packet::HeadAnswer { term, nonce, head });
+                    self.transmit(to, from, &Packet::HeadAnswer { term, nonce, head });
                 }
             }
             Packet::HeadAnswer { term, nonce, head } => {
@@ -812,7 +877,7 @@ impl World {
         let entries: Rc<[Entry]> = self.disks[node].entries.as_slice().into();
         for (to, attempt) in replicas {
             let entries = entries.clone();
-            self.transmit(node, to, Packet::Copy { term, attempt, entries, dtvlsn });
+            self.transmit(node, to, &Packet::Copy { term, attempt, entries, dtvlsn });
         }
     }
 
@@ -847,7 +912,7 @@ impl World {
         process.attempt = attempt;
         process.stream = None;
         let term = process.core.term();
-        self.transmit(node, to, Packet::Hello { term, attempt });
+        self.transmit(node, to, &Packet::Hello { term, attempt });
     }
 
     fn receive(
@@ -922,7 +987,7 @@ impl World {
         let durable = sound.min(verified);
         stream.acked = stream.acked.max(durable);
         let (term, attempt, master) = (stream.term, stream.attempt, stream.master);
-        self.transmit(node, master, Packet::Ack { term, attempt, durable });
+        self.transmit(node, master, &Packet::Ack { term, attempt, durable });
     }
 
     /// What a master reports durable.
@@ -1049,7 +1114,11 @@ impl World {
                     let disk = &mut self.disks[node];
                     let Promise { term, vote, clear_uncertain } = promise;
                     if term < disk.ballot.term {
-                        return Err(format!("n{}: term {term} after {}", node + 1, disk.ballot.term));
+                        return Err(format!(
+                            "n{}: term {term} after {}",
+                            node + 1,
+                            disk.ballot.term
+                        ));
                     }
                     disk.ballot = Ballot { epoch: 0, term, vote };
                     if clear_uncertain {
@@ -1083,7 +1152,7 @@ impl World {
             Output::AskHead { nonce } => {
                 if let Some(stream) = &self.process(node).stream {
                     let (term, master) = (stream.term, stream.master);
-                    self.transmit(node, master, Packet::HeadAsk { term, nonce });
+                    self.transmit(node, master, &Packet::HeadAsk { term, nonce });
                 }
             }
             Output::AnswerRepair { to, ask } => {
@@ -1101,10 +1170,10 @@ impl World {
                 let term = self.process(node).core.term();
                 let to = self.number_of(&to);
                 let message = ElectionMsg { epoch: 0, term, body };
-                self.transmit(node, to, Packet::Election(message));
+                self.transmit(node, to, &Packet::Election(message));
             }
             Output::Mend(step) => {
-                let fitted = self.mend(node, step)?;
+                let fitted = self.mend(node, &step)?;
                 self.after(ms(1), Event::Feed { node, life, input: Input::Mended { fitted } });
             }
             Output::BeginMastership { term, .. } => {
@@ -1173,14 +1242,17 @@ impl World {
                         }
                         let kept = (disk.ballot.term, disk.ballot.vote.as_ref());
                         if kept != (answer.asked, Some(to)) {
-                            return Err(format!("a vote of n{} leaves before it is durable", node + 1));
+                            return Err(format!(
+                                "a vote of n{} leaves before it is durable",
+                                node + 1
+                            ));
                         }
                     }
                 }
             }
         }
         let to = self.number_of(to);
-        self.transmit(node, to, Packet::Election(message));
+        self.transmit(node, to, &Packet::Election(message));
         Ok(())
     }
 
@@ -1233,14 +1305,14 @@ impl World {
         }
     }
 
-    fn mend(&mut self, node: usize, step: RepairStep) -> Result<bool, String> {
+    fn mend(&mut self, node: usize, step: &RepairStep) -> Result<bool, String> {
         let ledger = self.ledger.len();
         let disk = &mut self.disks[node];
         let (first, bytes) = match step {
             RepairStep::TruncateAfter { vlsn } => {
                 self.coverage.truncations += 1;
-                disk.cut(count(vlsn));
-                return if count(vlsn) < ledger {
+                disk.cut(count(*vlsn));
+                return if count(*vlsn) < ledger {
                     Err(format!("n{} cuts a durable entry off", node + 1))
                 } else {
                     Ok(true)
