@@ -184,6 +184,9 @@ const MOST_BACKOFF: u32 = 8;
 
 impl NodeCore {
     /// A node that starts, with what its directory says.
+    ///
+    /// # Panics
+    /// If it is to found a group in which it has no vote.
     pub fn new(now: Now, setup: NodeSetup, ballot: Ballot, membership: Option<Membership>) -> Self {
         let mut core = Self {
             rng: fastrand::Rng::with_seed(setup.seed),
@@ -202,6 +205,9 @@ impl NodeCore {
         };
         match (core.membership.is_some(), core.setup.founding.clone()) {
             (false, Some(wish)) => {
+                let electable = core.setup.kind == NodeKind::Electable;
+                let me = &core.setup.me.name;
+                assert!(electable && wish.members.contains(me), "{me} founds a group of others");
                 core.state = State::Founding(Founding { wish, known: BTreeMap::new() });
                 let (me, address) = (core.setup.me.clone(), core.setup.address.clone());
                 core.handle_joiner(now, me, address);
@@ -382,6 +388,9 @@ impl NodeCore {
 
     fn handle_message(&mut self, now: Now, facts: &Facts, from: &Peer, message: ElectionMsg) {
         let ElectionMsg { epoch, term, body } = message;
+        if self.is_silent() {
+            return;
+        }
         if from.name == self.setup.me.name {
             return; // Another node of this name: the links' handshake refuses it.
         }
@@ -422,6 +431,9 @@ impl NodeCore {
         let fresh = card.group.is_none();
         let (term, address) = (card.term, card.address.clone());
         self.links.insert(peer.name.clone(), card);
+        if self.is_silent() {
+            return;
+        }
         if fresh {
             self.handle_joiner(now, peer.clone(), address);
             self.hand_on(&peer);
@@ -1543,7 +1555,7 @@ impl NodeCore {
 
     /// Tells others how this node stands, when that changed, and not too often.
     fn announce(&mut self, now: Now, facts: &Facts) {
-        if matches!(self.state, State::Stopped | State::Installing) {
+        if self.is_silent() {
             self.tell_at = None;
             return;
         }
@@ -1617,6 +1629,19 @@ impl NodeCore {
     fn other_voters(&self) -> Vec<Peer> {
         let others = self.voters().iter().filter(|voter| voter.name != self.setup.me.name);
         others.map(|v| Peer { name: v.name.clone(), incarnation: v.incarnation }).collect()
+    }
+
+    /// Whether nobody hears of this node any more: its log is being replaced, or it has stopped.
+    fn is_silent(&self) -> bool {
+        match &self.state {
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Repairing(_)
+            | State::Master(_) => false,
+            State::Installing | State::Stopped => true,
+        }
     }
 
     fn is_voter(&self) -> bool {

@@ -76,6 +76,9 @@ pub fn answer(view: &dyn RepairView, ask: &RepairAsk) -> RepairVerdict {
     if view.is_uncertain() && !mutant::is_on(Mutant::UncertainNacks) {
         return silent(Silence::Uncertain);
     }
+    if ask.first > ask.last {
+        return silent(Silence::Ambiguous); // nobody who means it asks so
+    }
     if view.anchor() >= ask.first {
         return silent(Silence::BelowAnchor);
     }
@@ -293,6 +296,11 @@ impl Repair {
             RepairVerdict::Have | RepairVerdict::Part { .. } => {
                 // A nack was a promise; whoever takes it back is not believed in either.
                 if asking.nacks.contains(&name) || asking.unfit.contains(&name) {
+                    return;
+                }
+                if let RepairVerdict::Part { through } = answer.verdict
+                    && !(asking.damage.first <= through && through < asking.damage.last)
+                {
                     return;
                 }
                 let fetch = asking.fetch.get_or_insert_with(|| Fetch {

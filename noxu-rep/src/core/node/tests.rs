@@ -623,7 +623,9 @@ fn a_restore_commits_only_in_the_own_term_and_the_node_is_silent_from_then_on() 
     core.handle(ms(1), &own, Input::RestoreReady { term: Term::new(5) });
     assert_eq!(drain(&mut core)[0], Output::PermitCommit);
     let pre = Body::VoteRequest(request(Phase::Pre, 9, end(9, 900)));
+    let foreign = ElectionMsg { epoch: 3, term: Term::new(9), body: pre.clone() };
     core.handle(ms(2), &own, message(1, 9, pre));
+    core.handle(ms(2), &own, Input::Message { from: peer(3), message: foreign });
     assert_eq!((drain(&mut core), core.poll_timeout()), (vec![], None));
 }
 

@@ -220,6 +220,26 @@ fn said(verdict: RepairVerdict, bytes: &[u8], offset: u32) -> RepairAnswer {
 }
 
 #[test]
+fn questions_and_answers_that_make_no_sense_change_nothing() {
+    let log = terms(&[1, 1, 1, 1]);
+    let backwards = RepairAsk { first: v(3), last: v(2), ..log.ask(2, 3) };
+    assert_eq!(answer(&log, &backwards), RepairVerdict::Silent(Silence::Ambiguous));
+    let nothing = RepairAsk { first: NULL_VLSN, ..log.ask(1, 3) };
+    assert_eq!(answer(&log, &nothing), RepairVerdict::Silent(Silence::BelowAnchor));
+
+    let (mut repair, _) = repair(0);
+    outputs(&mut repair);
+    for through in [v(2), v(3), v(4)] {
+        let part = RepairVerdict::Part { through };
+        repair.handle_answer(&peer(2), &said(part, b"abcd", 0));
+    }
+    assert_eq!(outputs(&mut repair), [], "no part of a single entry");
+    let long = RepairAnswer { total: u32::MAX, ..said(RepairVerdict::Have, &[0; 1001], 0) };
+    repair.handle_answer(&peer(2), &long);
+    assert_eq!(outputs(&mut repair), [], "more than is ever kept");
+}
+
+#[test]
 fn every_voter_is_asked_and_asked_again() {
     let (mut repair, damage) = repair(0);
     let ask = |number: u64| RepairOutput::Ask {
