@@ -1,7 +1,7 @@
 //! Mutant: a deliberate bug, switched on by a test that must notice it.
 //!
 //! Only this crate's own tests, and whoever asks for the feature `mutants`, can switch one on;
-//! without them [`is_on`] is a constant `false` and nothing of a mutant is compiled.
+//! without them `is_on` is a constant `false` and nothing of a mutant is compiled.
 
 /// What is wrong. Each breaks one rule that elections rest on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
