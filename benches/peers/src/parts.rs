@@ -76,11 +76,9 @@ pub(crate) fn measure(plan: Plan, page: &mut Page) {
          kernel's copy into the page cache is nearly all. With a write per batch, the system call is\n\
          most of it up to some dozen entries. With sync, it is the device, and from 8 threads up the\n\
          wake-ups. With many entries on their way, the loop beside it writes into a file that was filled\n\
-         before; the log's keeper fills the next segment meanwhile, a fifth to a quarter of all processor\n\
-         time, and each of the flusher's turns waits for a turn of the processor besides the device. To\n\
-         look closer:\n\n\
+         before, while the log's keeper fills the next segment on the same processors. To look closer:\n\n\
          ```sh\n\
-         perf record -F 999 -g benches/peers/target/release/noxu-peers alone tail 1   # or: write 16, sync 8\n\
+         perf record -F 999 -g benches/peers/target/release/noxu-peers alone tail 1   # or: write 16, sync 8, handles 1\n\
          perf report --no-children -g none --sort comm,symbol   # comm: appender, noxu-flusher, ...\n\
          ```\n",
         show_ns(hash),

@@ -262,6 +262,8 @@ fn filling_ahead_ends_before_closing_gives_the_directory_back() {
         while !matches!(rig::append(&log, 1, b"x"), Err(LogError::Closed { .. })) {
             std::thread::yield_now();
         }
+        // Nothing tells that the close waits. A close that does not is found out the surer the longer
+        // it is left alone; one that does passes after any time.
         std::thread::sleep(Duration::from_millis(50));
         drop(hold);
         let calls = closing.join().unwrap().unwrap();

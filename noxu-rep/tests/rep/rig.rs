@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, RealEnv, Survivors, read_whole};
 use noxu_log::{GroupIdentity, Log, LogConfig, LostEntries, NewEntry};
@@ -15,6 +15,7 @@ use noxu_util::{GroupId, Incarnation, Name, Term, Vlsn};
 use crate::door::Door;
 use crate::state_map::{PUT, StateMap, parse_put, put_body, put_entry};
 use crate::stuck_disk::StuckDisk;
+pub(crate) use crate::support::eventually;
 
 /// Longest wait for what must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -379,15 +380,6 @@ pub(crate) fn v(sequence: i64) -> Vlsn {
 pub(crate) fn transaction(bodies: &[Vec<u8>]) -> Vec<NewEntry<'_>> {
     let last = bodies.len() - 1;
     bodies.iter().enumerate().map(|(n, body)| put_entry(body, n == last)).collect()
-}
-
-/// Polls `reached`, for what nobody signals.
-pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Keys of all puts in a log.

@@ -37,7 +37,7 @@ pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-/// Waits until `met` says so; panics with `what` if it never does.
+/// Polls `met`, for what nobody signals; panics with `what` if it never does.
 pub(crate) fn eventually(what: &str, mut met: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !met() {
