@@ -98,7 +98,7 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let config = TcpConfig::default();
-    let ours = TcpChannel::connect(&address, &config).unwrap();
+    let ours = Arc::new(TcpChannel::connect(&address, &config).unwrap());
     let theirs: Arc<dyn Channel> =
         Arc::new(TcpChannel::from_stream(listener.accept().unwrap().0, &config).unwrap());
     let timing =
@@ -107,9 +107,9 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     let mut core = Feeder::new(TERM, timing);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
-    let core = Mutex::new(core);
-    let master = Master::default();
-    let feeder = FeederStream::new(TERM, &from, &ours, &master, clock, &core);
+    let core = Arc::new(Mutex::new(core));
+    let master = Arc::new(Master::default());
+    let feeder = FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock, core);
     let host = Arc::new(Follower);
     let replica =
         Arc::new(ReplicaStream::new(TERM, timing, to.clone(), theirs, host, clock, NULL_VLSN));

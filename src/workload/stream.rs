@@ -48,9 +48,16 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
     let mut feeder = Feeder::new(TERM, timing);
     feeder.handle_welcomed();
     feeder.handle_synced_up(clock.now(), target.positions().last.next());
-    let core = Mutex::new(feeder);
-    let progress = Progress::default();
-    let sender = FeederStream::new(TERM, source, &*feeder_end, &progress, clock, &core);
+    let core = Arc::new(Mutex::new(feeder));
+    let progress = Arc::new(Progress::default());
+    let sender = FeederStream::new(
+        TERM,
+        source.clone(),
+        feeder_end,
+        Arc::clone(&progress) as _,
+        clock,
+        core,
+    );
     let replica = Arc::new(ReplicaStream::new(
         TERM,
         timing,

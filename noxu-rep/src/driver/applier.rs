@@ -174,19 +174,28 @@ impl Applier {
         self.limit.fetch_max(self.machine.applied().sequence(), Ordering::AcqRel);
     }
 
+    /// Whether something may be applied, as far as the log holds it.
+    pub fn is_due(&self) -> bool {
+        self.applied() < self.limit()
+    }
+
+    /// Applies one run; false if the log ends below what may be applied. A committer may be at it;
+    /// then this waits for its turn.
+    ///
+    /// # Errors
+    /// The state machine's first failure.
+    pub fn step(&self) -> Result<bool> {
+        let turn = self.turn.lock();
+        self.run(turn, 1)
+    }
+
     /// The applier thread: applies whenever it is signalled, until it is stopped.
     ///
     /// # Errors
     /// The state machine's first failure.
     pub fn run_thread(&self) -> Result<()> {
         loop {
-            // A committer may be at it; then this waits for its turn instead of going to sleep.
-            while self.applied() < self.limit() {
-                let turn = self.turn.lock();
-                if !self.run(turn, usize::MAX)? {
-                    break;
-                }
-            }
+            while self.is_due() && self.step()? {}
             let mut signal = self.signal.lock();
             while !signal.due && !signal.stop {
                 self.signalled.wait(&mut signal);

@@ -13,6 +13,7 @@ use noxu_util::Vlsn;
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
+use crate::core::commits::Now;
 use crate::error::Result;
 
 /// How long the durable commit floor may lag behind DTVLSN. A checkpoint does not wait for it: see
@@ -41,6 +42,15 @@ struct State {
     stop: bool,
     /// Who is in [`Housekeeper::wait_dtvlsn`].
     waiting: usize,
+}
+
+impl State {
+    fn due(&self) -> Option<Now> {
+        match (self.expiry_due, self.floor_due) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
 }
 
 impl Housekeeper {
@@ -132,17 +142,15 @@ impl Housekeeper {
         self.log.set_checkpoint(vlsn);
     }
 
-    /// The thread: `expire(now)` gives up on commits and returns when the next one is due.
+    /// Does what is due; `expire(now)` gives up on commits and returns when the next one is due.
+    /// Returns when something is due next.
     ///
     /// # Errors
     /// The control file's.
-    pub fn run_thread(&self, expire: impl Fn(Duration) -> Option<Duration>) -> Result<()> {
+    pub fn step(&self, expire: impl Fn(Duration) -> Option<Duration>) -> Result<Option<Now>> {
         let mut state = self.state.lock();
         loop {
             let now = self.clock.now();
-            if state.stop {
-                return Ok(());
-            }
             if state.expiry_due.is_some_and(|due| due <= now) {
                 state.expiry_due = None;
                 // Before the look at the commits: one registered after it arms anew.
@@ -155,22 +163,33 @@ impl Housekeeper {
                 if state.expiry_due.is_some() {
                     self.armed.store(true, Ordering::Release);
                 }
-                continue;
-            }
-            if state.floor_due.is_some_and(|due| due <= now) {
+            } else if state.floor_due.is_some_and(|due| due <= now) {
                 state.floor_due = None;
                 drop(state);
                 self.raise_floor(Vlsn::default())?;
                 state = self.state.lock();
-                continue;
+            } else {
+                return Ok(state.due());
             }
-            let due = match (state.expiry_due, state.floor_due) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
-            match due {
+        }
+    }
+
+    /// The thread: [`Housekeeper::step`] whenever something is due.
+    ///
+    /// # Errors
+    /// The control file's.
+    pub fn run_thread(&self, expire: impl Fn(Duration) -> Option<Duration>) -> Result<()> {
+        loop {
+            self.step(&expire)?;
+            let mut state = self.state.lock();
+            if state.stop {
+                return Ok(());
+            }
+            // Looked up again: it may have changed since the step.
+            match state.due() {
                 Some(due) => {
-                    self.changed.wait_for(&mut state, due.saturating_sub(now));
+                    let wait = due.saturating_sub(self.clock.now());
+                    self.changed.wait_for(&mut state, wait);
                 }
                 None => self.changed.wait(&mut state),
             }

@@ -104,7 +104,7 @@ pub struct FeederSession {
     /// Where the replica can be reached.
     pub address: String,
     pub(crate) channel: Arc<dyn Channel>,
-    pub(crate) core: Mutex<Feeder>,
+    pub(crate) core: Arc<Mutex<Feeder>>,
 }
 
 /// A replica as its master sees it.
@@ -173,55 +173,92 @@ impl Master {
     /// # Errors
     /// `InsufficientReplicas`; [`RepError::Stopped`].
     pub fn admit(self: &Arc<Self>, durability: Durability) -> Result<Admission> {
-        let class = durability.class();
-        let admission = Admission { master: Arc::clone(self), durability };
-        if self.admitted.load(Ordering::Acquire) & class.bit() != 0 {
-            return Ok(admission);
+        if self.is_admitted(durability) {
+            return Ok(Admission { master: Arc::clone(self), durability });
         }
         let mut state = self.state.lock();
         let mut since = None;
         loop {
-            state.check_open()?;
-            let serving = self.serving.load(Ordering::Acquire)
-                || (state.commits.established() && self.applier.applied() >= self.term_entry);
-            let able = serving && state.commits.can_satisfy(class);
-            let room = class.acks() != AckPolicy::None
-                || state.commits.unreplicated_bytes() < self.limits.max_unreplicated_bytes;
-            if serving && !self.serving.swap(true, Ordering::AcqRel) {
-                self.publish_admitted(&state);
-            }
-            if able && room {
-                break;
-            }
-            let since = *since.get_or_insert_with(Instant::now);
-            let limit = if able {
-                self.limits.ack_timeout
-            } else {
-                self.limits.insufficient_replicas_timeout
-            };
-            let waited = since.elapsed();
-            if waited >= limit {
-                if able {
-                    break; // back-pressure slows a writer down; it is no error
+            let (limit, refused) = match self.admission(&state, durability) {
+                Admit::Yes(admission) => return Ok(admission),
+                Admit::Closed(cause) => return Err(RepError::Stopped { cause }),
+                refused @ Admit::Room => (self.limits.ack_timeout, refused),
+                refused @ (Admit::Replicas { .. } | Admit::Applied(_)) => {
+                    (self.limits.insufficient_replicas_timeout, refused)
                 }
-                let needed = state
-                    .commits
-                    .acks_needed(class)
-                    .max(state.commits.quorum().replication_quorum() - 1);
-                let connected = state.commits.quorum().connected();
-                return Err(RepError::InsufficientReplicas { needed, connected, waited });
+            };
+            let waited = since.get_or_insert_with(Instant::now).elapsed();
+            let left = limit.saturating_sub(waited);
+            match refused {
+                // Back-pressure slows a writer down; it is no error.
+                Admit::Room if left.is_zero() => {
+                    return Ok(Admission { master: Arc::clone(self), durability });
+                }
+                Admit::Replicas { needed, connected } if left.is_zero() => {
+                    return Err(RepError::InsufficientReplicas { needed, connected, waited });
+                }
+                Admit::Applied(_) if left.is_zero() => {
+                    let (needed, connected) = Self::replicas_needed(&state, durability.class());
+                    return Err(RepError::InsufficientReplicas { needed, connected, waited });
+                }
+                Admit::Applied(vlsn) => {
+                    drop(state);
+                    self.applier.wait_applied(vlsn, left)?;
+                    state = self.state.lock();
+                }
+                Admit::Room | Admit::Replicas { .. } => {
+                    state.waiting += 1;
+                    self.changed.wait_for(&mut state, left);
+                    state.waiting -= 1;
+                }
+                Admit::Yes(_) | Admit::Closed(_) => unreachable!("answered above"),
             }
-            if state.commits.established() && !serving {
-                drop(state);
-                self.applier.wait_applied(self.term_entry, limit.saturating_sub(waited))?;
-                state = self.state.lock();
-                continue;
-            }
-            state.waiting += 1;
-            self.changed.wait_for(&mut state, limit.saturating_sub(waited));
-            state.waiting -= 1;
         }
-        Ok(admission)
+    }
+
+    /// Whether a commit under `durability` may be written now, and if not, what is missing.
+    pub fn try_admit(self: &Arc<Self>, durability: Durability) -> Admit {
+        if self.is_admitted(durability) {
+            return Admit::Yes(Admission { master: Arc::clone(self), durability });
+        }
+        self.admission(&self.state.lock(), durability)
+    }
+
+    fn is_admitted(&self, durability: Durability) -> bool {
+        self.admitted.load(Ordering::Acquire) & durability.class().bit() != 0
+    }
+
+    fn admission(self: &Arc<Self>, state: &State, durability: Durability) -> Admit {
+        let class = durability.class();
+        if let Some(cause) = &state.closed {
+            return Admit::Closed(cause.clone());
+        }
+        let established = state.commits.established();
+        let serving = self.serving.load(Ordering::Acquire)
+            || (established && self.applier.applied() >= self.term_entry);
+        if serving && !self.serving.swap(true, Ordering::AcqRel) {
+            self.publish_admitted(state);
+        }
+        if established && !serving {
+            return Admit::Applied(self.term_entry);
+        }
+        if !serving || !state.commits.can_satisfy(class) {
+            let (needed, connected) = Self::replicas_needed(state, class);
+            return Admit::Replicas { needed, connected };
+        }
+        let room = class.acks() != AckPolicy::None
+            || state.commits.unreplicated_bytes() < self.limits.max_unreplicated_bytes;
+        if !room {
+            return Admit::Room;
+        }
+        Admit::Yes(Admission { master: Arc::clone(self), durability })
+    }
+
+    /// Acknowledging replicas that a commit of this class needs, and how many are connected.
+    fn replicas_needed(state: &State, class: Class) -> (usize, usize) {
+        let quorum = state.commits.quorum();
+        let needed = state.commits.acks_needed(class).max(quorum.replication_quorum() - 1);
+        (needed, quorum.connected())
     }
 
     /// Of a class that asks for replicas, only their number decides once writes are served. Others
@@ -272,7 +309,7 @@ impl Master {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let mut core = Feeder::new(self.term, self.limits.timing);
         core.handle_welcomed();
-        let core = Mutex::new(core);
+        let core = Arc::new(Mutex::new(core));
         let session = Arc::new(FeederSession { id, name, incarnation, address, channel, core });
         let mut feeders = self.feeders.lock();
         let older: Vec<_> =
@@ -484,14 +521,14 @@ impl Master {
 }
 
 /// The master as one of its feeders sees it.
-pub(crate) struct SessionHost<'a> {
-    pub(crate) master: &'a Master,
+pub(crate) struct SessionHost {
+    pub(crate) master: Arc<Master>,
     pub(crate) session: SessionId,
     /// The replica's place in the log.
-    pub(crate) pin: &'a Pin,
+    pub(crate) pin: Pin,
 }
 
-impl FeederHost for SessionHost<'_> {
+impl FeederHost for SessionHost {
     fn dtvlsn(&self) -> Vlsn {
         self.master.dtvlsn()
     }
@@ -510,11 +547,37 @@ impl FeederHost for SessionHost<'_> {
     }
 }
 
+/// Whether a commit may be written.
+#[derive(Debug)]
+pub enum Admit {
+    /// It may.
+    Yes(Admission),
+    /// Too few replicas are connected, for the term to begin or for the policy.
+    Replicas {
+        /// How many must be connected.
+        needed: usize,
+        /// How many are.
+        connected: usize,
+    },
+    /// Too much is not replicated yet.
+    Room,
+    /// This VLSN has to be applied first.
+    Applied(Vlsn),
+    /// The mastership is over, for this reason.
+    Closed(String),
+}
+
 /// Leave to write a commit under one policy. It speaks of the moment it was given in: a replica
 /// that leaves afterwards is like one that leaves after the write.
 pub struct Admission {
     master: Arc<Master>,
     durability: Durability,
+}
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admission").field("durability", &self.durability).finish_non_exhaustive()
+    }
 }
 
 impl Admission {

@@ -15,7 +15,7 @@ use crate::net::dispatcher::{
     Dispatcher, FEEDER_SERVICE_NAME, STATUS_SERVICE_NAME, SYNCUP_SERVICE_NAME,
 };
 use crate::node::Inner;
-use crate::stream::feeder::FeederStream;
+use crate::stream::feeder::{FeederHost, FeederStream};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
 use crate::wire::handshake::{
@@ -108,7 +108,7 @@ fn serve_feeder(node: &Arc<Inner>, channel: &Arc<dyn Channel>) -> Result<()> {
 
 fn feed(
     node: &Arc<Inner>,
-    master: &Master,
+    master: &Arc<Master>,
     session: &FeederSession,
     capabilities: Capabilities,
 ) -> Result<()> {
@@ -124,9 +124,15 @@ fn feed(
     let pin = pin(node, session, start)?;
     master.handle_stream_open(session, start);
     tracing::info!(replica = %session.name, %start, "streaming");
-    let host = SessionHost { master, session: session.id, pin: &pin };
-    let stream =
-        FeederStream::new(master.term(), &node.log, channel, &host, node.clock, &session.core);
+    let host = Arc::new(SessionHost { master: Arc::clone(master), session: session.id, pin });
+    let stream = FeederStream::new(
+        master.term(),
+        node.log.clone(),
+        Arc::clone(&session.channel),
+        Arc::clone(&host) as Arc<dyn FeederHost>,
+        node.clock,
+        Arc::clone(&session.core),
+    );
     let streamed = std::thread::scope(|scope| {
         let sender = std::thread::Builder::new()
             .name(format!("feed-{}", session.name))
@@ -144,7 +150,7 @@ fn feed(
         }
     });
     // That is what closed the channel, or what a read ahead of it met.
-    match pin.lost() {
+    match host.pin.lost() {
         Some(Lost { at, anchor, .. }) => {
             Err(RepError::LostPlace { replica: session.name.clone(), at, first: anchor.next() })
         }

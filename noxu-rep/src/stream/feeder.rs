@@ -1,25 +1,29 @@
-//! Feeder stream: ships the log to one replica over a blocking channel.
+//! Feeder stream: ships the log to one replica over a channel.
 //!
-//! Two threads: the sender takes contiguous byte ranges and never waits for the local fsync; the
-//! ack reader drains what the replica says at all times, so that neither side can block the other.
+//! Everything it does is a step that waits for nothing but the channel's own sending:
+//! [`FeederStream::send_some`], and [`FeederStream::handle_frame`] for what the replica says. Two
+//! threads call them, so that neither side can block the other: the sender takes contiguous byte
+//! ranges and never waits for the local fsync, the ack reader drains what the replica says at all
+//! times.
 //!
 //! # Lock order
-//! `core` is a leaf: held for one decision, never during input or output.
+//! `sending` -> `core`, which is a leaf: held for one decision, never during input or output.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use noxu_log::{EntryRun, Log, Reader, Until};
-use noxu_util::{Fingerprint, NULL_VLSN, Vlsn};
+use noxu_log::{EntryRun, Log, Moment, Reader, Until};
+use noxu_util::{Fingerprint, Term, Vlsn};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::core::commits::Now;
 use crate::core::feeder::{Feeder, FeederOutput, Lag};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::wire::message::{
     Ack, Dtvlsn, FRAGMENT_HEAD_BYTES, HEAD_BYTES, Head, MAX_MESSAGE_BYTES, Position, StreamMessage,
 };
-use noxu_util::Term;
 
 /// What a feeder asks of the node it belongs to.
 pub trait FeederHost: Send + Sync {
@@ -37,35 +41,64 @@ pub trait FeederHost: Send + Sync {
 }
 
 /// One replica's stream on the master's side, past handshake and syncup.
-pub struct FeederStream<'a> {
+pub struct FeederStream {
     term: Term,
-    log: &'a Log,
-    channel: &'a dyn Channel,
-    host: &'a dyn FeederHost,
+    log: Log,
+    channel: Arc<dyn Channel>,
+    host: Arc<dyn FeederHost>,
     clock: Clock,
-    core: &'a Mutex<Feeder>,
+    core: Arc<Mutex<Feeder>>,
     reader: Reader,
+    sending: Mutex<Sending>,
 }
 
-impl<'a> FeederStream<'a> {
+/// What the sender keeps from step to step.
+#[derive(Default)]
+struct Sending {
+    announced: Dtvlsn,
+    /// What has gathered for long enough.
+    gathered: Vlsn,
+    /// The last step left entries to gather.
+    gathering: bool,
+}
+
+/// What a step of the sender came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendStep {
+    /// Something was sent, and there may be more.
+    Sent,
+    /// Nothing is to be sent before one of these comes to pass. An early call does no harm.
+    Wait {
+        /// The log's end moves, or a cue comes.
+        until: Until,
+        /// Since this moment.
+        since: Moment,
+        /// At this time in any case.
+        due: Now,
+    },
+    /// The stream has ended in good order.
+    Ended,
+}
+
+impl FeederStream {
     /// A stream over `channel` whose `core` was told where to start.
     pub fn new(
         term: Term,
-        log: &'a Log,
-        channel: &'a dyn Channel,
-        host: &'a dyn FeederHost,
+        log: Log,
+        channel: Arc<dyn Channel>,
+        host: Arc<dyn FeederHost>,
         clock: Clock,
-        core: &'a Mutex<Feeder>,
+        core: Arc<Mutex<Feeder>>,
     ) -> Self {
-        Self { term, log, channel, host, clock, core, reader: log.reader() }
+        let reader = log.reader();
+        Self { term, log, channel, host, clock, core, reader, sending: Mutex::default() }
     }
 
     /// The sender: ships entries as they are appended, until the host closes the stream or
     /// something fails. The channel is closed when it returns.
     pub fn run_sender(&self) -> Result<()> {
         let outcome = self.send_all();
-        self.core.lock().handle_closed();
-        self.channel.close();
+        self.handle_closed();
         outcome
     }
 
@@ -73,61 +106,87 @@ impl<'a> FeederStream<'a> {
     /// returns, and the sender with it.
     pub fn run_ack_reader(&self) -> Result<()> {
         let outcome = self.read_acks();
-        self.core.lock().handle_closed();
-        self.channel.close();
+        self.handle_closed();
         self.reader.wake();
         outcome
     }
 
+    /// The stream is over, for whatever reason. Idempotent.
+    pub fn handle_closed(&self) {
+        self.core.lock().handle_closed();
+        self.channel.close();
+    }
+
     fn send_all(&self) -> Result<()> {
-        let mut announced = Dtvlsn::default();
-        // What has gathered for long enough.
-        let mut gathered = NULL_VLSN;
+        loop {
+            match self.send_some()? {
+                SendStep::Sent => {}
+                SendStep::Wait { until, since, due } => {
+                    self.reader.wait(until, since, due.saturating_sub(self.clock.now()))?;
+                }
+                SendStep::Ended => return Ok(()),
+            }
+        }
+    }
+
+    /// One step of the sender. Called again after [`SendStep::Wait`], it takes what has gathered
+    /// until then.
+    ///
+    /// # Errors
+    /// Whatever ends the stream.
+    pub fn send_some(&self) -> Result<SendStep> {
+        let mut sending = self.sending.lock();
         loop {
             // Taken before anything is looked at, so that a wake between the look and the wait
             // ends the wait.
-            let moment = self.reader.moment();
+            let since = self.reader.moment();
+            if std::mem::take(&mut sending.gathering) {
+                sending.gathered = since.last;
+            }
             let closing = self.host.is_closing();
             let now = self.clock.now();
             let (next, enough, due) = {
                 let core = self.core.lock();
-                let Some(next) = core.next() else { return Ok(()) };
-                (next, core.gathers(moment.last), core.poll_timeout())
+                let Some(next) = core.next() else { return Ok(SendStep::Ended) };
+                (next, core.gathers(since.last), core.poll_timeout())
             };
-            let wait = due.unwrap_or(now).saturating_sub(now);
+            let due = due.unwrap_or(now);
             if closing {
                 // Nobody else could tell the replica before there is a new master.
-                let dtvlsn = self.dtvlsn(announced)?;
-                if dtvlsn.vlsn > announced.vlsn {
+                let dtvlsn = self.dtvlsn(sending.announced)?;
+                if dtvlsn.vlsn > sending.announced.vlsn {
                     self.send_position(next.prev(), dtvlsn, false)?;
                 }
-                return self.channel.send(&StreamMessage::Goodbye.encode());
+                self.channel.send(&StreamMessage::Goodbye.encode())?;
+                return Ok(SendStep::Ended);
             }
             if let Some(enough) = enough
-                && next > gathered
+                && next > sending.gathered
             {
-                self.reader.wait(Until::CueOrBeyond(enough), moment, wait)?;
-                gathered = self.reader.moment().last;
-                continue;
+                sending.gathering = true;
+                return Ok(SendStep::Wait { until: Until::CueOrBeyond(enough), since, due });
             }
-            if moment.last >= next {
+            if since.last >= next {
                 let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? else {
                     continue; // cut off meanwhile
                 };
-                announced = self.dtvlsn(announced)?;
+                sending.announced = self.dtvlsn(sending.announced)?;
                 // Before the bytes leave: their acknowledgement may be here before `send` returns.
-                self.core.lock().handle_sent(now, run.last, announced.vlsn);
-                self.send_run(&run, announced)?;
-                continue;
+                self.core.lock().handle_sent(now, run.last, sending.announced.vlsn);
+                self.send_run(&run, sending.announced)?;
+                return Ok(SendStep::Sent);
             }
             let output = self.core.lock().poll_output(now, self.host.dtvlsn());
             match output {
                 Some(FeederOutput::SendPosition { answer }) => {
-                    announced = self.dtvlsn(announced)?;
-                    self.send_position(next.prev(), announced, answer)?;
+                    sending.announced = self.dtvlsn(sending.announced)?;
+                    self.send_position(next.prev(), sending.announced, answer)?;
+                    return Ok(SendStep::Sent);
                 }
                 Some(FeederOutput::CloseSilent(silent)) => return Err(self.silent(silent)),
-                None => self.reader.wait(Until::Beyond(next.prev()), moment, wait)?,
+                None => {
+                    return Ok(SendStep::Wait { until: Until::Beyond(next.prev()), since, due });
+                }
             }
         }
     }
@@ -180,37 +239,54 @@ impl<'a> FeederStream<'a> {
         if vlsn <= announced.vlsn {
             return Ok(announced);
         }
-        Ok(fingerprint_at(self.log, vlsn)?
+        Ok(fingerprint_at(&self.log, vlsn)?
             .map_or(announced, |fingerprint| Dtvlsn { vlsn, fingerprint }))
     }
 
     fn read_acks(&self) -> Result<()> {
-        loop {
-            let now = self.clock.now();
-            let wait = {
-                let core = self.core.lock();
-                if let Some(silent) = core.handle_timeout(now) {
-                    return Err(self.silent(silent));
+        while let Some(due) = self.handle_timeout()? {
+            let wait = due.saturating_sub(self.clock.now());
+            if let Some(frame) = self.channel.receive(wait)?
+                && !self.handle_frame(&frame)?
+            {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// When the replica will have been silent for too long; `None` once the stream has ended.
+    ///
+    /// # Errors
+    /// It has been silent for too long.
+    pub fn handle_timeout(&self) -> Result<Option<Now>> {
+        let core = self.core.lock();
+        match core.handle_timeout(self.clock.now()) {
+            Some(silent) => Err(self.silent(silent)),
+            None => Ok(core.silence_ends()),
+        }
+    }
+
+    /// The replica said something. False if that was a goodbye.
+    ///
+    /// # Errors
+    /// What it said is not lawful; the stream has to end.
+    pub fn handle_frame(&self, frame: &[u8]) -> Result<bool> {
+        match StreamMessage::decode(frame)? {
+            StreamMessage::Ack(ack) => {
+                let moved = self.core.lock().handle_ack(self.clock.now(), ack)?;
+                if let Some(ack) = moved {
+                    // The sender first: what has gathered is on its way while others are told.
+                    self.reader.cue();
+                    self.host.handle_ack(ack);
                 }
-                let Some(due) = core.silence_ends() else { return Ok(()) };
-                due.saturating_sub(now)
-            };
-            let Some(frame) = self.channel.receive(wait)? else { continue };
-            match StreamMessage::decode(&frame)? {
-                StreamMessage::Ack(ack) => {
-                    let moved = self.core.lock().handle_ack(self.clock.now(), ack)?;
-                    if let Some(ack) = moved {
-                        // The sender first: what has gathered is on its way while others are told.
-                        self.reader.cue();
-                        self.host.handle_ack(ack);
-                    }
-                }
-                StreamMessage::Goodbye => return Ok(()),
-                other @ (StreamMessage::Entries { .. }
-                | StreamMessage::Fragment { .. }
-                | StreamMessage::Position(_)) => {
-                    return Err(RepError::protocol(self.channel.peer(), "Ack", other.name()));
-                }
+                Ok(true)
+            }
+            StreamMessage::Goodbye => Ok(false),
+            other @ (StreamMessage::Entries { .. }
+            | StreamMessage::Fragment { .. }
+            | StreamMessage::Position(_)) => {
+                Err(RepError::protocol(self.channel.peer(), "Ack", other.name()))
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Replica stream: receives the log from a feeder over a blocking channel.
+//! Replica stream: receives the log from a feeder over a channel.
 //!
+//! Everything it does is a step: [`ReplicaStream::handle_frame`] for what the master says,
+//! [`ReplicaStream::sync`] when nothing more has arrived, [`ReplicaStream::handle_timeout`].
 //! One thread receives, verifies and appends. When nothing more has arrived it syncs what it has, if
 //! nobody else is at it, so the group fsync is clocked by itself and a lone commit costs no wake-up.
 //! While more keeps arriving, and where committers wait for acknowledgements that precede the fsync,
@@ -7,11 +9,12 @@
 //! the stream calls [`ReplicaStream::handle_durable`] from the log's hook, which acknowledges that.
 //!
 //! # Lock order
-//! `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
+//! `chain` -> `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
 //! acknowledgements leave in the order in which they were made. They are small; a peer that does
 //! not take them is gone after the channel's write deadline.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +23,7 @@ use noxu_util::{Term, Vlsn};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::core::commits::Now;
 use crate::core::feeder::StreamTiming;
 use crate::core::replica::Replica;
 use crate::error::{RepError, Result};
@@ -53,6 +57,19 @@ pub struct ReplicaStream {
     host: Arc<dyn ReplicaHost>,
     clock: Clock,
     core: Mutex<Replica>,
+    /// What was received last. Held while a frame is handled: one after the other.
+    chain: Mutex<ChainState>,
+    /// Bytes received since the last sync was begun.
+    unsynced: AtomicUsize,
+}
+
+/// What a frame was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// Part of the stream.
+    Frame,
+    /// The master leaves.
+    Goodbye,
 }
 
 impl ReplicaStream {
@@ -78,7 +95,10 @@ impl ReplicaStream {
             positions.durable,
             known_dtvlsn,
         );
-        Self { log, channel, host, clock, core: Mutex::new(core) }
+        let chain = Mutex::new(positions.chain());
+        // An earlier stream may have ended between an append and its sync.
+        let unsynced = AtomicUsize::new(usize::from(positions.durable < positions.last));
+        Self { log, channel, host, clock, core: Mutex::new(core), chain, unsynced }
     }
 
     /// Receives until the master leaves or something fails. The channel is closed when it returns.
@@ -88,9 +108,14 @@ impl ReplicaStream {
     /// Whatever ended the stream; `Ok` if the master said goodbye.
     pub fn run(&self) -> Result<()> {
         let outcome = self.receive_all();
+        self.handle_closed();
+        outcome
+    }
+
+    /// The stream is over, for whatever reason. Idempotent.
+    pub fn handle_closed(&self) {
         self.core.lock().handle_closed();
         self.channel.close();
-        outcome
     }
 
     /// The log is synced through `durable`, by whichever thread did it.
@@ -109,48 +134,81 @@ impl ReplicaStream {
     }
 
     fn receive_all(&self) -> Result<()> {
-        let positions = self.log.positions();
-        let mut chain = positions.chain();
-        self.handle_durable(positions.durable)?;
-        self.raise_limit();
-        // An earlier stream may have ended between an append and its sync.
-        let mut unsynced = usize::from(positions.durable < positions.last);
+        self.begin()?;
         let (frames, mut buffer) = (Frames::default(), Vec::new());
-        loop {
-            let now = self.clock.now();
-            let (silent, due) = {
-                let core = self.core.lock();
-                (core.handle_timeout(now), core.poll_timeout())
-            };
-            if let Some(silent) = silent {
-                return Err(RepError::silent(self.channel.peer(), "a message", silent));
-            }
-            let wait = match due {
-                _ if unsynced > 0 => Duration::ZERO,
-                Some(due) => due.saturating_sub(now),
-                None => return Ok(()),
-            };
+        while let Some(due) = self.handle_timeout()? {
+            let unsynced = self.is_unsynced();
+            let wait = if unsynced { Duration::ZERO } else { due.saturating_sub(self.clock.now()) };
             if self.channel.receive_into(&mut buffer, wait)? {
-                match self.handle_frame(&frames.share(&mut buffer), &mut chain)? {
-                    Handled::Bytes(0) => self.check_room()?,
-                    Handled::Bytes(count) => unsynced += count,
+                match self.handle_frame(&frames.share(&mut buffer))? {
+                    Handled::Frame => {}
                     Handled::Goodbye => return Ok(()),
                 }
+            } else if unsynced {
+                self.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first step: tells the master where this node stands.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn begin(&self) -> Result<()> {
+        self.handle_durable(self.log.positions().durable)?;
+        self.raise_limit();
+        Ok(())
+    }
+
+    /// When the master will have been silent for too long; `None` once the stream has ended.
+    ///
+    /// # Errors
+    /// It has been silent for too long.
+    pub fn handle_timeout(&self) -> Result<Option<Now>> {
+        let core = self.core.lock();
+        match core.handle_timeout(self.clock.now()) {
+            Some(silent) => Err(RepError::silent(self.channel.peer(), "a message", silent)),
+            None => Ok(core.poll_timeout()),
+        }
+    }
+
+    /// Whether something was received that no sync was begun for: [`ReplicaStream::sync`] is due
+    /// when nothing more has arrived.
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced.load(Ordering::Relaxed) > 0
+    }
+
+    /// A frame arrived. While more keeps arriving, the flushers are asked to sync now and then.
+    ///
+    /// # Errors
+    /// What came is not lawful, or cannot be taken; the stream has to end.
+    pub fn handle_frame(&self, frame: &Bytes) -> Result<Handled> {
+        let mut chain = self.chain.lock();
+        match self.handle_message(frame, &mut chain)? {
+            Received::Bytes(0) => self.check_room()?,
+            Received::Bytes(count) => {
+                // Only whoever holds `chain`, or finds that nothing arrives, writes here.
+                let unsynced = self.unsynced.load(Ordering::Relaxed) + count;
+                self.unsynced.store(unsynced, Ordering::Relaxed);
                 if unsynced >= SYNC_BYTES {
-                    unsynced = 0;
+                    self.unsynced.store(0, Ordering::Relaxed);
                     self.acknowledge_received()?;
                     self.log.request_sync();
                     self.raise_limit();
                 }
-            } else if unsynced > 0 {
-                unsynced = 0;
-                self.sync()?;
             }
+            Received::Goodbye => return Ok(Handled::Goodbye),
         }
+        Ok(Handled::Frame)
     }
 
     /// Makes what was received durable and acknowledges it, or leaves both to the flushers.
-    fn sync(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The log's, the channel's.
+    pub fn sync(&self) -> Result<()> {
+        self.unsynced.store(0, Ordering::Relaxed);
         let durable = if self.acknowledge_received()? {
             self.log.request_sync();
             // The flusher may have been there already; then nobody calls the hook again.
@@ -190,7 +248,7 @@ impl ReplicaStream {
         self.host.handle_may_apply(limit);
     }
 
-    fn handle_frame(&self, frame: &Bytes, chain: &mut ChainState) -> Result<Handled> {
+    fn handle_message(&self, frame: &Bytes, chain: &mut ChainState) -> Result<Received> {
         let now = self.clock.now();
         let message = StreamMessage::decode(frame).map_err(|bad| self.name_peer(bad.into()))?;
         match message {
@@ -202,7 +260,7 @@ impl ReplicaStream {
                 }
                 let count = bytes.len();
                 self.append(frame.slice_ref(bytes), &head, chain)?;
-                Ok(Handled::Bytes(count))
+                Ok(Received::Bytes(count))
             }
             StreamMessage::Fragment { head, total, offset, bytes } => {
                 let whole = {
@@ -210,10 +268,10 @@ impl ReplicaStream {
                     core.handle_head(now, &head)?;
                     core.handle_fragment(head.first, total, offset, bytes)?
                 };
-                let Some(whole) = whole else { return Ok(Handled::Bytes(0)) };
+                let Some(whole) = whole else { return Ok(Received::Bytes(0)) };
                 let count = whole.len();
                 self.append(whole.into(), &head, chain)?;
-                Ok(Handled::Bytes(count))
+                Ok(Received::Bytes(count))
             }
             StreamMessage::Position(position) => {
                 let answer = {
@@ -225,9 +283,9 @@ impl ReplicaStream {
                 self.handle_dtvlsn(position.dtvlsn)?;
                 self.raise_limit();
                 self.send_ack(answer)?;
-                Ok(Handled::Bytes(0))
+                Ok(Received::Bytes(0))
             }
-            StreamMessage::Goodbye => Ok(Handled::Goodbye),
+            StreamMessage::Goodbye => Ok(Received::Goodbye),
             StreamMessage::Ack(_) => {
                 Err(RepError::protocol(self.channel.peer(), "Entries or Position", "Ack"))
             }
@@ -275,7 +333,7 @@ impl ReplicaStream {
     }
 }
 
-enum Handled {
+enum Received {
     Bytes(usize),
     Goodbye,
 }

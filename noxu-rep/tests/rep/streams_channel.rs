@@ -6,14 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use noxu_log::env::MemoryEnv;
-use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, NewEntry};
+use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, NewEntry, Until};
 use noxu_rep::clock::Clock;
 use noxu_rep::core::feeder::Feeder;
 use noxu_rep::core::replica::StreamFault;
 use noxu_rep::net::channel::{Channel, LocalChannel, LocalChannelPair};
 use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
-use noxu_rep::stream::feeder::{FeederHost, FeederStream};
-use noxu_rep::stream::replica::{ReplicaHost, ReplicaStream};
+use noxu_rep::stream::feeder::{FeederHost, FeederStream, SendStep};
+use noxu_rep::stream::replica::{Handled, ReplicaHost, ReplicaStream};
 use noxu_rep::wire::message::{Ack, Dtvlsn, Head, Position, StreamMessage};
 use noxu_rep::{RepError, Result, StreamTiming};
 use noxu_util::{Fingerprint, GroupId, NULL_VLSN, Term, Vlsn};
@@ -107,16 +107,16 @@ fn stream(
     to: &Log,
     channels: (Arc<dyn Channel>, Arc<dyn Channel>),
     writes: impl FnOnce(&Master),
-) -> Master {
+) -> Arc<Master> {
     let (ours, theirs) = channels;
-    let master = Master::default();
+    let master = Arc::new(Master::default());
     let follower = Arc::new(Follower::default());
     let clock = Clock::start();
     let mut core = Feeder::new(TERM, timing());
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), to.positions().last.next());
-    let core = Mutex::new(core);
-    let feeder = FeederStream::new(TERM, from, &*ours, &master, clock, &core);
+    let core = Arc::new(Mutex::new(core));
+    let feeder = FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock, core);
     let receiving = Arc::new(replica(to, theirs, &follower));
     let hook = Arc::downgrade(&receiving);
     to.on_durable(move |durable| {
@@ -276,6 +276,57 @@ fn a_tail_that_holds_little_is_read_from_files() {
     from.sync_now().unwrap();
     stream(&from, &to, tcp_pair(), |_| fill(&from, 2_000));
     assert_same_logs(&from, &to);
+}
+
+#[test]
+fn steps_alone_bring_a_replica_level_with_no_thread() {
+    let (ours, theirs) = local_pair();
+    let (from, to) = (empty_log("a"), empty_log("b"));
+    fill(&from, 10);
+    let master = Arc::new(Master::default());
+    let follower = Arc::new(Follower::default());
+    let clock = Clock::start();
+    let mut core = Feeder::new(TERM, timing());
+    core.handle_welcomed();
+    core.handle_synced_up(clock.now(), Vlsn::new(1));
+    let (channel, host) = (Arc::clone(&ours), Arc::clone(&master));
+    let core = Arc::new(Mutex::new(core));
+    let feeder = FeederStream::new(TERM, from.clone(), channel, host, clock, core);
+    let receiving = replica(&to, Arc::clone(&theirs), &follower);
+
+    receiving.begin().unwrap();
+    assert!(feeder.handle_frame(&ours.receive(PATIENCE).unwrap().unwrap()).unwrap());
+    assert_eq!(feeder.send_some().unwrap(), SendStep::Sent);
+    // The replica owes an answer, so what is appended now gathers until somebody asks again.
+    fill(&from, 1);
+    let SendStep::Wait { until, due, .. } = feeder.send_some().unwrap() else {
+        panic!("sent one entry although an answer is due")
+    };
+    assert!(matches!(until, Until::CueOrBeyond(_)), "{until:?}");
+    assert!(due <= clock.now() + timing().heartbeat);
+    assert_eq!(feeder.send_some().unwrap(), SendStep::Sent);
+    for _ in 0..2 {
+        let frame = theirs.receive(PATIENCE).unwrap().unwrap();
+        assert_eq!(receiving.handle_frame(&frame.into()).unwrap(), Handled::Frame);
+    }
+    assert!(receiving.is_unsynced() && receiving.handle_timeout().unwrap().is_some());
+    receiving.sync().unwrap();
+    assert!(!receiving.is_unsynced());
+    assert!(feeder.handle_frame(&ours.receive(PATIENCE).unwrap().unwrap()).unwrap());
+    assert_eq!(master.dtvlsn(), from.positions().last);
+    // DTVLSN travels alone, as nothing else is to come.
+    assert_eq!(feeder.send_some().unwrap(), SendStep::Sent);
+    let frame = theirs.receive(PATIENCE).unwrap().unwrap();
+    receiving.handle_frame(&frame.into()).unwrap();
+    assert_eq!(follower.limit.load(Ordering::SeqCst), 11);
+    assert_same_logs(&from, &to);
+
+    master.closing.store(true, Ordering::SeqCst);
+    assert_eq!(feeder.send_some().unwrap(), SendStep::Ended);
+    let frame = theirs.receive(PATIENCE).unwrap().unwrap();
+    assert_eq!(receiving.handle_frame(&frame.into()).unwrap(), Handled::Goodbye);
+    receiving.handle_closed();
+    assert_eq!(receiving.handle_timeout().unwrap(), None);
 }
 
 // ---- peers that misbehave
@@ -508,13 +559,13 @@ fn a_feeder_whose_read_fails_ends_its_stream_and_sends_no_broken_frame() {
     log.seal_through(log.positions().last).unwrap();
     let gone = log.drop_front(log.positions().last, |_| Vec::new()).unwrap();
     assert!(gone > NULL_VLSN);
-    let master = Master::default();
+    let master = Arc::new(Master::default());
     let clock = Clock::start();
     let mut core = Feeder::new(TERM, timing());
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
-    let core = Mutex::new(core);
-    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    let core = Arc::new(Mutex::new(core));
+    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
     let error = feeder.run_sender().unwrap_err();
     assert!(matches!(error, RepError::Log(LogError::Gap { .. })), "{error}");
     assert!(theirs.receive(Duration::from_millis(10)).unwrap_err().is_disconnect());
@@ -525,13 +576,13 @@ fn an_ack_of_what_was_never_sent_ends_the_stream() {
     let (ours, theirs) = local_pair();
     let log = empty_log("a");
     fill(&log, 10);
-    let master = Master::default();
+    let master = Arc::new(Master::default());
     let clock = Clock::start();
     let mut core = Feeder::new(TERM, timing());
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
-    let core = Mutex::new(core);
-    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    let core = Arc::new(Mutex::new(core));
+    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
     let lie =
         Ack { term: TERM, received: Vlsn::new(99), durable: Vlsn::new(99), applied: NULL_VLSN };
     theirs.send(&StreamMessage::Ack(lie).encode()).unwrap();
@@ -622,13 +673,13 @@ fn either_side_notices_the_silence_of_the_other() {
 
     let (ours, theirs) = local_pair();
     let log = empty_log("a");
-    let master = Master::default();
+    let master = Arc::new(Master::default());
     let clock = Clock::start();
     let mut core = Feeder::new(TERM, short);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
-    let core = Mutex::new(core);
-    let feeder = FeederStream::new(TERM, &log, &*ours, &master, clock, &core);
+    let core = Arc::new(Mutex::new(core));
+    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
     thread::scope(|scope| {
         let sending = scope.spawn(|| feeder.run_sender());
         // Whichever thread notices first closes the channel under the other's hands.
