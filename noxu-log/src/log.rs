@@ -163,7 +163,7 @@ impl Positions {
     }
 }
 
-pub(crate) type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
+type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
@@ -300,9 +300,8 @@ pub(crate) struct State {
     pub(crate) last_lsn: Lsn,
     pub(crate) last_sync: Vlsn,
     pub(crate) last_txn_end: Vlsn,
-    pub(crate) written: Vlsn,
-    /// The mark that speaks of everything through `written`.
-    pub(crate) written_mark: Mark,
+    /// The last entry that is in its file.
+    pub(crate) written: Mark,
     /// The last `Term` or Group entry appended: the reserve serves it.
     pub(crate) urgent: Vlsn,
     /// What the disk has no room for: the log is read-only.
@@ -414,10 +413,9 @@ impl State {
         let synced = self.synced.vlsn;
         assert!(self.durable <= synced, "{} reported, synced through {synced}", self.durable);
         assert!(self.marked <= synced, "{} marked, synced through {synced}", self.marked);
-        let written = self.written_mark.vlsn;
-        assert_eq!(self.written, written, "written, and the mark of it");
-        assert!(synced <= self.written, "{synced} synced, written through {}", self.written);
-        assert!(self.written <= self.end.vlsn, "{} written, not there", self.written);
+        let written = self.written.vlsn;
+        assert!(synced <= written, "{synced} synced, written through {written}");
+        assert!(written <= self.end.vlsn, "{written} written, not there");
         assert!(self.last_txn_end <= self.last_sync, "a transaction end is a sync entry");
         assert!(self.last_sync <= self.end.vlsn, "the last sync entry is beyond the end");
         let mut chain: Option<ChainState> = None;
@@ -587,7 +585,7 @@ impl Log {
             last_lsn: state.last_lsn,
             last_term: state.end.term,
             last_fingerprint: state.end.fingerprint,
-            written: state.written,
+            written: state.written.vlsn,
             durable: state.durable,
             anchor: state.anchor.clone(),
         }
@@ -634,7 +632,7 @@ impl Log {
             shared.catch_mark_up(&marker)?;
             let is_orderly = {
                 let state = shared.state.lock();
-                state.marked == state.written
+                state.marked == state.written.vlsn
             };
             shared.control.update(|control| control.clean_shutdown = is_orderly)
         });

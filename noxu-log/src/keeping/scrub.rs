@@ -226,11 +226,10 @@ impl Scrubber {
                 begin = due;
                 continue;
             }
-            let keep = |progress: &ScrubProgress| {
+            let mut keep = |progress: &ScrubProgress| {
                 scrubber.inner.lock().running = Some(progress.clone());
                 ControlFlow::Continue(())
             };
-            let mut keep = keep;
             let mut pass = Pass::new(config, std::slice::from_ref(&segment), &mut keep);
             let done = shared.scrub_segment(&segment, &mut pass);
             let mut inner = scrubber.inner.lock();

@@ -162,8 +162,7 @@ impl Log {
             last_lsn: found.last_lsn,
             last_sync: found.last_sync,
             last_txn_end: found.last_txn_end,
-            written: found.end.vlsn,
-            written_mark: Mark::default(),
+            written: Mark::default(),
             urgent: NULL_VLSN,
             no_room: None,
             synced: Mark::default(),
@@ -180,8 +179,8 @@ impl Log {
             truncating: false,
             readers: Readers::default(),
         };
-        state.written_mark = state.end_mark();
-        state.synced = state.written_mark;
+        state.written = state.end_mark();
+        state.synced = state.written;
         let shared = Arc::new(Shared {
             env,
             dir: dir.to_owned(),

@@ -5,8 +5,9 @@
 //! 1. The lost entries of the segment that is cut are copied, durably, under a *staged* name: nothing
 //!    has happened yet, and whoever opens a log without an intent removes the copy.
 //! 2. The intent (last entry kept, where the cut goes, name of the lost-entries file) is durable
-//!    before the log changes. If writing it fails nobody knows whether it is, so the log stops. Whoever opens the directory finds it and does steps 3 to 9 again; each
-//!    can be repeated, and none reads an entry, so that damage does not stand in the way.
+//!    before the log changes. If writing it fails nobody knows whether it is, so the log stops.
+//!    Whoever opens the directory finds it and does steps 3 to 9 again; each can be repeated, and
+//!    none reads an entry, so that damage does not stand in the way.
 //! 3. The staged copy gets its name.
 //! 4. Segments wholly beyond the cut are moved (or removed), the newest first, so that the rest is
 //!    always a prefix of the log.
@@ -175,7 +176,7 @@ impl Shared {
         let (last, group, segments) = {
             let state = self.state.lock();
             let faulty = state.faulty.iter().find(|faulty| faulty.first > intent.kept.vlsn);
-            let last = faulty.map_or(state.written, |faulty| faulty.first.prev());
+            let last = faulty.map_or(state.written.vlsn, |faulty| faulty.first.prev());
             let segments: Vec<_> =
                 state.segments.iter().map(|s| (s.number(), s.header().first, s.end())).collect();
             (last, state.group.as_ref().map(|group| group.id).unwrap_or_default(), segments)
@@ -297,9 +298,8 @@ impl Shared {
         assert_eq!(state.end.vlsn, vlsn, "the cut log ends where it was cut");
         state.faulty = faulty;
         state.tail.truncate(&state.end, &old_end);
-        state.written = vlsn;
-        state.written_mark = state.end_mark();
-        state.synced = state.written_mark;
+        state.written = state.end_mark();
+        state.synced = state.written;
         state.urgent = state.urgent.min(vlsn);
         state.marked = vlsn;
         state.durable = vlsn;

@@ -113,7 +113,7 @@ impl Shared {
             tracing::warn!(%error, "no reserve for a full disk");
         }
         let mut state = self.state.lock();
-        if state.written == state.end.vlsn && state.durable == state.synced.vlsn {
+        if state.written.vlsn == state.end.vlsn && state.durable == state.synced.vlsn {
             if state.no_room.take().is_some() {
                 tracing::info!(dir = %self.dir.display(), "the disk has room: the log takes entries");
             }

@@ -1,10 +1,10 @@
 //! Group commit: one thread writes and syncs for all who wait.
 //!
 //! Self-clocked: whoever gets the writer takes everything that was appended since the last turn,
-//! writes it with one vectored write and syncs once; then the batch is marked (marker.rs), `durable`
-//! moves, and exactly those are woken whom that satisfies. What is appended meanwhile is the next
-//! turn's batch. No timer delays a commit; the only timer bounds how long entries that nobody waits
-//! for stay unsynced.
+//! writes it, in vectored writes of some [`STRETCH_BYTES`] within one segment each, and syncs once;
+//! then the batch is marked (marker.rs), `durable` moves, and exactly those are woken whom that
+//! satisfies. What is appended meanwhile is the next turn's batch. No timer delays a commit; the only
+//! timer bounds how long entries that nobody waits for stay unsynced.
 //!
 //! # Stages
 //! ```text
@@ -28,6 +28,7 @@
 //! 5. The tail mark is made of `synced`: it never speaks of what is not durable. When it is written,
 //!    and what that means for `durable`, is argued in marker.rs.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,7 +83,8 @@ pub(crate) enum Room {
 
 /// What one turn writes.
 struct Batch {
-    pieces: Vec<Piece>,
+    /// Oldest first; taken from the front as they are written.
+    pieces: VecDeque<Piece>,
     /// Headers of the segments that begin in it.
     new_segments: Vec<SegmentHeader>,
     end: Mark,
@@ -91,21 +93,21 @@ struct Batch {
 impl Batch {
     /// All that is not written.
     fn take(state: &mut State) -> Self {
-        let written = state.written;
+        let written = state.written.vlsn;
         let new_segments = state
             .segments
             .iter()
             .rev()
             .map_while(|s| (s.header().first > written).then_some(*s.header()))
             .collect();
-        let pieces = state.tail.take_unwritten(&state.end);
+        let pieces = state.tail.take_unwritten(&state.end).into();
         state.readers.handle_turn();
         Self { pieces, new_segments, end: state.end_mark() }
     }
 
     /// How many pieces are written at once: those of one segment, some [`STRETCH_BYTES`] of them.
     fn stretch(&self) -> usize {
-        let number = self.pieces.first().map(|piece| piece.lsn.segment());
+        let number = self.pieces.front().map(|piece| piece.lsn.segment());
         let mut bytes = 0;
         let within = self.pieces.iter().take_while(|piece| {
             let fits = bytes < STRETCH_BYTES && Some(piece.lsn.segment()) == number;
@@ -117,7 +119,7 @@ impl Batch {
 
     /// The last entry before it.
     fn before(&self) -> Vlsn {
-        self.pieces.first().map_or(self.end.vlsn, |piece| piece.first.prev())
+        self.pieces.front().map_or(self.end.vlsn, |piece| piece.first.prev())
     }
 }
 
@@ -166,7 +168,7 @@ impl Log {
     pub fn write_now(&self) -> Result<()> {
         let wanted = self.shared.state.lock().end.vlsn;
         self.shared.flush(false)?;
-        let written = self.shared.state.lock().written;
+        let written = self.shared.state.lock().written.vlsn;
         if written < wanted { self.shared.refuse_for_room(written).map(|_| ()) } else { Ok(()) }
     }
 
@@ -190,6 +192,11 @@ impl Log {
         }
         self.shared.flusher.request_sync();
         Ok(durable)
+    }
+
+    /// How many threads are in [`Log::wait_durable`] and sleep, or are about to.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiters.count()
     }
 
     /// Blocks until everything through `vlsn` is durable on this node, and sees to it that it will.
@@ -333,13 +340,13 @@ impl Shared {
     ) -> Result<bool> {
         let mut batch = {
             let mut state = self.state.lock();
-            let urgent = state.urgent > state.written;
+            let urgent = state.urgent > state.written.vlsn;
             let unwritten = if room == Room::AsKnown && state.no_room.is_some() && !urgent {
                 false
             } else {
-                state.written < state.end.vlsn
+                state.written.vlsn < state.end.vlsn
             };
-            if !unwritten && (!sync || state.synced.vlsn == state.written) {
+            if !unwritten && (!sync || state.synced == state.written) {
                 return Ok(false);
             }
             if unwritten { Some(Batch::take(&mut state)) } else { None }
@@ -352,10 +359,10 @@ impl Shared {
         }
         let written = {
             let state = self.state.lock();
-            if state.synced == state.written_mark {
+            if state.synced == state.written {
                 return Ok(false);
             }
-            state.written_mark
+            state.written
         };
         if mutant::is_on(Mutant::DurableBeforeSync) {
             self.state.lock().durable = written.vlsn;
@@ -388,7 +395,7 @@ impl Shared {
             state.urgent = state.urgent.min(batch.before());
         }
         if !batch.pieces.is_empty() {
-            self.state.lock().tail.put_back(std::mem::take(&mut batch.pieces));
+            self.state.lock().tail.put_back(std::mem::take(&mut batch.pieces).into());
         }
         if let Some(path) = no_room {
             self.become_read_only(&path);
@@ -402,7 +409,8 @@ impl Shared {
     fn write_part(&self, writer: &mut Writer, batch: &mut Batch) -> Result<Option<PathBuf>> {
         while !batch.pieces.is_empty() {
             let stretch = batch.stretch();
-            match self.write_pieces(writer, &batch.pieces[..stretch], &batch.new_segments) {
+            let pieces = &batch.pieces.make_contiguous()[..stretch];
+            match self.write_pieces(writer, pieces, &batch.new_segments) {
                 Ok(()) => {}
                 Err(WriteFault::NoRoom(path)) => return Ok(Some(path)),
                 Err(WriteFault::Fatal(cause)) => return Err(self.poison(cause)),
@@ -419,8 +427,7 @@ impl Shared {
         let through = if batch.pieces.is_empty() { batch.end } else { last.end_mark() };
         let bytes = done.iter().map(|piece| piece.bytes.len()).sum();
         let mut state = self.state.lock();
-        state.written = through.vlsn;
-        state.written_mark = through;
+        state.written = through;
         state.tail.evict(through.vlsn);
         // Under the lock, so that an appender cannot miss it between its check and its wait.
         let before = self.unwritten_bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -52,6 +52,11 @@ impl Drop for Waiter<'_> {
 }
 
 impl Waiters {
+    /// How many are asleep or about to be.
+    pub(crate) fn count(&self) -> usize {
+        self.heap.lock().len()
+    }
+
     /// Enters the calling thread. It looks at `durable` once more before it parks: a sync before
     /// this call wakes nobody.
     pub(crate) fn register(&self, vlsn: Vlsn) -> Waiter<'_> {

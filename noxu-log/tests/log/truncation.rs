@@ -191,7 +191,9 @@ fn whoever_waits_for_an_entry_that_is_cut_off_is_told_so_and_never_of_another_wi
             assert_eq!(late, Vlsn::new(10));
             let waiter = log.clone();
             std::thread::spawn(move || drop(sender.send(waiter.wait_durable(late))));
-            std::thread::sleep(Duration::from_millis(50));
+            while log.waiting() == 0 {
+                std::thread::yield_now();
+            }
             drop(hold);
             cutting.join().unwrap().unwrap();
         });
