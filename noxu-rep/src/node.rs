@@ -24,7 +24,7 @@ use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogError, NewEntry};
 use noxu_util::{GroupId, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
-use crate::clock::{Clock, wall_clock_ms};
+use crate::clock::Clock;
 use crate::config::{GroupChoice, NodeConfig, RoleConfig};
 use crate::core::durability::Durability;
 use crate::core::quorum::Quorum;
@@ -179,6 +179,7 @@ impl Node {
         open: impl FnOnce(&NodeContext) -> Result<Arc<dyn StateMachine>>,
     ) -> Result<Self> {
         check_config(&config)?;
+        let clock = Clock::start();
         let housekeeper: HousekeeperSlot = Arc::default();
         let context = NodeContext {
             env: Arc::clone(&env),
@@ -188,7 +189,7 @@ impl Node {
         // A restore that a crash cut short after its commit is finished before anything else.
         let (machine, open) = if is_committed(&*env, &config.dir)? {
             let machine = open(&context)?;
-            let restored = install::install(&env, &config.dir, &config.log, &*machine)?;
+            let restored = install::install(&env, &config.dir, &config.log, &*machine, &clock)?;
             tracing::info!(node = %config.name, ?restored, "finished a restore");
             (Some(machine), None)
         } else {
@@ -196,7 +197,7 @@ impl Node {
         };
         let (log, report) = open_sound(&env, &config)?;
         tracing::info!(node = %config.name, dir = %config.dir.display(), ?report, "log opened");
-        let opened = Self::open_over(env, &log, config, machine, &context, open);
+        let opened = Self::open_over(env, &log, config, machine, clock, &context, open);
         if opened.is_err() {
             let _ = log.close(); // what opening failed for says more
         }
@@ -208,12 +209,12 @@ impl Node {
         log: &Log,
         config: NodeConfig,
         machine: Option<Arc<dyn StateMachine>>,
+        clock: Clock,
         context: &NodeContext,
         open: Option<impl FnOnce(&NodeContext) -> Result<Arc<dyn StateMachine>>>,
     ) -> Result<Self> {
         claim_directory(log, &config)?;
-        let clock = Clock::start();
-        let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock));
+        let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
         *context.housekeeper.write() = Some(Arc::clone(&housekeeper));
         let machine = match (machine, open) {
             (Some(machine), _) => machine,
@@ -612,7 +613,7 @@ impl Inner {
             control.vote = None;
             control.group_config = encoded.clone();
         })?;
-        let body = term_body(wall_clock_ms(), term, &self.config.name);
+        let body = term_body(self.clock.wall_clock_ms(), term, &self.config.name);
         let mut first = vec![NewEntry::new(EntryKind::TERM, EntryFlags::SYNC, &body)];
         if founding {
             first.push(NewEntry::new(EntryKind::GROUP, EntryFlags::SYNC, &encoded));
@@ -624,7 +625,7 @@ impl Inner {
             Quorum::new(&self.config.name, &config.members),
             self.housekeeper.dtvlsn().min(appended.first.prev()),
             self.log.clone(),
-            self.clock,
+            self.clock.clone(),
             self.config.limits,
             Arc::clone(&self.applier),
             Arc::clone(&self.housekeeper),

@@ -109,7 +109,8 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
     let master = Arc::new(Master::default());
-    let feeder = FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock, core);
+    let feeder =
+        FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock.clone(), core);
     let host = Arc::new(Follower);
     let replica =
         Arc::new(ReplicaStream::new(TERM, timing, to.clone(), theirs, host, clock, NULL_VLSN));

@@ -55,7 +55,7 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
         source.clone(),
         feeder_end,
         Arc::clone(&progress) as _,
-        clock,
+        clock.clone(),
         core,
     );
     let replica = Arc::new(ReplicaStream::new(

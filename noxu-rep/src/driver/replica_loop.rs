@@ -17,7 +17,6 @@ use std::time::Duration;
 use noxu_log::{Cut, EntryKind, EntryRun, GroupIdentity, LostNote, lost_path};
 use noxu_util::{Lsn, Vlsn};
 
-use crate::clock::wall_clock_ms;
 use crate::core::replica::StreamFault;
 use crate::core::rollback::{Decision, Found, Situation, decide};
 use crate::driver::services::LOG_FORMAT;
@@ -232,7 +231,7 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
         node.log.clone(),
         Arc::clone(channel),
         host,
-        node.clock,
+        node.clock.clone(),
         node.housekeeper.dtvlsn(),
     ));
     node.set_replica_stream(Some(Arc::clone(&stream)));
@@ -263,7 +262,7 @@ fn hello(node: &Inner) -> Hello {
         segment_bytes: control.group.as_ref().map(|group| group.segment_bytes),
         term: control.term,
         capabilities: Capabilities::OURS,
-        wall_clock_ms: wall_clock_ms(),
+        wall_clock_ms: node.clock.wall_clock_ms(),
     }
 }
 
@@ -302,7 +301,7 @@ fn roll_back(
         "rolling back {} entries", last.since(to)
     );
     let lost_group = holds_group_entry(node, to.next())?;
-    let time_ms = wall_clock_ms();
+    let time_ms = node.clock.wall_clock_ms();
     let name = format!("{}-{}-{time_ms}", to.next().sequence(), last.sequence());
     let note = LostNote {
         time_ms,

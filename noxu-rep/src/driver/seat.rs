@@ -12,7 +12,6 @@ use noxu_log::env::Env;
 use noxu_log::{Log, LogError, OpenReport};
 use parking_lot::{Mutex, RwLock};
 
-use crate::clock::Clock;
 use crate::config::{NodeConfig, RoleConfig};
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
@@ -106,11 +105,11 @@ impl Seat {
         let mut config = old.config.clone();
         // Whatever it was opened as: a restored log is not one to be master with at once.
         config.role = RoleConfig::Replica;
-        let restored = install::install(&self.env, &config.dir, &config.log, &*machine)?;
+        let clock = old.clock.clone();
+        let restored = install::install(&self.env, &config.dir, &config.log, &*machine, &clock)?;
         tracing::info!(node = %config.name, ?restored, "restored");
         let (log, _) = open_sound(&self.env, &config)?;
-        let clock = Clock::start();
-        let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock));
+        let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
         *self.housekeeper.write() = Some(Arc::clone(&housekeeper));
         let next = Inner::new(log, clock, housekeeper, config, machine, old.dispatcher());
         next.note_restored(old, restored);

@@ -7,7 +7,6 @@ use std::time::Duration;
 use noxu_log::{Holder, HolderKind, Lost, Pin};
 use noxu_util::{GroupId, Name, Vlsn};
 
-use crate::clock::wall_clock_ms;
 use crate::driver::master::{FeederSession, Master, SessionHost};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
@@ -130,7 +129,7 @@ fn feed(
         node.log.clone(),
         Arc::clone(&session.channel),
         Arc::clone(&host) as Arc<dyn FeederHost>,
-        node.clock,
+        node.clock.clone(),
         Arc::clone(&session.core),
     );
     let streamed = std::thread::scope(|scope| {
@@ -187,7 +186,7 @@ fn welcome(node: &Inner, master: Option<&Master>, hello: &Hello) -> Result<Welco
         incarnation: control.incarnation,
         term: master.map_or(control.term, Master::term),
         capabilities: Capabilities::OURS,
-        wall_clock_ms: wall_clock_ms(),
+        wall_clock_ms: node.clock.wall_clock_ms(),
         members: (!members.is_empty()).then_some(&members[..]),
         connected: &connected,
         mastership: if master.is_some() { Ok(()) } else { Err(node.master_address()) },

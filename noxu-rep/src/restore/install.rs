@@ -23,6 +23,7 @@ use noxu_util::{NULL_VLSN, Vlsn};
 use super::manifest::{CHECKPOINT, COMMIT, Commit, MARKER, Manifest, Marker, TAIL};
 use super::session::{is_committed, is_pending};
 use super::{Restored, restore_dir};
+use crate::clock::Clock;
 use crate::error::{RepError, Result};
 use crate::sync::{LogReader, StateMachine};
 
@@ -46,9 +47,10 @@ pub fn recover(
     node_dir: &Path,
     config: &LogConfig,
     machine: &dyn StateMachine,
+    clock: &Clock,
 ) -> Result<Recovered> {
     if is_committed(&**env, node_dir)? {
-        return install(env, node_dir, config, machine).map(Recovered::Installed);
+        return install(env, node_dir, config, machine, clock).map(Recovered::Installed);
     }
     if is_pending(&**env, node_dir)? {
         return Ok(Recovered::Begun);
@@ -70,6 +72,7 @@ pub fn install(
     node_dir: &Path,
     config: &LogConfig,
     machine: &dyn StateMachine,
+    clock: &Clock,
 ) -> Result<Restored> {
     let dir = restore_dir(node_dir);
     let missing = |name: &str| LogError::DamagedFile {
@@ -93,7 +96,7 @@ pub fn install(
         last_lsn: commit.base_lsn,
         lost_name: format!("restore-{:016x}", commit.session),
         lost_note: LostNote {
-            time_ms: crate::clock::wall_clock_ms(),
+            time_ms: clock.wall_clock_ms(),
             master: head.provider.as_str().to_owned(),
             master_term: head.term,
             master_vlsn: head.target,

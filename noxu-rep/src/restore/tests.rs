@@ -19,6 +19,7 @@ use super::install::{Recovered, install, recover};
 use super::provider::RestoreProvider;
 use super::session::{Restoring, fetch, is_committed, is_pending};
 use super::*;
+use crate::clock::Clock;
 use crate::error::{RepError, Result};
 use crate::net::channel::{Channel, LocalChannelPair};
 use crate::stream::log_view::LogView;
@@ -258,7 +259,7 @@ fn a_fresh_node_gets_a_whole_log_without_a_checkpoint() {
     assert_eq!((progress.phase, progress.blocks_reused), (Phase::Committed, 0));
     assert_eq!(progress.blocks_done, progress.blocks_total);
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine).unwrap();
+    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     assert_eq!((restored.checkpoint, restored.lost), (NULL_VLSN, None));
     assert_eq!(restored.last, v(200));
     check_restored(&env, &master, false);
@@ -272,7 +273,7 @@ fn a_node_behind_a_dropped_front_gets_the_checkpoint_and_what_follows() {
     master.restore(&env, &Restoring { group, ..restoring() }).unwrap();
     let machine = Machine::open(&env, "/n2-state");
     machine.set(v(40), b"old state").unwrap();
-    let restored = install(&env, dir(), &config(), &*machine).unwrap();
+    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     assert_eq!((restored.checkpoint, restored.lost), (v(190), None));
     check_restored(&env, &master, true);
 }
@@ -283,7 +284,7 @@ fn segments_of_many_blocks_and_large_tails_arrive_whole() {
     let progress = master.restore(&env, &restoring()).unwrap();
     assert!(progress.blocks_total > 4, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine).unwrap();
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     check_restored(&env, &master, false);
 }
 
@@ -293,7 +294,7 @@ fn a_log_that_has_no_sealed_segment_left_is_restored_from_its_tail() {
     assert!(master.log.sealed_segments().len() <= 1);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine).unwrap();
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     check_restored(&env, &master, true);
 }
 
@@ -306,7 +307,7 @@ fn what_the_old_log_had_above_its_commit_floor_becomes_a_lost_entries_file() {
     drop(old);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine).unwrap();
+    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     let path = restored.lost.expect("a lost-entries file");
     let names = LostEntries::list(&*env, dir()).unwrap();
     assert_eq!(path.file_stem().unwrap().to_str().unwrap(), names[0]);
@@ -348,7 +349,7 @@ fn a_session_that_broke_off_is_resumed_and_no_block_is_fetched_twice() {
     assert!(progress.blocks_reused > 0 && progress.blocks_reused <= total / 2, "{progress:?}");
     assert!(progress.blocks_total > total && progress.false_claims == 0, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine).unwrap();
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     check_restored(&env, &master, false);
 }
 
@@ -399,7 +400,7 @@ fn a_session_that_has_lost_its_place_ends_and_says_so() {
     // The next session begins from the new front.
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine).unwrap();
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     check_restored(&env, &master, true);
 }
 
@@ -434,11 +435,11 @@ fn a_log_that_is_being_replaced_is_opened_by_nobody_else() {
     // Committed, not begun: the old log is whole.
     assert!(Log::open(Arc::clone(&env), dir(), config()).is_ok());
     // Replacing it fails in the middle: a state machine that cannot.
-    assert!(install(&env, dir(), &config(), &Broken).is_err());
+    assert!(install(&env, dir(), &config(), &Broken, &Clock::start()).is_err());
     let refused = Log::open(Arc::clone(&env), dir(), config());
     assert!(matches!(refused, Err(LogError::RestorePending { .. })), "{refused:?}");
     let machine = Machine::open(&env, "/n2-state");
-    let recovered = recover(&env, dir(), &config(), &*machine).unwrap();
+    let recovered = recover(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     assert!(matches!(recovered, Recovered::Installed(_)));
     check_restored(&env, &master, false);
 }
@@ -449,7 +450,7 @@ fn an_open_log_is_not_replaced() {
     let old = build_log(&env, dir(), 4096, (40, 40, 0), 40);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    let refused = install(&env, dir(), &config(), &*machine);
+    let refused = install(&env, dir(), &config(), &*machine, &Clock::start());
     assert!(matches!(refused, Err(RepError::Log(LogError::Locked { .. }))), "{refused:?}");
     assert_eq!(old.positions().last, v(40));
 }
@@ -576,8 +577,9 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
 
     faulty.crash_at(faulty.calls() + call);
     let machine = Machine::open(&env, "/n2-state");
-    let through =
-        master.restore(&env, &restoring).and_then(|_| install(&env, dir(), &config(), &*machine));
+    let through = master
+        .restore(&env, &restoring)
+        .and_then(|_| install(&env, dir(), &config(), &*machine, &Clock::start()));
     if through.is_ok() && !faulty.has_crashed() {
         return (false, 0);
     }
@@ -590,24 +592,25 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
             faulty.crash_at(1 + (seed * 31 + call * 7) % 60);
         }
         let machine = Machine::open(&env, "/n2-state");
-        let outcome = recover(&env, dir(), &config(), &*machine).and_then(|recovered| {
-            if matches!(recovered, Recovered::Installed(_)) {
-                return Ok(());
-            }
-            // Not finished: then either all of the old is there, or all of the new.
-            let (log, _) = Log::open(Arc::clone(&env), dir(), config())?;
-            let end = log.positions().last_fingerprint;
-            log.close()?;
-            drop(log);
-            if end == master.log.positions().last_fingerprint {
-                assert_eq!(recovered, Recovered::Nothing);
-                return Ok(());
-            }
-            assert_eq!(end, old_end, "call {call}, seed {seed}");
-            let progress = master.restore(&env, &restoring)?;
-            false_claims += progress.false_claims;
-            install(&env, dir(), &config(), &*machine).map(|_| ())
-        });
+        let outcome =
+            recover(&env, dir(), &config(), &*machine, &Clock::start()).and_then(|recovered| {
+                if matches!(recovered, Recovered::Installed(_)) {
+                    return Ok(());
+                }
+                // Not finished: then either all of the old is there, or all of the new.
+                let (log, _) = Log::open(Arc::clone(&env), dir(), config())?;
+                let end = log.positions().last_fingerprint;
+                log.close()?;
+                drop(log);
+                if end == master.log.positions().last_fingerprint {
+                    assert_eq!(recovered, Recovered::Nothing);
+                    return Ok(());
+                }
+                assert_eq!(end, old_end, "call {call}, seed {seed}");
+                let progress = master.restore(&env, &restoring)?;
+                false_claims += progress.false_claims;
+                install(&env, dir(), &config(), &*machine, &Clock::start()).map(|_| ())
+            });
         if again {
             faulty = faulty.crash(seed + 1);
         } else {
@@ -681,6 +684,6 @@ fn a_full_disk_ends_the_session_and_it_resumes_when_there_is_space() {
     let progress = master.restore(&env, &restoring()).unwrap();
     assert!(progress.blocks_reused > 0, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine).unwrap();
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     check_restored(&env, &master, true);
 }

@@ -291,7 +291,7 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let (channel, host) = (Arc::clone(&ours), Arc::clone(&master));
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, from.clone(), channel, host, clock, core);
+    let feeder = FeederStream::new(TERM, from.clone(), channel, host, clock.clone(), core);
     let receiving = replica(&to, Arc::clone(&theirs), &follower);
 
     receiving.begin().unwrap();
