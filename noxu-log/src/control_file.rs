@@ -31,6 +31,18 @@ use crate::env::{Env, EnvFile, OpenMode};
 use crate::error::{LogError, Result};
 use crate::mutant::{self, Mutant};
 
+/// What a node votes by: see the fields of [`ControlState`] of the same names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Ballot {
+    pub epoch: u32,
+    pub incarnation: Incarnation,
+    pub term: Term,
+    pub vote: Option<Name>,
+    pub commit_floor: Vlsn,
+    pub head_uncertain: bool,
+}
+
 /// What the control file holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ControlState {
@@ -182,6 +194,20 @@ impl ControlFile {
         self.state.read().clone()
     }
 
+    /// The newest durable ballot: what elections ask for at every message, without the
+    /// configurations that [`ControlFile::state`] copies.
+    pub fn ballot(&self) -> Ballot {
+        let state = self.state.read();
+        Ballot {
+            epoch: state.epoch,
+            incarnation: state.incarnation,
+            term: state.term,
+            vote: state.vote.clone(),
+            commit_floor: state.commit_floor,
+            head_uncertain: state.head_uncertain,
+        }
+    }
+
     /// Changes the state; durable on return. After a failure the state is as before, and every
     /// later update is [`LogError::Poisoned`]. Costs nothing if `change` changes nothing.
     ///
@@ -284,7 +310,8 @@ fn has_log(env: &dyn Env, dir: &Path) -> Result<bool> {
 
 /// Crash-safe: the name appears, durably, only over a whole and synced file.
 fn create(env: &dyn Env, dir: &Path) -> io::Result<()> {
-    let state = ControlState { incarnation: Incarnation::random(), ..ControlState::default() };
+    let incarnation = Incarnation::from_u64(env.entropy());
+    let state = ControlState { incarnation, ..ControlState::default() };
     let slot_of = |sequence| encode_slot(&state, sequence).map_err(io::Error::other);
     let (older, newer) = (slot_of(1)?, slot_of(2)?);
     let temp = dir.join(TEMP_NAME);

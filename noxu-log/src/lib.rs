@@ -20,8 +20,8 @@ pub mod segment;
 mod writing;
 
 pub use control_file::{
-    Anchor, ControlFile, ControlState, GroupIdentity, MAX_GROUP_CONFIG_BYTES, MAX_LOST_NAME_BYTES,
-    TruncateIntent,
+    Anchor, Ballot, ControlFile, ControlState, GroupIdentity, MAX_GROUP_CONFIG_BYTES,
+    MAX_LOST_NAME_BYTES, TruncateIntent,
 };
 pub use entry::{
     ChainState, ENTRY_HEADER_BYTES, Entry, EntryError, EntryFault, EntryFlags, EntryHeader,

@@ -344,3 +344,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_ballot_is_that_of_the_newest_durable_state() {
+    let env = new_env();
+    let control = open(&env);
+    control.update(|state| *state = full_state()).unwrap();
+    let (ballot, state) = (control.ballot(), control.state());
+    assert_eq!((ballot.epoch, ballot.incarnation), (state.epoch, state.incarnation));
+    assert_eq!((ballot.term, &ballot.vote), (state.term, &state.vote));
+    assert_eq!(ballot.commit_floor, state.commit_floor);
+    assert_eq!(ballot.head_uncertain, state.head_uncertain);
+    // A vote that failed to become durable is none.
+    env.fail_next("sync_data", Fault::Error(io::ErrorKind::Other));
+    control.update(|state| state.commit_floor = Vlsn::new(i64::MAX)).unwrap_err();
+    assert_eq!(control.ballot(), ballot);
+}
+
+#[test]
+fn the_incarnation_of_a_new_directory_follows_from_the_seed_of_its_machine() {
+    let incarnation = |seed| {
+        let env = new_env();
+        env.seed_entropy(seed);
+        open(&env).ballot().incarnation
+    };
+    assert_eq!(incarnation(1), incarnation(1));
+    assert_ne!(incarnation(1), incarnation(2));
+}

@@ -18,6 +18,8 @@
 //!   neither is gone once no crash can bring back its name.
 //! - Time does not pass by itself: a slow call moves a clock of its own, or waits for the test to
 //!   move it.
+//! - Random numbers are the operating system's until [`FaultEnv::seed_entropy`]: from then on,
+//!   through crashes too, they follow from the seed.
 //!
 //! # Not here
 //! What may be left of a file (image.rs) and of names (disk.rs), which of it is (lot.rs), which
@@ -95,10 +97,15 @@ impl fmt::Display for Call {
 }
 
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // each a switch of its own
 struct State {
     disk: Disk,
     calls: u64,
     trace: VecDeque<Call>,
+    /// Whether calls leave no trace.
+    untraced: bool,
+    /// Where random numbers come from; `None` for the operating system.
+    entropy: Option<fastrand::Rng>,
     schedule: Schedule,
     holds: Vec<HoldState>,
     now: Duration,
@@ -156,6 +163,20 @@ impl FaultEnv {
     /// Calls made so far.
     pub fn calls(&self) -> u64 {
         self.shared.state.lock().calls
+    }
+
+    /// Whether calls are kept for [`FaultEnv::trace`], here and on what a crash leaves; they are unless
+    /// this says otherwise. Costs an allocation a call, and no other call depends on it.
+    pub fn keep_trace(&self, keep: bool) {
+        let mut state = self.shared.state.lock();
+        state.untraced = !keep;
+        state.trace.clear();
+    }
+
+    /// From now on [`Env::entropy`] follows from `seed`, on what a crash or kill leaves as well: a
+    /// machine that restarts draws on where it was.
+    pub fn seed_entropy(&self, seed: u64) {
+        self.shared.state.lock().entropy = Some(fastrand::Rng::with_seed(seed));
     }
 
     /// The calls made so far, at most the latest 65,536.
@@ -251,7 +272,8 @@ impl FaultEnv {
     /// The file system that a crash at this moment would leave; this one goes on.
     #[must_use]
     pub fn clone_image(&self, survivors: Survivors) -> Self {
-        Self::with_disk(self.shared.state.lock().disk.after_crash(&mut Lot::new(survivors)))
+        let state = self.shared.state.lock();
+        Self::restarted(&state, state.disk.after_crash(&mut Lot::new(survivors)))
     }
 
     /// How many choices there are of what a crash at this moment leaves, at most `u64::MAX`: see
@@ -267,7 +289,8 @@ impl FaultEnv {
     #[must_use]
     pub fn kill(&self) -> Self {
         self.stop_machine();
-        Self::with_disk(self.shared.state.lock().disk.after_kill())
+        let state = self.shared.state.lock();
+        Self::restarted(&state, state.disk.after_kill())
     }
 
     /// A digest of all names and bytes as callers see them. Not counted as a call.
@@ -287,9 +310,15 @@ impl FaultEnv {
         self.shared.state.lock().disk.corrupt(path, offset, mask).map_err(at("corrupt", path))
     }
 
-    fn with_disk(disk: Disk) -> Self {
-        let state = Mutex::new(State { disk, ..State::default() });
-        Self { shared: Arc::new(Shared { state, changed: Condvar::new() }) }
+    /// The machine of `before` with `disk`, started again.
+    fn restarted(before: &State, disk: Disk) -> Self {
+        let state = State {
+            disk,
+            untraced: before.untraced,
+            entropy: before.entropy.clone(),
+            ..State::default()
+        };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
     }
 
     fn stop_machine(&self) {
@@ -341,10 +370,12 @@ impl FaultEnv {
         }
         state.calls += 1;
         let number = state.calls;
-        if state.trace.len() == TRACE_CALLS {
-            state.trace.pop_front();
+        if !state.untraced {
+            if state.trace.len() == TRACE_CALLS {
+                state.trace.pop_front();
+            }
+            state.trace.push_back(Call { number, function, path: path.to_owned(), offset, len });
         }
-        state.trace.push_back(Call { number, function, path: path.to_owned(), offset, len });
         if state.crash_at == Some(number) {
             state.crashed = true;
             self.shared.changed.notify_all();
@@ -507,6 +538,11 @@ impl Env for FaultEnv {
                 None => 1 << 40,
             })
         })
+    }
+
+    fn entropy(&self) -> u64 {
+        let drawn = self.shared.state.lock().entropy.as_mut().map(|random| random.u64(..));
+        drawn.unwrap_or_else(|| noxu_util::Incarnation::random().as_u64())
     }
 }
 

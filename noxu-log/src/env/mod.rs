@@ -61,6 +61,10 @@ pub trait Env: Debug + Send + Sync {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
     /// Bytes free on the file system that holds `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// A random number for an identity, such as that of a directory: no other machine draws the same.
+    fn entropy(&self) -> u64 {
+        noxu_util::Incarnation::random().as_u64()
+    }
 }
 
 /// Bytes read or written at once from which on they had better pass through the page cache than stay

@@ -570,3 +570,37 @@ proptest! {
         prop_assert_eq!(content(&env.clone_image(Survivors::Random(seed)), "f").unwrap(), model);
     }
 }
+
+#[test]
+fn seeded_entropy_goes_on_after_a_crash_or_a_kill_and_repeats_nothing() {
+    let draws = |seed| {
+        let mut env = FaultEnv::new();
+        env.seed_entropy(seed);
+        let mut drawn = vec![env.entropy(), env.entropy()];
+        env = env.crash(7);
+        drawn.push(env.entropy());
+        env = env.kill();
+        drawn.push(env.entropy());
+        drawn
+    };
+    assert_eq!(draws(1), draws(1));
+    assert_ne!(draws(1), draws(2));
+    assert_eq!(draws(1).into_iter().collect::<BTreeSet<_>>().len(), 4);
+    assert_ne!(FaultEnv::new().entropy(), FaultEnv::new().entropy());
+}
+
+#[test]
+fn calls_that_leave_no_trace_are_counted_all_the_same() {
+    let env = FaultEnv::new();
+    create(&env, "seen");
+    assert_eq!(env.trace().len(), 1);
+    env.keep_trace(false);
+    create(&env, "unseen");
+    assert_eq!((env.trace().len(), env.calls()), (0, 2));
+    let env = env.crash(1);
+    create(&env, "still unseen");
+    assert_eq!((env.trace().len(), env.calls()), (0, 1));
+    env.keep_trace(true);
+    create(&env, "seen again");
+    assert_eq!((env.trace().len(), env.calls()), (1, 2));
+}
