@@ -5,6 +5,7 @@ pub mod applier;
 pub(crate) mod checkpointer;
 pub mod housekeeper;
 pub mod master;
+pub mod mending;
 pub(crate) mod replica_loop;
 pub(crate) mod seat;
 pub(crate) mod services;
