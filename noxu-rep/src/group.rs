@@ -9,6 +9,7 @@
 //!
 //! Version 2 is the [`Electorate`]: it binds each voter to one directory, which elections need.
 
+use noxu_log::MAX_GROUP_CONFIG_BYTES;
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Incarnation, Name, Term};
 
@@ -64,7 +65,70 @@ pub enum VoterKind {
     Arbiter = 1,
 }
 
+/// Why no group can be founded with an [`Electorate`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadElectorate {
+    /// More voters than a group has.
+    #[error("{found} voters; a group has at most {MAX_MEMBERS}")]
+    TooManyVoters {
+        /// Voters listed.
+        found: usize,
+    },
+    /// A name stands twice in the list.
+    #[error("voter {name} is listed twice")]
+    ListedTwice {
+        /// The name.
+        name: Name,
+    },
+    /// An address is longer than the format allows.
+    #[error(
+        "the address of voter {name} has {bytes} bytes; at most {MAX_ADDRESS_BYTES} are allowed"
+    )]
+    AddressTooLong {
+        /// The voter.
+        name: Name,
+        /// Length of its address, in bytes.
+        bytes: usize,
+    },
+    /// The whole is longer than control files and anchors have room for.
+    #[error(
+        "the configuration takes {bytes} bytes, and there is room for {MAX_GROUP_CONFIG_BYTES}: use \
+         fewer voters, or shorter names and addresses"
+    )]
+    TooLong {
+        /// Its length, in bytes.
+        bytes: usize,
+    },
+    /// Its quorums would let the group lose what it promised.
+    #[error(transparent)]
+    Quorums(#[from] BadQuorums),
+}
+
 impl Electorate {
+    /// Whether a group can be founded with it. Whatever is written or sent has passed this.
+    pub fn check(&self) -> Result<Quorums, BadElectorate> {
+        if self.voters.len() > MAX_MEMBERS {
+            return Err(BadElectorate::TooManyVoters { found: self.voters.len() });
+        }
+        for (at, voter) in self.voters.iter().enumerate() {
+            let name = &voter.name;
+            if self.voters[..at].iter().any(|other| other.name == *name) {
+                return Err(BadElectorate::ListedTwice { name: name.clone() });
+            }
+            let bytes = voter.address.len();
+            if bytes > MAX_ADDRESS_BYTES {
+                return Err(BadElectorate::AddressTooLong { name: name.clone(), bytes });
+            }
+        }
+        let quorums = self.quorums()?;
+        let bytes = self.encode().len();
+        if bytes > MAX_GROUP_CONFIG_BYTES {
+            return Err(BadElectorate::TooLong { bytes });
+        }
+        Ok(quorums)
+    }
+
     /// Its quorums, if they are lawful.
     pub fn quorums(&self) -> Result<Quorums, BadQuorums> {
         let n = self.voters.len();
@@ -109,8 +173,8 @@ impl Electorate {
         out
     }
 
-    /// From a Group entry's body. Refuses what no group can be founded with: sizes that do not
-    /// meet, a name listed twice.
+    /// From a Group entry's body. Refuses what no group can be founded with
+    /// ([`Electorate::check`]).
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let wrong =
             |what, found: String, expected| Err(CodecError::OutOfRange { what, found, expected });
@@ -128,9 +192,6 @@ impl Electorate {
         let mut voters: Vec<Voter> = Vec::with_capacity(count);
         for _ in 0..count {
             let name = r.name("voter")?;
-            if voters.iter().any(|voter| voter.name == name) {
-                return wrong("voter", name.to_string(), "each name once");
-            }
             let incarnation = Incarnation::from_u64(r.u64("voter incarnation")?);
             let kind = match r.u8("voter kind")? {
                 0 => VoterKind::Data,
@@ -142,9 +203,11 @@ impl Electorate {
         }
         r.finish("group configuration")?;
         let electorate = Self { voters, q_rep, q_elect };
-        match electorate.quorums() {
+        match electorate.check() {
             Ok(_) => Ok(electorate),
-            Err(bad) => wrong("quorums", bad.to_string(), "quorums that meet"),
+            Err(bad) => {
+                wrong("electorate", bad.to_string(), "one that a group can be founded with")
+            }
         }
     }
 }
@@ -253,6 +316,40 @@ mod tests {
             assert!(Electorate::decode(&bad.encode()).is_err(), "{bad:?}");
         }
         assert!(Electorate::decode(&GroupConfig { members: Vec::new() }.encode()).is_err());
+    }
+
+    #[test]
+    fn every_reason_that_an_electorate_is_refused_for_names_what_is_wrong() {
+        let many: Vec<String> = (0..32).map(|at| format!("n{at}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let found = electorate(&many).check();
+        assert_eq!(found, Err(BadElectorate::TooManyVoters { found: 32 }));
+        let name: Name = "n1".parse().unwrap();
+        let found = electorate(&["n1", "n2", "n1"]).check();
+        assert_eq!(found, Err(BadElectorate::ListedTwice { name: name.clone() }));
+        let mut long = electorate(&["n1"]);
+        long.voters[0].address = "h".repeat(301);
+        assert_eq!(long.check(), Err(BadElectorate::AddressTooLong { name, bytes: 301 }));
+        let bad = BadQuorums::DoNotMeet { rep: 1, elect: 2, n: 3 };
+        let found = Electorate { q_rep: 1, ..electorate(&["n1", "n2", "n3"]) }.check();
+        assert_eq!(found, Err(BadElectorate::Quorums(bad)));
+    }
+
+    #[test]
+    fn an_electorate_fits_into_a_control_file_to_the_byte() {
+        let mut config = electorate(&["n1", "n2", "n3", "n4", "n5", "n6"]);
+        let left = MAX_GROUP_CONFIG_BYTES - config.encode().len();
+        for voter in &mut config.voters {
+            voter.address.push_str(&"h".repeat(left / 6));
+        }
+        config.voters[0].address.push_str(&"h".repeat(left % 6));
+        assert_eq!(config.encode().len(), MAX_GROUP_CONFIG_BYTES);
+        assert_eq!(config.check(), Ok(Quorums::majorities(6)));
+        assert_eq!(Electorate::decode(&config.encode()), Ok(config.clone()));
+        config.voters[1].address.push('h');
+        let bytes = MAX_GROUP_CONFIG_BYTES + 1;
+        assert_eq!(config.check(), Err(BadElectorate::TooLong { bytes }));
+        assert!(Electorate::decode(&config.encode()).is_err());
     }
 
     #[test]

@@ -45,4 +45,6 @@ pub const ALL: &[Target] = &[
     Target { name: "message", run: wire::message, seeds: wire::message_seeds },
     Target { name: "restore", run: wire::restore, seeds: wire::restore_seeds },
     Target { name: "probe", run: wire::probe, seeds: wire::probe_seeds },
+    Target { name: "election", run: wire::election, seeds: wire::election_seeds },
+    Target { name: "electorate", run: wire::electorate, seeds: wire::electorate_seeds },
 ];

@@ -2,6 +2,13 @@
 //! same.
 
 use noxu_log::{Anchor, GroupIdentity};
+use noxu_rep::group::{Electorate, Voter, VoterKind};
+use noxu_rep::wire::election::Verdict as VoteVerdict;
+use noxu_rep::wire::election::link::{Introduction, LINK_VERSIONS, LinkMsg};
+use noxu_rep::wire::election::{
+    Body, ElectionMsg, FoundedGroup, LeadPhase, LogEnd, Mark, NodeRole, Peer, Phase, Purpose,
+    Refusal, RepairAnswer, RepairAsk, RepairVerdict, Silence, Standing, VoteAnswer, VoteRequest,
+};
 use noxu_rep::wire::frame::{FRAME_LENGTH_BYTES, decode_length, encode_length};
 use noxu_rep::wire::handshake::{
     Capabilities, HandshakeMsg, Hello, NodeKind, RejectReason, VersionRange, Welcome,
@@ -56,6 +63,10 @@ pub fn handshake_seeds() -> Vec<Vec<u8>> {
         term: Term::new(3),
         capabilities: Capabilities::OURS,
         wall_clock_ms: 1_700_000_000_000,
+        epoch: 1,
+        priority: 5,
+        full: false,
+        uncertain: true,
     };
     let fresh = Hello { group: None, group_name: None, segment_bytes: None, ..hello.clone() };
     let welcome = Welcome {
@@ -69,6 +80,8 @@ pub fn handshake_seeds() -> Vec<Vec<u8>> {
         term: Term::new(4),
         capabilities: Capabilities::OURS,
         clock_skew_ms: Some(-5),
+        epoch: 1,
+        established: true,
     };
     let reasons = [
         RejectReason::Version { ours: VersionRange::SPOKEN, theirs: VersionRange::SPOKEN },
@@ -76,6 +89,13 @@ pub fn handshake_seeds() -> Vec<Vec<u8>> {
         RejectReason::DuplicateNode { node: name("n1"), incarnation: Incarnation::from_u64(1) },
         RejectReason::UnknownMember { node: name("n9"), members: vec![name("n1"), name("n2")] },
         RejectReason::NotMaster { master: Some("n2:7000".into()) },
+        RejectReason::WrongEpoch { ours: 1, theirs: 2 },
+        RejectReason::NotBound {
+            node: name("n1"),
+            bound: Incarnation::from_u64(1),
+            theirs: Incarnation::from_u64(2),
+        },
+        RejectReason::NotEstablished { node: name("n1") },
         RejectReason::Other { code: 200, message: "newer".into() },
     ];
     [HandshakeMsg::Hello(hello), HandshakeMsg::Hello(fresh), HandshakeMsg::Welcome(welcome)]
@@ -227,4 +247,132 @@ pub fn probe_seeds() -> Vec<Vec<u8>> {
         master: "n1:7000".into(),
     };
     vec![probe::encode_question(), answer.encode()]
+}
+
+/// A message that opens a link, or one that a link carries.
+pub fn election(input: &[u8]) -> bool {
+    if let Ok(message) = LinkMsg::decode(input) {
+        assert_eq!(LinkMsg::decode(&message.encode()).as_ref(), Ok(&message));
+        assert!(ElectionMsg::decode(input).is_err(), "two meanings");
+        return true;
+    }
+    let Ok(message) = ElectionMsg::decode(input) else { return false };
+    assert_eq!(ElectionMsg::decode(&message.encode()).as_ref(), Ok(&message));
+    true
+}
+
+pub fn election_seeds() -> Vec<Vec<u8>> {
+    let id = GroupId::from_bytes([5; 16]);
+    let peer = Peer { name: name("n1"), incarnation: Incarnation::from_u64(9) };
+    let card = Introduction {
+        epoch: 1,
+        term: Term::new(2),
+        versions: LINK_VERSIONS,
+        group: Some(id),
+        group_name: Some(name("g")),
+        peer: peer.clone(),
+        kind: NodeKind::Electable,
+        priority: 5,
+        address: "127.0.0.1:7000".into(),
+        capabilities: Capabilities::OURS,
+    };
+    let fresh = Introduction { group: None, group_name: None, ..card.clone() };
+    let refused = RejectReason::NotReady { node: name("n2") };
+    let links = [
+        LinkMsg::PeerHello(card.clone()),
+        LinkMsg::PeerHello(fresh),
+        LinkMsg::PeerWelcome(card),
+        LinkMsg::PeerRejected(refused),
+    ];
+    let head =
+        LogEnd { term: Term::new(2), vlsn: Vlsn::new(9), fingerprint: Fingerprint::from_u64(3) };
+    let (nonce, asked, first) = (7, Term::new(3), Vlsn::new(5));
+    let mark = Mark { term: Term::new(2), fingerprint: Fingerprint::from_u64(4) };
+    let answer = |verdict, bytes: &[u8]| {
+        let total = bytes.len() as u32;
+        Body::RepairAnswer(RepairAnswer {
+            nonce,
+            first,
+            verdict,
+            commit_floor: Vlsn::new(4),
+            total,
+            offset: 0,
+            bytes: bytes.to_vec(),
+        })
+    };
+    let vote = |verdict| Body::VoteAnswer(VoteAnswer { phase: Phase::Real, nonce, asked, verdict });
+    let voter = |node: &str| Voter {
+        name: name(node),
+        incarnation: Incarnation::from_u64(9),
+        kind: VoterKind::Data,
+        address: "127.0.0.1:7000".into(),
+    };
+    let bodies = [
+        Body::VoteRequest(VoteRequest {
+            phase: Phase::Pre,
+            nonce,
+            asked,
+            head,
+            priority: 5,
+            uncertain: true,
+        }),
+        vote(VoteVerdict::Granted { certain: true }),
+        vote(VoteVerdict::Refused(Refusal::BetterHead)),
+        Body::Lead { address: "127.0.0.1:7000".into(), phase: LeadPhase::Established },
+        Body::Standing(Standing {
+            head,
+            role: NodeRole::Replica,
+            master: Some(name("n2")),
+            priority: 5,
+            full: true,
+            uncertain: false,
+        }),
+        Body::RepairAsk(RepairAsk {
+            purpose: Purpose::Repairing,
+            nonce,
+            first,
+            last: Vlsn::new(6),
+            before: mark,
+            after: mark,
+            offset: 0,
+        }),
+        answer(RepairVerdict::Have, b"entries"),
+        answer(RepairVerdict::Part { through: first }, b"some"),
+        answer(RepairVerdict::Never, b""),
+        answer(RepairVerdict::Silent(Silence::Damaged), b""),
+        Body::Yield { successor: name("n3") },
+        Body::Founding {
+            identity: FoundedGroup { id, name: name("g"), segment_bytes: 1 << 20 },
+            electorate: Electorate {
+                voters: ["n1", "n2", "n3"].map(voter).to_vec(),
+                q_rep: 0,
+                q_elect: 2,
+            },
+        },
+        Body::Founded,
+    ];
+    let message = |body| ElectionMsg { epoch: 1, term: Term::new(2), body }.encode();
+    links.iter().map(LinkMsg::encode).chain(bodies.map(message)).collect()
+}
+
+/// A group's configuration, as control files and Group entries have it.
+pub fn electorate(input: &[u8]) -> bool {
+    let Ok(electorate) = Electorate::decode(input) else { return false };
+    electorate.check().expect("what was read passes the check");
+    assert_eq!(electorate.encode(), input);
+    true
+}
+
+pub fn electorate_seeds() -> Vec<Vec<u8>> {
+    let voter = |node: &str| Voter {
+        name: name(node),
+        incarnation: Incarnation::from_u64(9),
+        kind: VoterKind::Data,
+        address: "127.0.0.1:7000".into(),
+    };
+    let group = |names: &[&str], q_rep, q_elect| {
+        let voters = names.iter().map(|node| voter(node)).collect();
+        Electorate { voters, q_rep, q_elect }.encode()
+    };
+    vec![group(&["n1"], 0, 0), group(&["n1", "n2", "n3"], 2, 2), group(&["a", "b", "c", "d"], 2, 3)]
 }

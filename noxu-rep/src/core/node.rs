@@ -478,7 +478,7 @@ impl NodeCore {
         let Some(voters) = voters else { return };
         let FoundingWish { group, q_rep, q_elect, .. } = founding.wish.clone();
         let membership = Membership { group, electorate: Electorate { voters, q_rep, q_elect } };
-        if let Err(bad) = membership.electorate.quorums() {
+        if let Err(bad) = membership.electorate.check() {
             self.alarm(format!("the group cannot be founded: {bad}"));
             return;
         }

@@ -134,6 +134,8 @@ fn is_lasting(cause: &RepError) -> bool {
                 | RejectReason::DuplicateNode { .. }
                 | RejectReason::UnknownMember { .. }
                 | RejectReason::Removed { .. }
+                | RejectReason::WrongEpoch { .. }
+                | RejectReason::NotBound { .. }
         )
     )
 }
@@ -263,6 +265,10 @@ fn hello(node: &Inner) -> Hello {
         term: control.term,
         capabilities: Capabilities::OURS,
         wall_clock_ms: node.clock.wall_clock_ms(),
+        epoch: control.epoch,
+        priority: 0,
+        full: false,
+        uncertain: control.head_uncertain,
     }
 }
 

@@ -18,7 +18,8 @@ use crate::stream::feeder::{FeederHost, FeederStream};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
 use crate::wire::handshake::{
-    Capabilities, FeederSide, Hello, RejectReason, VersionRange, Welcome, handshake_as_feeder,
+    Capabilities, FeederSide, Hello, Mastership, RejectReason, VersionRange, Welcome,
+    handshake_as_feeder,
 };
 use crate::wire::probe::{ProbeAnswer, decode_question};
 
@@ -184,12 +185,17 @@ fn welcome(node: &Inner, master: Option<&Master>, hello: &Hello) -> Result<Welco
         log_format: LOG_FORMAT,
         node: &node.config.name,
         incarnation: control.incarnation,
+        epoch: control.epoch,
         term: master.map_or(control.term, Master::term),
         capabilities: Capabilities::OURS,
         wall_clock_ms: node.clock.wall_clock_ms(),
         members: (!members.is_empty()).then_some(&members[..]),
+        bound: &|_| None,
         connected: &connected,
-        mastership: if master.is_some() { Ok(()) } else { Err(node.master_address()) },
+        mastership: match master {
+            Some(_) => Mastership::Established,
+            None => Mastership::Elsewhere { master: node.master_address() },
+        },
     }
     .check(hello)
 }

@@ -1,11 +1,18 @@
 //! Election messages: what nodes say to each other outside of streams, one way and without
 //! promise of delivery. Whatever is lost is asked again or found out by a timeout.
 //!
-//! # Not here: what is answered (core/election.rs, core/repair.rs), who speaks when (core/node.rs).
+//! # Not here: their bytes (codec.rs), how a connection that carries them is opened (link.rs), what
+//! is answered (core/election.rs, core/repair.rs), who speaks when (core/node.rs).
+//! # See: docs/protocol.md#elections
 
 use noxu_util::{Fingerprint, GroupId, Incarnation, Name, Term, Vlsn};
 
 use crate::group::Electorate;
+
+mod codec;
+pub mod link;
+
+pub use codec::{ELECTION_VERSION, MAX_REPAIR_BYTES};
 
 /// The end of a log: what votes compare, by term and then by VLSN. Entries that are present but
 /// damaged count as present: a node never votes as if its log were shorter than it is.
@@ -319,3 +326,6 @@ pub enum Silence {
     /// It has an entry there, and nothing proves that it is the same or another.
     Ambiguous,
 }
+
+#[cfg(test)]
+mod tests;

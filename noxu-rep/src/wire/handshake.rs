@@ -109,6 +109,14 @@ pub struct Hello {
     pub capabilities: Capabilities,
     /// Its clock, milliseconds since 1970.
     pub wall_clock_ms: u64,
+    /// Its epoch of the group; 0 if it says nothing of it.
+    pub epoch: u32,
+    /// Its priority; 0 if it says nothing of it.
+    pub priority: u8,
+    /// Whether its disk is full.
+    pub full: bool,
+    /// Whether entries may be missing at the end of its log.
+    pub uncertain: bool,
 }
 
 /// A feeder's consent.
@@ -135,6 +143,10 @@ pub struct Welcome {
     /// How far the replica's clock is ahead of the feeder's, in milliseconds, when that is more
     /// than it should be. A warning: nothing safe depends on clocks.
     pub clock_skew_ms: Option<i64>,
+    /// The feeder's epoch of the group; 0 if it says nothing of it.
+    pub epoch: u32,
+    /// Whether it is the established master of its term. One that says nothing of it is.
+    pub established: bool,
 }
 
 /// Why a feeder turns a replica away, or a replica its feeder.
@@ -228,6 +240,33 @@ pub enum RejectReason {
         /// The name.
         node: Name,
     },
+    /// Another epoch of the group: somebody forced a quorum, and one of the two was not there.
+    #[error("epoch {ours} of the group here, epoch {theirs} there")]
+    WrongEpoch {
+        /// Of the one who rejects.
+        ours: u32,
+        /// Of the one rejected.
+        theirs: u32,
+    },
+    /// The group's configuration binds the name to another directory.
+    #[error(
+        "voter {node} is the directory of incarnation {bound}; incarnation {theirs} was wiped, copied \
+         or reformatted and has no vote"
+    )]
+    NotBound {
+        /// The name.
+        node: Name,
+        /// Incarnation of the voter.
+        bound: Incarnation,
+        /// Incarnation of the one rejected.
+        theirs: Incarnation,
+    },
+    /// The node was elected and does not feed yet: its term has not begun in its log.
+    #[error("node {node} was elected and mends its log; it feeds when its term has begun")]
+    NotEstablished {
+        /// The name.
+        node: Name,
+    },
     /// A reason of a later version, in its own words.
     #[error("{message}")]
     Other {
@@ -262,7 +301,11 @@ const HELLO: u8 = 1;
 const WELCOME: u8 = 2;
 const REJECTED: u8 = 3;
 
-const MAX_ADDRESS_BYTES: usize = 300;
+const FULL: u8 = 1;
+const UNCERTAIN: u8 = 2;
+const ESTABLISHED: u8 = 1;
+
+pub(super) const MAX_ADDRESS_BYTES: usize = 300;
 const MAX_MESSAGE_BYTES: usize = 4096;
 const MAX_MEMBERS: usize = 64;
 const MAX_EXTENSION_BYTES: usize = u16::MAX as usize;
@@ -280,6 +323,7 @@ impl HandshakeMsg {
     /// The bytes of one frame. Texts longer than the format allows are cut.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
+        let mut extension = Vec::new();
         out.put_bytes(&MAGIC);
         match self {
             Self::Hello(hello) => {
@@ -298,6 +342,10 @@ impl HandshakeMsg {
                 out.put_u32(hello.term.number());
                 out.put_u64(hello.capabilities.0);
                 out.put_u64(hello.wall_clock_ms);
+                extension.put_u32(hello.epoch);
+                extension.put_u8(hello.priority);
+                let full = if hello.full { FULL } else { 0 };
+                extension.put_u8(full | if hello.uncertain { UNCERTAIN } else { 0 });
             }
             Self::Welcome(welcome) => {
                 out.put_u8(WELCOME);
@@ -312,13 +360,15 @@ impl HandshakeMsg {
                 out.put_u64(welcome.capabilities.0);
                 out.put_bool(welcome.clock_skew_ms.is_some());
                 out.put_u64(welcome.clock_skew_ms.unwrap_or(0).cast_unsigned());
+                extension.put_u32(welcome.epoch);
+                extension.put_u8(if welcome.established { ESTABLISHED } else { 0 });
             }
             Self::Rejected(reason) => {
                 out.put_u8(REJECTED);
                 put_reason(&mut out, reason);
             }
         }
-        out.put_short_bytes(&[]); // the extension
+        out.put_short_bytes(&extension);
         out
     }
 
@@ -334,7 +384,7 @@ impl HandshakeMsg {
                 expected: "\"NXHS\"",
             });
         }
-        let message = match reader.u8("handshake message")? {
+        let mut message = match reader.u8("handshake message")? {
             HELLO => Self::Hello(decode_hello(&mut reader)?),
             WELCOME => Self::Welcome(decode_welcome(&mut reader)?),
             REJECTED => Self::Rejected(decode_reason(&mut reader)?),
@@ -346,9 +396,31 @@ impl HandshakeMsg {
                 });
             }
         };
-        reader.short_bytes("handshake extension", MAX_EXTENSION_BYTES)?;
+        let extension = reader.short_bytes("handshake extension", MAX_EXTENSION_BYTES)?;
         reader.finish("handshake")?;
+        if !extension.is_empty() {
+            message.decode_extension(&mut Reader::new(extension))?;
+        }
         Ok(message)
+    }
+
+    /// Fields that version 1 did not have. What follows them is of a later version.
+    fn decode_extension(&mut self, r: &mut Reader<'_>) -> Result<(), CodecError> {
+        match self {
+            Self::Hello(hello) => {
+                hello.epoch = r.u32("Hello.epoch")?;
+                hello.priority = r.u8("Hello.priority")?;
+                let flags = r.u8("Hello.flags")?;
+                hello.full = flags & FULL != 0;
+                hello.uncertain = flags & UNCERTAIN != 0;
+            }
+            Self::Welcome(welcome) => {
+                welcome.epoch = r.u32("Welcome.epoch")?;
+                welcome.established = r.u8("Welcome.flags")? & ESTABLISHED != 0;
+            }
+            Self::Rejected(_) => {}
+        }
+        Ok(())
     }
 }
 
@@ -363,25 +435,31 @@ fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, CodecError> {
         node: reader.name("Hello.node")?,
         address: reader.text("Hello.address", MAX_ADDRESS_BYTES)?.to_owned(),
         incarnation: Incarnation::from_u64(reader.u64("Hello.incarnation")?),
-        kind: match reader.u8("Hello.kind")? {
-            0 => NodeKind::Electable,
-            1 => NodeKind::Secondary,
-            2 => NodeKind::Arbiter,
-            3 => NodeKind::Monitor,
-            other => {
-                return Err(CodecError::OutOfRange {
-                    what: "Hello.kind",
-                    found: other.to_string(),
-                    expected: "0 to 3",
-                });
-            }
-        },
+        kind: node_kind(reader)?,
         log_format: reader.u16("Hello.log format")?,
         segment_bytes: Some(reader.u32("Hello.segment size")?).filter(|bytes| *bytes > 0),
         term: Term::new(reader.u32("Hello.term")?),
         capabilities: Capabilities(reader.u64("Hello.capabilities")?),
         wall_clock_ms: reader.u64("Hello.clock")?,
+        epoch: 0,
+        priority: 0,
+        full: false,
+        uncertain: false,
     })
+}
+
+pub(super) fn node_kind(reader: &mut Reader<'_>) -> Result<NodeKind, CodecError> {
+    match reader.u8("kind of node")? {
+        0 => Ok(NodeKind::Electable),
+        1 => Ok(NodeKind::Secondary),
+        2 => Ok(NodeKind::Arbiter),
+        3 => Ok(NodeKind::Monitor),
+        other => Err(CodecError::OutOfRange {
+            what: "kind of node",
+            found: other.to_string(),
+            expected: "0 to 3",
+        }),
+    }
 }
 
 fn decode_welcome(reader: &mut Reader<'_>) -> Result<Welcome, CodecError> {
@@ -400,12 +478,14 @@ fn decode_welcome(reader: &mut Reader<'_>) -> Result<Welcome, CodecError> {
             let skew = reader.u64("Welcome.clock skew")?.cast_signed();
             warned.then_some(skew)
         },
+        epoch: 0,
+        established: true,
     })
 }
 
 /// Code, fields behind a length, message behind a length: a later version's reason can be told in
 /// its own words by one that does not know the code.
-fn put_reason(out: &mut Vec<u8>, reason: &RejectReason) {
+pub(super) fn put_reason(out: &mut Vec<u8>, reason: &RejectReason) {
     let mut fields = Vec::new();
     let code = match reason {
         RejectReason::Version { ours, theirs } => {
@@ -467,6 +547,21 @@ fn put_reason(out: &mut Vec<u8>, reason: &RejectReason) {
             fields.put_text(node.as_str());
             11
         }
+        RejectReason::WrongEpoch { ours, theirs } => {
+            fields.put_u32(*ours);
+            fields.put_u32(*theirs);
+            12
+        }
+        RejectReason::NotBound { node, bound, theirs } => {
+            fields.put_text(node.as_str());
+            fields.put_u64(bound.as_u64());
+            fields.put_u64(theirs.as_u64());
+            13
+        }
+        RejectReason::NotEstablished { node } => {
+            fields.put_text(node.as_str());
+            14
+        }
         RejectReason::Other { code, .. } => *code,
     };
     out.put_u8(code);
@@ -474,7 +569,7 @@ fn put_reason(out: &mut Vec<u8>, reason: &RejectReason) {
     out.put_text(cut(&reason.to_string(), MAX_MESSAGE_BYTES));
 }
 
-fn decode_reason(reader: &mut Reader<'_>) -> Result<RejectReason, CodecError> {
+pub(super) fn decode_reason(reader: &mut Reader<'_>) -> Result<RejectReason, CodecError> {
     let code = reader.u8("Rejected.code")?;
     let mut fields = Reader::new(reader.short_bytes("Rejected.fields", u16::MAX as usize)?);
     let message = reader.text("Rejected.message", MAX_MESSAGE_BYTES)?;
@@ -515,22 +610,32 @@ fn decode_reason(reader: &mut Reader<'_>) -> Result<RejectReason, CodecError> {
             theirs: Term::new(f.u32("term")?),
         },
         11 => RejectReason::NotReady { node: f.name("node")? },
+        12 => RejectReason::WrongEpoch { ours: f.u32("epoch")?, theirs: f.u32("epoch")? },
+        13 => RejectReason::NotBound {
+            node: f.name("node")?,
+            bound: Incarnation::from_u64(f.u64("incarnation")?),
+            theirs: Incarnation::from_u64(f.u64("incarnation")?),
+        },
+        14 => RejectReason::NotEstablished { node: f.name("node")? },
         code => RejectReason::Other { code, message: message.to_owned() },
     };
     Ok(reason)
 }
 
-fn versions(reader: &mut Reader<'_>) -> Result<VersionRange, CodecError> {
+pub(super) fn versions(reader: &mut Reader<'_>) -> Result<VersionRange, CodecError> {
     Ok(VersionRange { lowest: reader.u16("lowest version")?, highest: reader.u16("version")? })
 }
 
-fn optional_name(reader: &mut Reader<'_>, what: &'static str) -> Result<Option<Name>, CodecError> {
+pub(super) fn optional_name(
+    reader: &mut Reader<'_>,
+    what: &'static str,
+) -> Result<Option<Name>, CodecError> {
     let text = reader.text(what, noxu_util::MAX_NAME_BYTES)?;
     if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
 }
 
 /// The longest beginning of `text` within `max` bytes.
-fn cut(text: &str, max: usize) -> &str {
+pub(super) fn cut(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
@@ -553,6 +658,8 @@ pub struct FeederSide<'a> {
     pub node: &'a Name,
     /// Number of the feeder's directory.
     pub incarnation: Incarnation,
+    /// The feeder's epoch of the group.
+    pub epoch: u32,
     /// The feeder's term.
     pub term: Term,
     /// What it can beyond the version.
@@ -561,10 +668,26 @@ pub struct FeederSide<'a> {
     pub wall_clock_ms: u64,
     /// The group's electable members; `None` lets anybody in.
     pub members: Option<&'a [Name]>,
+    /// The incarnation that the group's configuration binds a name to, if it does.
+    pub bound: &'a dyn Fn(&Name) -> Option<Incarnation>,
     /// The incarnation of the connected replica with this name, if there is one.
     pub connected: &'a dyn Fn(&Name) -> Option<Incarnation>,
-    /// `Err` with the master's address, when known, if the feeder is not the master.
-    pub mastership: Result<(), Option<String>>,
+    /// Whether it is the master.
+    pub mastership: Mastership,
+}
+
+/// Whether a node feeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mastership {
+    /// It is master, and its term has begun in its log.
+    Established,
+    /// It was elected, and its term has not begun.
+    Repairing,
+    /// It is not the master.
+    Elsewhere {
+        /// Address of the master, when known.
+        master: Option<String>,
+    },
 }
 
 impl FeederSide<'_> {
@@ -586,6 +709,9 @@ impl FeederSide<'_> {
         {
             let name = self.group_name.clone();
             return Err(RejectReason::WrongGroup { name, ours: self.group, theirs });
+        }
+        if hello.group.is_some() && hello.epoch != self.epoch {
+            return Err(RejectReason::WrongEpoch { ours: self.epoch, theirs: hello.epoch });
         }
         if hello.log_format != self.log_format {
             return Err(RejectReason::LogFormat {
@@ -617,10 +743,30 @@ impl FeederSide<'_> {
         if let Some(incarnation) = (self.connected)(node)
             && incarnation != hello.incarnation
         {
-            return Err(RejectReason::DuplicateNode { node: node.clone(), incarnation });
+            return match (self.bound)(node) {
+                // The voter itself takes its place back from whoever else has its name.
+                Some(bound) if bound == hello.incarnation => self.welcome(version, hello),
+                Some(bound) if bound == incarnation => {
+                    let (node, theirs) = (node.clone(), hello.incarnation);
+                    Err(RejectReason::NotBound { node, bound, theirs })
+                }
+                Some(_) | None => {
+                    Err(RejectReason::DuplicateNode { node: node.clone(), incarnation })
+                }
+            };
         }
-        if let Err(master) = &self.mastership {
-            return Err(RejectReason::NotMaster { master: master.clone() });
+        self.welcome(version, hello)
+    }
+
+    fn welcome(&self, version: u16, hello: &Hello) -> Result<Welcome, RejectReason> {
+        match &self.mastership {
+            Mastership::Established => {}
+            Mastership::Repairing => {
+                return Err(RejectReason::NotEstablished { node: self.node.clone() });
+            }
+            Mastership::Elsewhere { master } => {
+                return Err(RejectReason::NotMaster { master: master.clone() });
+            }
         }
         if hello.term > self.term {
             return Err(RejectReason::OldTerm { ours: self.term, theirs: hello.term });
@@ -639,6 +785,8 @@ impl FeederSide<'_> {
             term: self.term,
             capabilities: self.capabilities.and(hello.capabilities),
             clock_skew_ms: skewed.then_some(skew),
+            epoch: self.epoch,
+            established: true,
         })
     }
 }
@@ -664,6 +812,9 @@ impl Hello {
             let name = welcome.group_name.clone();
             return Err(RejectReason::WrongGroup { name, ours, theirs: welcome.group });
         }
+        if self.group.is_some() && self.epoch != welcome.epoch {
+            return Err(RejectReason::WrongEpoch { ours: self.epoch, theirs: welcome.epoch });
+        }
         if self.log_format != welcome.log_format {
             return Err(RejectReason::LogFormat {
                 ours: self.log_format,
@@ -683,6 +834,9 @@ impl Hello {
         }
         if welcome.term < self.term {
             return Err(RejectReason::OldTerm { ours: welcome.term, theirs: self.term });
+        }
+        if !welcome.established {
+            return Err(RejectReason::NotEstablished { node: welcome.node.clone() });
         }
         Ok(())
     }

@@ -314,6 +314,10 @@ pub(crate) fn hello(node: &str, incarnation: u64) -> Hello {
         term: Term::ZERO,
         capabilities: Capabilities::OURS,
         wall_clock_ms: 0,
+        epoch: 0,
+        priority: 0,
+        full: false,
+        uncertain: false,
     }
 }
 

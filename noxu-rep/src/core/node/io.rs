@@ -9,6 +9,7 @@ use noxu_util::{GroupId, Name, Term, Vlsn};
 use crate::core::commits::Now;
 use crate::core::repair::{Damage, RepairStep};
 use crate::group::Electorate;
+use crate::wire::election::link::Introduction;
 use crate::wire::election::{ElectionMsg, FoundedGroup, LogEnd, NodeRole, Peer, RepairAsk};
 use crate::wire::handshake::{NodeKind, RejectReason};
 
@@ -196,6 +197,13 @@ pub struct PeerCard {
     pub term: Term,
     /// Its group; `None` for a fresh directory.
     pub group: Option<GroupId>,
+}
+
+impl From<Introduction> for PeerCard {
+    fn from(theirs: Introduction) -> Self {
+        let Introduction { epoch, term, group, peer, kind, priority, address, .. } = theirs;
+        Self { peer, kind, priority, address, epoch, term, group }
+    }
 }
 
 /// Why a stream ended, or did not begin.

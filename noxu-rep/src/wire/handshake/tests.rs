@@ -27,6 +27,10 @@ fn hello() -> Hello {
         term: Term::new(3),
         capabilities: Capabilities(0b101),
         wall_clock_ms: 1_000_000,
+        epoch: 4,
+        priority: 5,
+        full: true,
+        uncertain: false,
     }
 }
 
@@ -42,6 +46,8 @@ fn welcome() -> Welcome {
         term: Term::new(3),
         capabilities: Capabilities::SYNCUP_PROBES,
         clock_skew_ms: None,
+        epoch: 4,
+        established: true,
     }
 }
 
@@ -59,12 +65,14 @@ fn decide(
         log_format: 1,
         node: &node,
         incarnation: Incarnation::from_u64(0x11),
+        epoch: 4,
         term: Term::new(3),
         capabilities: Capabilities::OURS,
         wall_clock_ms: 1_000_000,
         members: None,
+        bound: &|_| None,
         connected: &|_| None,
-        mastership: Ok(()),
+        mastership: Mastership::Established,
     };
     change(&mut side);
     side.check(hello)
@@ -128,6 +136,26 @@ fn reasons() -> Vec<(RejectReason, u8, &'static str)> {
         ),
         (RejectReason::NotReady { node: name("n1") }, 11, "node n1 has no log yet"),
         (
+            RejectReason::WrongEpoch { ours: 3, theirs: 4 },
+            12,
+            "epoch 3 of the group here, epoch 4 there",
+        ),
+        (
+            RejectReason::NotBound {
+                node: name("n2"),
+                bound: Incarnation::from_u64(0x2a),
+                theirs: Incarnation::from_u64(0x2b),
+            },
+            13,
+            "voter n2 is the directory of incarnation 000000000000002a; incarnation \
+             000000000000002b was wiped, copied or reformatted and has no vote",
+        ),
+        (
+            RejectReason::NotEstablished { node: name("n1") },
+            14,
+            "node n1 was elected and mends its log; it feeds when its term has begun",
+        ),
+        (
             RejectReason::Other { code: 200, message: "the moon is full".to_owned() },
             200,
             "the moon is full",
@@ -149,14 +177,14 @@ fn every_reason_has_its_code_its_words_and_comes_back_as_it_was() {
 fn hello_and_welcome_have_their_golden_bytes() {
     let mut expected = b"NXHS\x01\x01\0\x01\0\x01group-of-sixteen\x06\0orders\x02\0n2".to_vec();
     expected.extend(b"\x0e\x00127.0.0.1:7002\x22\0\0\0\0\0\0\0\0\x01\0\0\0\0\x04\x03\0\0\0");
-    expected.extend(b"\x05\0\0\0\0\0\0\0\x40\x42\x0f\0\0\0\0\0\0\0");
+    expected.extend(b"\x05\0\0\0\0\0\0\0\x40\x42\x0f\0\0\0\0\0\x06\0\x04\0\0\0\x05\x01");
     let bytes = HandshakeMsg::Hello(hello()).encode();
     assert_eq!(bytes, expected);
     assert_eq!(HandshakeMsg::decode(&bytes).unwrap(), HandshakeMsg::Hello(hello()));
 
     let mut expected = b"NXHS\x02\x01\0group-of-sixteen\x06\0orders\0\0\0\x04\x01\0".to_vec();
     expected.extend(b"\x02\0n1\x11\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0");
-    expected.extend(b"\x01\x18\xfc\xff\xff\xff\xff\xff\xff\0\0");
+    expected.extend(b"\x01\x18\xfc\xff\xff\xff\xff\xff\xff\x05\0\x04\0\0\0\x01");
     let skewed = Welcome { clock_skew_ms: Some(-1000), ..welcome() };
     let bytes = HandshakeMsg::Welcome(skewed.clone()).encode();
     assert_eq!(bytes, expected);
@@ -165,10 +193,38 @@ fn hello_and_welcome_have_their_golden_bytes() {
 
 #[test]
 fn fields_that_a_later_version_adds_are_skipped() {
+    for message in [HandshakeMsg::Hello(hello()), HandshakeMsg::Welcome(welcome())] {
+        let bytes = message.encode();
+        let extension = match &message {
+            HandshakeMsg::Hello(_) => 6,
+            _ => 5,
+        };
+        let (before, known) = bytes.split_at(bytes.len() - extension);
+        let mut longer = before[..before.len() - 2].to_vec();
+        longer.put_short_bytes(&[known, b"something new"].concat());
+        assert_eq!(HandshakeMsg::decode(&longer).unwrap(), message);
+    }
+}
+
+#[test]
+fn fields_that_version_one_did_not_have_are_made_up_for_it() {
+    let without = |message: &HandshakeMsg, extension: usize| {
+        let mut bytes = message.encode();
+        bytes.truncate(bytes.len() - extension - 2);
+        bytes.put_short_bytes(&[]);
+        HandshakeMsg::decode(&bytes).unwrap()
+    };
+    let bare = Hello { epoch: 0, priority: 0, full: false, uncertain: false, ..hello() };
+    let flagged = Hello { full: false, uncertain: true, ..hello() };
+    assert_eq!(without(&HandshakeMsg::Hello(flagged), 6), HandshakeMsg::Hello(bare));
+    let bare = Welcome { epoch: 0, established: true, ..welcome() };
+    let repairing = Welcome { established: false, ..welcome() };
+    assert_eq!(without(&HandshakeMsg::Welcome(repairing), 5), HandshakeMsg::Welcome(bare));
+    // A part of them is damage.
     let mut bytes = HandshakeMsg::Hello(hello()).encode();
-    bytes.truncate(bytes.len() - 2);
-    bytes.put_short_bytes(b"something new");
-    assert_eq!(HandshakeMsg::decode(&bytes).unwrap(), HandshakeMsg::Hello(hello()));
+    bytes.truncate(bytes.len() - 8);
+    bytes.put_short_bytes(&[0; 5]);
+    assert!(HandshakeMsg::decode(&bytes).is_err());
 }
 
 #[test]
@@ -256,8 +312,16 @@ fn a_feeder_rejects_what_does_not_belong() {
         RejectReason::DuplicateNode { node: name("n2"), incarnation: somebody }
     );
     let members = [name("n1"), name("n3")];
-    let answer = decide(&hello(), |side| side.mastership = Err(Some("h:1".to_owned())));
+    let elsewhere = Mastership::Elsewhere { master: Some("h:1".to_owned()) };
+    let answer = decide(&hello(), |side| side.mastership = elsewhere);
     assert_eq!(answer, Err(RejectReason::NotMaster { master: Some("h:1".to_owned()) }));
+    let answer = decide(&hello(), |side| side.mastership = Mastership::Repairing);
+    assert_eq!(answer, Err(RejectReason::NotEstablished { node: name("n1") }));
+    assert_eq!(
+        check(Hello { epoch: 5, ..hello() }, &nothing),
+        RejectReason::WrongEpoch { ours: 4, theirs: 5 }
+    );
+    assert!(decide(&Hello { group: None, epoch: 0, ..hello() }, |_| {}).is_ok());
     assert_eq!(
         check(Hello { term: Term::new(4), ..hello() }, &nothing),
         RejectReason::OldTerm { ours: Term::new(3), theirs: Term::new(4) }
@@ -273,11 +337,13 @@ fn a_feeder_rejects_what_does_not_belong() {
         log_format: 1,
         node: &node,
         incarnation: Incarnation::from_u64(0x11),
+        epoch: 4,
         term: Term::new(3),
         capabilities: Capabilities::OURS,
         wall_clock_ms: 1_000_000,
+        bound: &|_| None,
         connected: &|_| None,
-        mastership: Ok(()),
+        mastership: Mastership::Established,
     };
     assert_eq!(
         side.check(&hello()),
@@ -290,6 +356,34 @@ fn a_feeder_rejects_what_does_not_belong() {
 fn the_same_incarnation_may_come_back_while_its_old_connection_is_still_there() {
     let answer = decide(&hello(), |side| side.connected = &|_| Some(Incarnation::from_u64(0x22)));
     assert!(answer.is_ok());
+}
+
+#[test]
+fn a_voter_takes_its_place_from_a_directory_that_only_has_its_name() {
+    let (voter, other) = (Incarnation::from_u64(0x22), Incarnation::from_u64(0x99));
+    // The voter is hello(): let in although somebody else of its name is connected.
+    let answer = decide(&hello(), |side| {
+        side.bound = &|_| Some(Incarnation::from_u64(0x22));
+        side.connected = &|_| Some(Incarnation::from_u64(0x99));
+    });
+    assert!(answer.is_ok(), "{answer:?}");
+    // The voter is connected: hello() is a directory that was wiped or copied.
+    let answer = decide(&hello(), |side| {
+        side.bound = &|_| Some(Incarnation::from_u64(0x99));
+        side.connected = &|_| Some(Incarnation::from_u64(0x99));
+    });
+    let (bound, theirs) = (other, voter);
+    assert_eq!(answer, Err(RejectReason::NotBound { node: name("n2"), bound, theirs }));
+    // While the voter is away, whoever has its name may follow, without a vote.
+    let answer = decide(&hello(), |side| side.bound = &|_| Some(Incarnation::from_u64(0x99)));
+    assert!(answer.is_ok(), "{answer:?}");
+    // Two directories of one name, neither of them the voter's.
+    let answer = decide(&hello(), |side| {
+        side.bound = &|_| Some(Incarnation::from_u64(0x77));
+        side.connected = &|_| Some(Incarnation::from_u64(0x99));
+    });
+    let incarnation = other;
+    assert_eq!(answer, Err(RejectReason::DuplicateNode { node: name("n2"), incarnation }));
 }
 
 #[test]
@@ -319,6 +413,8 @@ fn a_replica_rejects_a_feeder_that_does_not_belong() {
         Welcome { segment_bytes: 4096, ..welcome() },
         Welcome { node: name("n2"), ..welcome() },
         Welcome { term: Term::new(2), ..welcome() },
+        Welcome { epoch: 3, ..welcome() },
+        Welcome { established: false, ..welcome() },
     ] {
         assert!(hello.check(&bad).is_err(), "{bad:?}");
     }
@@ -381,7 +477,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
         message in 0u8..5,
-        code in 0u8..13,
+        code in 0u8..16,
     ) {
         let _ = HandshakeMsg::decode(&bytes);
         let _ = HandshakeMsg::decode(&[&b"NXHS"[..], &[message], &bytes].concat());
