@@ -9,6 +9,11 @@ use noxu_util::{Fingerprint, Incarnation, NULL_VLSN};
 use world::{Coverage, TIMING, World, electorate, membership, ms, setup};
 
 use crate::core::repair::{Damage, RepairStep};
+use crate::group::{Electorate, VoterKind};
+use crate::wire::election::{
+    FoundedGroup, LogEnd, Purpose, Refusal, RepairAnswer, RepairAsk, Verdict, VoteAnswer,
+    VoteRequest,
+};
 
 /// What a seed breaks, if anything.
 fn broken(seed: u64) -> Option<String> {

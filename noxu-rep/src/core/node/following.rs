@@ -1,0 +1,247 @@
+//! Following: masters that make themselves known, and the one that this node follows: found,
+//! streaming, lost, or to be restored from.
+//!
+//! # Not here: masters that give way (mastership.rs), the stream itself (core/replica.rs).
+
+use std::time::Duration;
+
+use noxu_util::{Name, Term};
+
+use super::{
+    Candidate, Ended, Facts, Followed, Follower, Joining, Mastership, NodeCore, Output, Repairing,
+    Stage, State,
+};
+use crate::core::commits::Now;
+use crate::mutant::{self, Mutant};
+use crate::wire::election::{Body, LeadPhase, LogEnd, Peer, Standing};
+
+impl NodeCore {
+    pub(super) fn handle_lead(
+        &mut self,
+        now: Now,
+        facts: &Facts,
+        from: &Peer,
+        term: Term,
+        address: String,
+        phase: LeadPhase,
+    ) {
+        if term < self.promised.term {
+            let standing = self.standing(facts); // tells it the newer term
+            self.send(&from.name, Body::Standing(standing));
+            return;
+        }
+        let rules = match &self.state {
+            State::Master(Mastership { term, .. }) | State::Repairing(Repairing { term, .. }) => {
+                Some(*term)
+            }
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Installing
+            | State::Stopped => None,
+        };
+        if let Some(own) = rules {
+            if own == term {
+                self.alarm(format!("ALARM: {} is master of term {term} too", from.name));
+                return;
+            }
+            self.step_down(now, now + self.setup.timing.failure_timeout, "a newer master", None);
+        }
+        let wait = now + self.setup.timing.failure_timeout;
+        match &mut self.state {
+            State::Founding(_) | State::Installing | State::Stopped => {}
+            State::Joining(_) | State::Follower(_) | State::Candidate(_) => match phase {
+                LeadPhase::Established => {
+                    let known = self.following();
+                    if known.is_some_and(|f| f.master == from.name && f.term >= term) {
+                        return;
+                    }
+                    let reason = "a master made itself known";
+                    self.become_following(now, &from.name, term, Stage::Dialling, reason);
+                    let master = from.name.clone();
+                    self.outputs.push_back(Output::Follow { master, address, term });
+                }
+                LeadPhase::Repairing => match &mut self.state {
+                    State::Follower(follower) => follower.campaign_at = wait,
+                    State::Candidate(candidate) => {
+                        let following = candidate.following.clone();
+                        self.become_follower(now, following, wait, 0, "a master mends its log");
+                    }
+                    State::Founding(_)
+                    | State::Joining(_)
+                    | State::Repairing(_)
+                    | State::Master(_)
+                    | State::Installing
+                    | State::Stopped => {}
+                },
+            },
+            State::Repairing(_) | State::Master(_) => panic!("still leads: {:?}", self.state),
+        }
+    }
+
+    pub(super) fn handle_ask_term(&mut self, now: Now, term: Term, master: &Name) {
+        let free = match &self.state {
+            State::Joining(_) | State::Follower(_) | State::Candidate(_) => true,
+            State::Founding(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => false,
+        };
+        let adopted = free && term >= self.promised.term && *master != self.setup.me.name;
+        if adopted {
+            self.seen = self.seen.max(term);
+            if term > self.promised.term {
+                // Who was followed until now is no matter: this is the conversation that goes on.
+                match &mut self.state {
+                    State::Joining(Joining { following })
+                    | State::Follower(Follower { following, .. })
+                    | State::Candidate(Candidate { following, .. }) => *following = None,
+                    State::Founding(_)
+                    | State::Repairing(_)
+                    | State::Master(_)
+                    | State::Installing
+                    | State::Stopped => {}
+                }
+                self.raise(term, None);
+            }
+            self.become_following(now, master, term, Stage::Welcomed, "a master was found");
+        }
+        self.outputs.push_back(Output::TermAnswer { term, adopted });
+    }
+
+    pub(super) fn handle_following(&mut self, now: Now, facts: &Facts, term: Term, master: &Name) {
+        let own = self.promised.term;
+        let fits =
+            |f: &&mut Followed| f.master == *master && f.term == term && term == own && f.is_open();
+        let followed = match &mut self.state {
+            State::Joining(Joining { following })
+            | State::Follower(Follower { following, .. })
+            | State::Candidate(Candidate { following, .. }) => following.as_mut().filter(fits),
+            State::Founding(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => None,
+        };
+        let Some(followed) = followed else {
+            self.outputs.push_back(Output::Unfollow);
+            return;
+        };
+        followed.stage = Stage::Streaming;
+        if facts.uncertain {
+            let nonce = self.rng.u64(..);
+            followed.head_nonce = Some(nonce);
+            self.outputs.push_back(Output::AskHead { nonce });
+        }
+        match &mut self.state {
+            State::Follower(follower) => follower.backoff = 0,
+            State::Candidate(candidate) => {
+                let following = candidate.following.clone();
+                let at = now + self.setup.timing.failure_timeout;
+                self.become_follower(now, following, at, 0, "the stream is open");
+            }
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => {}
+        }
+        self.tell("follows");
+    }
+
+    pub(super) fn handle_follow_ended(&mut self, now: Now, master: Option<&Name>, why: &Ended) {
+        let ours = |f: &Followed| master.is_none_or(|name| *name == f.master);
+        let delay = self.priority_delay(master);
+        let retry = self.between(self.setup.timing.retry);
+        let step = self.setup.timing.priority_step;
+        let me = &self.setup.me.name;
+        match &mut self.state {
+            State::Joining(Joining { following })
+            | State::Candidate(Candidate { following, .. }) => {
+                if following.as_ref().is_some_and(ours) {
+                    *following = None;
+                }
+            }
+            State::Follower(follower) => {
+                let Some(followed) = follower.following.take_if(|f| ours(f)) else { return };
+                // What was never open says nothing about the master.
+                let wait = match why {
+                    Ended::Broken | Ended::Silent if followed.is_open() => delay,
+                    Ended::Goodbye { successor } => match successor {
+                        Some(name) if name == me => Duration::ZERO,
+                        Some(_) => delay + step,
+                        None => delay,
+                    },
+                    Ended::Broken | Ended::Silent | Ended::Refused(_) | Ended::Fault => retry,
+                };
+                follower.campaign_at = now + wait;
+            }
+            State::Founding(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => return,
+        }
+        self.seek();
+        self.tell("the stream ended");
+    }
+
+    pub(super) fn handle_standing(&mut self, now: Now, from: &Peer, standing: &Standing) {
+        let Some(master) = &standing.master else { return };
+        let wait = now + self.setup.timing.failure_timeout;
+        let hint = self.links.get(master).map(|card| card.address.clone());
+        let seeks = match &mut self.state {
+            State::Follower(follower) => {
+                if follower.starting {
+                    follower.starting = false;
+                    follower.campaign_at = wait;
+                }
+                follower.following.is_none()
+            }
+            State::Joining(joining) => joining.following.is_none(),
+            State::Founding(_)
+            | State::Candidate(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => false,
+        };
+        if seeks && from.name != *master {
+            self.outputs.push_back(Output::Seek { hints: hint.into_iter().collect() });
+        }
+    }
+
+    pub(super) fn handle_head_confirmed(&mut self, facts: &Facts, nonce: u64, head: LogEnd) {
+        let asked = match self.following() {
+            Some(Followed { stage: Stage::Streaming, head_nonce, .. }) => *head_nonce,
+            Some(_) | None => None,
+        };
+        let ours = asked == Some(nonce) || mutant::is_on(Mutant::ClearWithoutNonce);
+        if ours && facts.uncertain && facts.durable >= head.vlsn {
+            self.promise(self.promised.term, self.promised.vote.clone(), true);
+        }
+    }
+
+    pub(super) fn handle_restore_ready(&mut self, term: Term) {
+        let permitted = term == self.promised.term
+            && match &self.state {
+                State::Follower(_) | State::Joining(_) => true,
+                State::Founding(_)
+                | State::Candidate(_)
+                | State::Repairing(_)
+                | State::Master(_)
+                | State::Installing
+                | State::Stopped => false,
+            };
+        if permitted {
+            self.outputs.push_back(Output::PermitCommit);
+            self.state = State::Installing;
+            self.tell("the log is being replaced");
+        } else {
+            self.outputs.push_back(Output::AbandonRestore);
+        }
+    }
+}

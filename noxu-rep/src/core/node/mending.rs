@@ -1,0 +1,125 @@
+//! Mending: an elected master's log is mended before its term begins, and others are helped to mend
+//! theirs.
+//!
+//! # Not here: what is asked, answered and cut off (core/repair.rs).
+
+use noxu_util::Term;
+
+use super::{Facts, NodeCore, Output, State};
+use crate::core::commits::Now;
+use crate::core::repair::RepairOutput;
+use crate::wire::election::{Body, Peer, Phase, Purpose, RepairAnswer, RepairAsk};
+
+impl NodeCore {
+    pub(super) fn handle_repair_ask(
+        &mut self,
+        now: Now,
+        facts: &Facts,
+        from: &Peer,
+        term: Term,
+        ask: RepairAsk,
+    ) {
+        match &self.state {
+            State::Installing | State::Stopped => return,
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Repairing(_)
+            | State::Master(_) => {}
+        }
+        match ask.purpose {
+            Purpose::Mending => {}
+            Purpose::Repairing => {
+                if !self.is_voter() {
+                    return;
+                }
+                if term < self.promised.term {
+                    let standing = self.standing(facts); // tells it the newer term
+                    self.send(&from.name, Body::Standing(standing));
+                    return;
+                }
+                let wait = now + self.setup.timing.failure_timeout;
+                if term > self.promised.term {
+                    // The answer promises never to take the entry from an older master.
+                    self.raise(term, None);
+                    self.become_follower(now, None, wait, 0, "a newer master mends its log");
+                }
+                self.hold_back(now, Phase::Real);
+                assert!(self.fenced_at >= term, "a nack before the fence");
+            }
+        }
+        self.outputs.push_back(Output::AnswerRepair { to: from.name.clone(), ask });
+    }
+
+    pub(super) fn handle_repair_answer(
+        &mut self,
+        now: Now,
+        from: &Peer,
+        term: Term,
+        answer: &RepairAnswer,
+    ) {
+        self.handle_term_met(now, term, from);
+        match &mut self.state {
+            State::Repairing(repairing) if repairing.term == term => {
+                repairing.repair.handle_answer(from, answer);
+                self.drain_repair();
+            }
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => {}
+        }
+    }
+
+    pub(super) fn handle_mended(&mut self, now: Now, facts: &Facts, fitted: bool) {
+        match &mut self.state {
+            State::Repairing(repairing) => {
+                repairing.repair.handle_done(now, &facts.damaged, fitted);
+                self.drain_repair();
+            }
+            // It stepped down meanwhile.
+            State::Founding(_)
+            | State::Joining(_)
+            | State::Follower(_)
+            | State::Candidate(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => {}
+        }
+    }
+
+    pub(super) fn drain_repair(&mut self) {
+        loop {
+            let State::Repairing(repairing) = &mut self.state else { return };
+            match repairing.repair.poll_output() {
+                None => return,
+                Some(RepairOutput::Ask { to, ask }) => self.send(&to, Body::RepairAsk(ask)),
+                Some(RepairOutput::Step(step)) => self.outputs.push_back(Output::Mend(step)),
+                Some(RepairOutput::Alarm(text)) => self.alarm(text),
+            }
+        }
+    }
+
+    pub(super) fn look_at_repair(&mut self, now: Now, facts: &Facts, term: Term) {
+        let State::Repairing(repairing) = &self.state else { return };
+        let since = repairing.since;
+        if repairing.repair.is_finished() {
+            assert!(facts.damaged.is_empty(), "finished with {:?}", facts.damaged);
+            let granted = repairing.granted.clone();
+            self.become_master(now, facts, term, granted);
+        } else if now >= since + self.setup.timing.repair_patience {
+            // The others waited for this node until now, and each of them is to have its turn.
+            let at = now + self.setup.timing.failure_timeout * 2 + self.retry_wait(0);
+            self.alarm("damaged entries are nowhere to be had; making way".to_owned());
+            self.become_follower(now, None, at, 0, "the log cannot be mended");
+        } else if facts.stalled_for >= self.setup.timing.disk_stall {
+            let at = now + self.setup.timing.disk_stall;
+            self.become_follower(now, None, at, 0, "the disk does not answer");
+        }
+    }
+}
