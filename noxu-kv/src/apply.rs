@@ -26,8 +26,8 @@ use crate::snapshot::View;
 use crate::table::{Mark, Table, Version};
 use crate::value::Value;
 
-/// What the applier asks of replication.
-pub(crate) trait Stability: Send + Sync {
+/// What the store asks of replication.
+pub trait Stability: Send + Sync {
     /// Everything through it can no longer be rolled back.
     fn dtvlsn(&self) -> Vlsn;
 
@@ -71,7 +71,7 @@ struct Core {
     upkeep: Upkeep,
 }
 
-/// Work for the threads that flush and compact.
+/// Work for the threads that flush and compact, or for whoever does it in their place.
 struct Upkeep {
     state: Mutex<UpkeepState>,
     changed: Condvar,
@@ -79,6 +79,9 @@ struct Upkeep {
     keeps_versions: Mutex<()>,
     /// The sealed memtable lies above DTVLSN; it is looked at again when DTVLSN has moved.
     held_back: AtomicBool,
+    /// No threads: the applier flushes where it would wait for them, and [`Machine::upkeep`] does
+    /// the rest.
+    inline: bool,
 }
 
 #[derive(Default)]
@@ -113,25 +116,13 @@ struct Open {
 }
 
 impl Machine {
+    /// With threads of its own that flush and compact.
     pub(crate) fn new(
         table: Box<dyn Table>,
         stability: Box<dyn Stability>,
         memtable_bytes: u64,
     ) -> Self {
-        let boundary = table.flushed();
-        let applier = Applier { given: boundary.vlsn, boundary, ..Applier::default() };
-        let core = Arc::new(Core {
-            view: View::new(table),
-            stability,
-            memtable_bytes,
-            applier: Mutex::new(applier),
-            upkeep: Upkeep {
-                state: Mutex::default(),
-                changed: Condvar::new(),
-                keeps_versions: Mutex::new(()),
-                held_back: AtomicBool::new(false),
-            },
-        });
+        let core = Core::new(table, stability, memtable_bytes, false);
         let spawn = |name: &str, run: fn(&Core)| {
             let core = Arc::clone(&core);
             std::thread::Builder::new()
@@ -144,6 +135,23 @@ impl Machine {
             spawn("noxu-kv-compact", Core::run_compactor),
         ];
         Self { core, threads: Mutex::new(threads) }
+    }
+
+    /// Without threads: the caller calls [`Machine::upkeep`].
+    pub(crate) fn without_threads(
+        table: Box<dyn Table>,
+        stability: Box<dyn Stability>,
+        memtable_bytes: u64,
+    ) -> Self {
+        let core = Core::new(table, stability, memtable_bytes, true);
+        Self { core, threads: Mutex::default() }
+    }
+
+    /// Flushes and compacts what there is to flush and compact, unless threads see to it.
+    pub(crate) fn upkeep(&self) {
+        if self.core.upkeep.inline {
+            self.core.flush_and_compact();
+        }
     }
 
     pub(crate) fn view(&self) -> &Arc<View> {
@@ -282,6 +290,29 @@ impl Drop for Machine {
 }
 
 impl Core {
+    fn new(
+        table: Box<dyn Table>,
+        stability: Box<dyn Stability>,
+        memtable_bytes: u64,
+        inline: bool,
+    ) -> Arc<Self> {
+        let boundary = table.flushed();
+        let applier = Applier { given: boundary.vlsn, boundary, ..Applier::default() };
+        Arc::new(Self {
+            view: View::new(table),
+            stability,
+            memtable_bytes,
+            applier: Mutex::new(applier),
+            upkeep: Upkeep {
+                state: Mutex::default(),
+                changed: Condvar::new(),
+                keeps_versions: Mutex::new(()),
+                held_back: AtomicBool::new(false),
+                inline,
+            },
+        })
+    }
+
     fn apply<'a>(
         &self,
         applier: &mut Applier,
@@ -332,7 +363,14 @@ impl Core {
 
     /// Waits for a flush that is only a matter of the disk. One that must wait for DTVLSN does not
     /// hold up the applier: how far the master runs ahead of it is bounded elsewhere, in bytes.
+    ///
+    /// Without threads it flushes here, and a flush that fails is left to the next upkeep: nobody
+    /// could end the wait.
     fn wait_for_flush(&self) -> Result<()> {
+        if self.upkeep.inline {
+            self.flush_now();
+            return Ok(());
+        }
         let mut state = self.upkeep.state.lock();
         while self.sealed_is_stable() {
             if state.stop {
@@ -381,10 +419,27 @@ impl Core {
         Ok(())
     }
 
+    fn flush_now(&self) {
+        let result = self.flush_if_stable();
+        self.report("flush", result, |state| state.compact_wanted = true);
+    }
+
+    /// One round of what the two threads do.
+    fn flush_and_compact(&self) {
+        let flush_wanted = std::mem::take(&mut self.upkeep.state.lock().flush_wanted);
+        // Also one that was held back, or failed, before.
+        if flush_wanted || self.sealed_is_stable() {
+            self.flush_now();
+        }
+        let compact_wanted = std::mem::take(&mut self.upkeep.state.lock().compact_wanted);
+        if compact_wanted {
+            self.report("compact", self.compact(), |_| ());
+        }
+    }
+
     fn run_flusher(&self) {
         while self.next_work(|state| std::mem::take(&mut state.flush_wanted)) {
-            let result = self.flush_if_stable();
-            self.report("flush", result, |state| state.compact_wanted = true);
+            self.flush_now();
         }
     }
 

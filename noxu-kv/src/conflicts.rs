@@ -5,6 +5,9 @@
 //! serializable in VLSN order: had the transaction run at its commit VLSN, it would have read the
 //! same.
 //!
+//! The memory belongs to one mastership: what others committed before it is not in here, so a newer
+//! term begins with nothing known below its first entry, and an older one may not ask any more.
+//!
 //! # Invariants
 //! - Every commit above `known_from` is known; a transaction whose snapshot lies below it cannot be
 //!   judged and must begin again.
@@ -12,7 +15,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use noxu_util::Vlsn;
+use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use crate::table::KeyRange;
 use crate::value::Value;
@@ -20,6 +23,8 @@ use crate::value::Value;
 /// Recent commits.
 #[derive(Debug)]
 pub(crate) struct Conflicts {
+    /// The mastership they were committed in.
+    term: Term,
     newest: BTreeMap<Value, Vlsn>,
     order: VecDeque<(Vlsn, Value)>,
     known_from: Vlsn,
@@ -43,9 +48,30 @@ pub(crate) struct Conflict {
 }
 
 impl Conflicts {
-    /// Nothing is known of commits at or below `known_from`. Remembers about `max_keys` keys.
-    pub(crate) fn new(known_from: Vlsn, max_keys: usize) -> Self {
-        Self { newest: BTreeMap::new(), order: VecDeque::new(), known_from, max_keys }
+    /// Of no mastership yet. Remembers about `max_keys` keys.
+    pub(crate) fn new(max_keys: usize) -> Self {
+        Self {
+            term: Term::ZERO,
+            newest: BTreeMap::new(),
+            order: VecDeque::new(),
+            known_from: NULL_VLSN,
+            max_keys,
+        }
+    }
+
+    /// Speaks for the mastership of `term` from here on, and forgets any older one. False if a newer
+    /// one has been spoken for already: then nothing may be committed in `term`.
+    #[must_use]
+    pub(crate) fn enter_term(&mut self, term: Term, term_entry: Vlsn) -> bool {
+        if term > self.term {
+            self.term = term;
+            self.newest.clear();
+            self.order.clear();
+            // Somebody else may have committed anything before the term's first entry, which is no
+            // commit itself: a snapshot right before it has missed nothing.
+            self.known_from = term_entry.prev();
+        }
+        term == self.term
     }
 
     /// Finds a commit above `snapshot` that touches the footprint.
@@ -136,7 +162,6 @@ const FORGOTTEN_AT_ONCE: usize = 64;
 mod tests {
     use std::ops::Bound;
 
-    use noxu_util::NULL_VLSN;
     use proptest::prelude::*;
 
     use super::*;
@@ -161,9 +186,38 @@ mod tests {
         Footprint { keys: Vec::new(), ranges: vec![range] }
     }
 
+    /// In the middle of the mastership of term 1, with nothing known through `known_from`.
+    fn conflicts(known_from: Vlsn, max_keys: usize) -> Conflicts {
+        let mut conflicts = Conflicts::new(max_keys);
+        assert!(conflicts.enter_term(Term::new(1), known_from.next()));
+        conflicts
+    }
+
+    #[test]
+    fn a_newer_term_forgets_and_an_older_one_is_refused() {
+        let mut conflicts = conflicts(NULL_VLSN, 100);
+        conflicts.record(v(5), [key("a")].iter());
+        assert!(conflicts.enter_term(Term::new(1), v(1)));
+        assert!(
+            conflicts.check(v(4), &keys(&[key("a")])).is_err(),
+            "the same term forgets nothing"
+        );
+        assert!(conflicts.enter_term(Term::new(3), v(9)));
+        let too_old = Conflict { key: None, newer: v(8) };
+        assert_eq!(conflicts.check(v(7), &keys(&[key("b")])), Err(too_old));
+        assert_eq!(conflicts.check(v(8), &keys(&[key("a")])), Ok(()));
+        conflicts.record(v(10), [key("b")].iter());
+        assert!(!conflicts.enter_term(Term::new(2), v(6)));
+        assert!(
+            conflicts.check(v(9), &keys(&[key("b")])).is_err(),
+            "the refused term changes nothing"
+        );
+        conflicts.check_invariants();
+    }
+
     #[test]
     fn a_commit_above_the_snapshot_conflicts_and_one_at_it_does_not() {
-        let mut conflicts = Conflicts::new(NULL_VLSN, 100);
+        let mut conflicts = conflicts(NULL_VLSN, 100);
         conflicts.record(v(5), [key("a")].iter());
         assert_eq!(conflicts.check(v(5), &keys(&[key("a")])), Ok(()));
         assert_eq!(conflicts.check(v(4), &keys(&[key("b")])), Ok(()));
@@ -176,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_transaction_older_than_what_is_remembered_must_begin_again() {
-        let mut conflicts = Conflicts::new(v(3), 2);
+        let mut conflicts = conflicts(v(3), 2);
         let too_old = |newer| Err(Conflict { key: None, newer: v(newer) });
         assert_eq!(conflicts.check(v(2), &keys(&[])), too_old(3));
         for at in 4..8 {
@@ -200,7 +254,7 @@ mod tests {
                point in 0u8..20,
            ) {
                let name = |n: u8| Value::from(&[b'a' + n][..]);
-               let mut conflicts = Conflicts::new(NULL_VLSN, usize::MAX);
+               let mut conflicts = conflicts(NULL_VLSN, usize::MAX);
                for (n, commit) in commits.iter().enumerate() {
                    let commit: Vec<Value> = commit.iter().map(|n| name(*n)).collect();
                    conflicts.record(v(n as i64 + 1), commit.iter());

@@ -1,9 +1,14 @@
 //! The key-value store that Noxu ships with: transactions and reads at a VLSN over a replicated log.
+//!
+//! [`Store`] is what a program uses. [`Engine`] is the store without its node, for a caller that
+//! replicates by other means: a simulator, a test.
 
 mod apply;
+mod batch;
 mod checkpoint;
 mod conflicts;
 mod encode;
+mod engine;
 mod error;
 mod snapshot;
 mod state_machine;
@@ -13,10 +18,13 @@ mod token;
 mod txn;
 mod value;
 
+pub use apply::Stability;
+pub use batch::Batch;
 pub use encode::{KIND_WRITES, kind_name};
+pub use engine::{Bodies, Engine, EngineConfig, Prepared, Work};
 pub use error::{KvError, Result};
 pub use snapshot::{Range, Snapshot};
-pub use store::{Batch, Config, PendingCommit, StateKind, Store, StoreStatus, Txn};
+pub use store::{Config, PendingCommit, StateKind, Store, StoreStatus, Txn};
 pub use table::memory::MemoryImage;
 pub use token::{CommitToken, Consistency};
 pub use value::{Key, Value};

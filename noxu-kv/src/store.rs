@@ -1,4 +1,4 @@
-//! Store: a replicated key-value store over a node.
+//! Store: a replicated key-value store: the engine, and the node that replicates it.
 //!
 //! # Commit path
 //! Encode and hash, in the caller's thread · wait until the policy can be met at all · under the
@@ -7,31 +7,28 @@
 //! one before it.
 //!
 //! # Lock order
-//! `commits`, then the node's own locks. `open_txns` and the registry of readers are leaves. The
-//! applier never takes `commits`.
+//! The engine's commit lock, then the node's own locks.
+//!
+//! # Not here: validation, open transactions and what is applied (engine.rs).
 
-use std::collections::BTreeMap;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use noxu_log::env::{Env, RealEnv};
-use noxu_log::{EntryFlags, EntryKind, NewEntry};
 use noxu_rep::{Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
-use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
-use parking_lot::Mutex;
+use noxu_util::{Fingerprint, Term, Vlsn};
 
-use crate::apply::{Machine, Stability};
-use crate::conflicts::{Conflicts, Footprint};
-use crate::encode::{KIND_WRITES, encode};
+use crate::apply::Stability;
+use crate::batch::Batch;
+use crate::engine::{Bodies, Engine, EngineConfig, Prepared, Work};
 use crate::error::{KvError, Result};
 use crate::snapshot::{Range, Snapshot, check_key};
 use crate::table::Table;
 use crate::table::lsm::LsmTable;
 use crate::table::memory::{MemoryImage, MemoryTable};
-use crate::txn::Workspace;
 use crate::value::{Value, table_key};
-use crate::{CommitToken, Consistency, MAX_VALUE_BYTES};
+use crate::{CommitToken, Consistency};
 
 /// How a store is opened.
 #[derive(Clone)]
@@ -92,11 +89,7 @@ pub struct Store {
 
 struct Shared {
     node: Node,
-    machine: Arc<Machine>,
-    commits: Mutex<Conflicts>,
-    /// Snapshots of the transactions that are open, and how many each has.
-    open_txns: Mutex<BTreeMap<Vlsn, usize>>,
-    max_transaction_bytes: u64,
+    engine: Engine,
     durability: Durability,
     transact_timeout: Duration,
 }
@@ -106,7 +99,7 @@ impl Drop for Shared {
         if let Err(cause) = self.node.shutdown() {
             tracing::error!(node = %self.node.name(), "shutting down: {cause}");
         }
-        self.machine.stop();
+        self.engine.stop();
     }
 }
 
@@ -114,6 +107,12 @@ impl Store {
     /// Opens the store of a node, or creates it.
     pub fn open(config: Config) -> Result<Self> {
         let mut opened = None;
+        let engine_config = EngineConfig {
+            memtable_bytes: config.memtable_bytes,
+            max_transaction_bytes: config.max_transaction_bytes,
+            max_remembered_keys: config.max_remembered_keys,
+            threads: true,
+        };
         // The table is opened under the node's directory lock.
         let node = Node::open(config.env, config.node, |context| {
             let table: Box<dyn Table> = match &config.state {
@@ -124,23 +123,18 @@ impl Store {
                 StateKind::Memory(image) => Box::new(MemoryTable::open(image.clone())),
             };
             let stability = Box::new(NodeStability(context.clone()));
-            let machine = Arc::new(Machine::new(table, stability, config.memtable_bytes));
-            opened = Some(Arc::clone(&machine));
+            let engine = Engine::over(table, stability, engine_config);
+            let machine = engine.machine();
+            opened = Some(engine);
             Ok(machine)
         })?;
-        let Some(machine) = opened else {
+        let Some(engine) = opened else {
             unreachable!("an open node has opened its state machine")
         };
-        // Commits of earlier terms are not remembered; this one's first entries are no commits.
-        let newest_term = node.log().term_table().pop();
-        let known_from = newest_term.map_or(NULL_VLSN, |(_, first)| first.prev());
         Ok(Self {
             shared: Arc::new(Shared {
                 node,
-                machine,
-                commits: Mutex::new(Conflicts::new(known_from, config.max_remembered_keys)),
-                open_txns: Mutex::default(),
-                max_transaction_bytes: config.max_transaction_bytes,
+                engine,
                 durability: config.durability,
                 transact_timeout: config.transact_timeout,
             }),
@@ -154,17 +148,17 @@ impl Store {
 
     /// The newest visible value of a key on this node.
     pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        self.shared.machine.view().latest(&table_key(check_key(key)?))
+        self.shared.engine.view().latest(&table_key(check_key(key)?))
     }
 
     /// The newest visible state of this node, held still.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        self.shared.machine.view().open_snapshot(None)
+        self.shared.engine.view().open_snapshot(None)
     }
 
     /// The state at a VLSN that this node has applied and still has the versions of.
     pub fn snapshot_at(&self, vlsn: Vlsn) -> Result<Snapshot> {
-        self.shared.machine.view().open_snapshot(Some(vlsn))
+        self.shared.engine.view().open_snapshot(Some(vlsn))
     }
 
     /// A snapshot that is as new as `consistency` asks.
@@ -176,7 +170,7 @@ impl Store {
     }
 
     fn read_at(&self, token: CommitToken, deadline: Instant) -> Result<Snapshot> {
-        let view = self.shared.machine.view();
+        let view = self.shared.engine.view();
         loop {
             let generation = view.generation();
             match self.standing(token)? {
@@ -207,7 +201,7 @@ impl Store {
 
     /// Waits until everything through `vlsn` is readable here.
     pub fn wait_applied(&self, vlsn: Vlsn, timeout: Duration) -> Result<()> {
-        let view = self.shared.machine.view();
+        let view = self.shared.engine.view();
         if view.wait_visible(vlsn, Instant::now() + timeout) {
             return Ok(());
         }
@@ -243,14 +237,7 @@ impl Store {
 
     /// Begins a transaction on the newest visible state.
     pub fn begin(&self) -> Result<Txn> {
-        // Registered before anybody can forget the commits above its snapshot.
-        let mut open_txns = self.shared.open_txns.lock();
-        let snapshot = self.snapshot()?;
-        *open_txns.entry(snapshot.vlsn()).or_default() += 1;
-        drop(open_txns);
-        let guard = OpenTxn { store: self.clone(), snapshot: snapshot.vlsn() };
-        let work = Workspace::new(snapshot, self.shared.max_transaction_bytes);
-        Ok(Txn { work, guard })
+        Ok(Txn { work: self.shared.engine.begin()?, store: self.clone() })
     }
 
     /// Runs a transaction and commits it with the store's durability, again on a new snapshot after
@@ -276,7 +263,7 @@ impl Store {
             }
             // A commit in flight is what we conflict with: wait for it, an event. What is visible
             // already will be seen by the next snapshot; a random pause parts those who collide.
-            let view = self.shared.machine.view();
+            let view = self.shared.engine.view();
             if view.visible() < newer {
                 view.wait_visible(newer, deadline);
             } else {
@@ -308,56 +295,27 @@ impl Store {
     }
 
     fn write(&self, batch: &Batch, durability: Durability) -> Result<PendingCommit> {
-        if batch.bytes > self.shared.max_transaction_bytes {
-            return Err(KvError::TransactionTooLarge {
-                bytes: batch.bytes,
-                max: self.shared.max_transaction_bytes,
-            });
+        let engine = &self.shared.engine;
+        if batch.is_empty() {
+            return self.nothing_to_commit(engine.view().visible());
         }
-        if batch.writes.is_empty() {
-            return self.nothing_to_commit(self.shared.machine.view().visible());
-        }
-        let writes = batch.writes.iter().map(|(key, value)| (&**key, value.as_deref()));
-        let bodies = encode(writes, wall_ms());
-        let keys = batch.writes.iter().map(|(key, _)| key);
-        self.append(&bodies, None, keys, durability)
+        let bodies = engine.encode_batch(batch, wall_ms())?;
+        self.append(&bodies, durability, |term, entry| engine.prepare_batch(batch, term, entry))
     }
 
     fn append<'a>(
         &self,
-        bodies: &[Vec<u8>],
-        validate: Option<(Vlsn, &Footprint<'_>)>,
-        keys: impl Iterator<Item = &'a Value>,
+        bodies: &Bodies,
         durability: Durability,
+        prepare: impl FnOnce(Term, Vlsn) -> Result<Prepared<'a>>,
     ) -> Result<PendingCommit> {
-        let Some((last, parts)) = bodies.split_last() else {
-            unreachable!("a transaction with writes has a body")
-        };
-        let part = |body| NewEntry::new(KIND, EntryFlags::NONE, body);
-        let mut entries: Vec<NewEntry<'_>> = Vec::with_capacity(bodies.len());
-        entries.extend(parts.iter().map(|body| part(body)));
-        entries.push(NewEntry::new(KIND, EntryFlags::COMMIT, last));
-
+        let entries = bodies.entries();
         // Before the lock: a policy that waits for replicas holds up nobody who needs none.
         let admission = self.shared.node.admit(durability)?;
-        let mut commits = self.shared.commits.lock();
-        if let Some((snapshot, footprint)) = validate {
-            commits
-                .check(snapshot, footprint)
-                .map_err(|found| Workspace::conflict(snapshot, found))?;
-        }
+        let prepared = prepare(admission.term(), admission.term_entry())?;
         let submitted = admission.write(&entries)?;
-        commits.record(submitted.vlsn(), keys);
-        commits.forget_through(self.oldest_judged());
-        drop(commits);
+        prepared.committed(submitted.vlsn());
         Ok(PendingCommit(Pending::Submitted(submitted)))
-    }
-
-    /// No transaction with an older snapshot will ask to commit.
-    fn oldest_judged(&self) -> Vlsn {
-        let open_txns = self.shared.open_txns.lock();
-        let visible = self.shared.machine.view().visible();
-        open_txns.keys().next().map_or(visible, |oldest| visible.min(*oldest))
     }
 
     /// The commit of a transaction that wrote nothing names the state it read.
@@ -372,12 +330,12 @@ impl Store {
     /// Makes the state durable as far as it may be, so that a restart replays little, and the log's
     /// front can be dropped below it; returns the VLSN through which it is.
     pub fn checkpoint(&self) -> Result<Vlsn> {
-        self.shared.machine.checkpoint()
+        self.shared.engine.store_machine().checkpoint()
     }
 
     /// What there is to know about the state.
     pub fn status(&self) -> StoreStatus {
-        let machine = &self.shared.machine;
+        let machine = self.shared.engine.store_machine();
         let table = &machine.view().table;
         let (disk_bytes, disk_files) = table.disk_usage();
         StoreStatus {
@@ -394,7 +352,7 @@ impl Store {
     /// Shuts the node down in good order. Other handles fail from then on.
     pub fn close(&self) -> Result<()> {
         let result = self.shared.node.shutdown();
-        self.shared.machine.stop();
+        self.shared.engine.stop();
         Ok(result?)
     }
 }
@@ -418,70 +376,17 @@ pub struct StoreStatus {
     pub upkeep_failure: Option<String>,
 }
 
-/// Writes that depend on nothing read. A later write of a key replaces an earlier one.
-#[derive(Debug, Clone, Default)]
-pub struct Batch {
-    writes: Vec<(Value, Option<Value>)>,
-    bytes: u64,
-}
-
-impl Batch {
-    /// The writes so far, oldest first: key, and the value or `None` for a deletion.
-    pub fn writes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        // Table keys begin with the byte of their keyspace.
-        self.writes.iter().map(|(key, value)| (&key[1..], value.as_deref()))
-    }
-
-    /// Sets a value.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(KvError::ValueTooLong { bytes: value.len() });
-        }
-        self.write(key, Some(value))
-    }
-
-    /// Deletes a key.
-    pub fn delete(&mut self, key: &[u8]) -> Result<()> {
-        self.write(key, None)
-    }
-
-    fn write(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let key = table_key(check_key(key)?);
-        self.bytes += (key.len() + value.map_or(0, <[u8]>::len)) as u64;
-        self.writes.push((key, value.map(Value::from)));
-        Ok(())
-    }
-}
-
 /// A transaction: reads at one snapshot, writes that nobody sees before it commits. Dropping it
 /// abandons it.
 pub struct Txn {
-    work: Workspace,
-    guard: OpenTxn,
-}
-
-/// Keeps the commits above a transaction's snapshot from being forgotten.
-struct OpenTxn {
+    work: Work,
     store: Store,
-    snapshot: Vlsn,
-}
-
-impl Drop for OpenTxn {
-    fn drop(&mut self) {
-        let mut open_txns = self.store.shared.open_txns.lock();
-        if let Some(count) = open_txns.get_mut(&self.snapshot) {
-            *count -= 1;
-            if *count == 0 {
-                open_txns.remove(&self.snapshot);
-            }
-        }
-    }
 }
 
 impl Txn {
     /// The VLSN it reads at.
     pub fn snapshot_vlsn(&self) -> Vlsn {
-        self.work.snapshot().vlsn()
+        self.work.snapshot_vlsn()
     }
 
     /// The value of a key, as this transaction sees it.
@@ -491,17 +396,17 @@ impl Txn {
 
     /// Sets a value.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        self.work.write(key, Some(value))
+        self.work.put(key, value)
     }
 
     /// Deletes a key.
     pub fn delete(&mut self, key: &[u8]) -> Result<()> {
-        self.work.write(key, None)
+        self.work.delete(key)
     }
 
     /// The keys within `range` and their values, with the writes this transaction has made so far.
     pub fn range<K: AsRef<[u8]>>(&mut self, range: impl RangeBounds<K>) -> Result<Range> {
-        self.work.range(&range)
+        self.work.range(range)
     }
 
     /// The keys that begin with `prefix`, as [`Txn::range`].
@@ -525,15 +430,14 @@ impl Txn {
     }
 
     fn write(self, durability: Durability) -> Result<PendingCommit> {
-        let Self { work, guard } = self;
-        work.snapshot().check()?;
-        let snapshot = work.snapshot().vlsn();
+        let Self { work, store } = self;
+        work.check()?;
         if work.is_read_only() {
-            return guard.store.nothing_to_commit(snapshot);
+            return store.nothing_to_commit(work.snapshot_vlsn());
         }
         let bodies = work.encode(wall_ms());
-        let footprint = work.footprint();
-        guard.store.append(&bodies, Some((snapshot, &footprint)), work.written_keys(), durability)
+        let engine = &store.shared.engine;
+        store.append(&bodies, durability, |term, entry| engine.prepare(&work, term, entry))
     }
 }
 
@@ -635,8 +539,6 @@ fn wall_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
-
-const KIND: EntryKind = EntryKind(KIND_WRITES);
 
 /// Pauses of [`Store::transact`] after conflicts with what is visible already.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);

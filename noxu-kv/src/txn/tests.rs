@@ -1,6 +1,5 @@
 //! Transactions without replication: every commit is durable and visible at once.
 
-use noxu_util::NULL_VLSN;
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +18,7 @@ struct Solo {
 impl Solo {
     fn new() -> Self {
         let view = View::new(Box::new(MemoryTable::open(MemoryImage::default())));
-        Self { view, conflicts: Conflicts::new(NULL_VLSN, 1000) }
+        Self { view, conflicts: Conflicts::new(1000) }
     }
 
     fn with(pairs: &[(&str, &str)]) -> Self {

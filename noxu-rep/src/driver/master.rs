@@ -581,6 +581,16 @@ impl std::fmt::Debug for Admission {
 }
 
 impl Admission {
+    /// The term it would write in.
+    pub fn term(&self) -> Term {
+        self.master.term
+    }
+
+    /// First entry of that term.
+    pub fn term_entry(&self) -> Vlsn {
+        self.master.term_entry
+    }
+
     /// Writes `batch`, the entries of one transaction whose last is a commit, and registers it.
     /// Waits for nothing but room in the log's memory, so a caller may hold a lock of its own.
     /// What the policy asks of this node's disk begins with [`Submitted::start`] or
