@@ -622,7 +622,7 @@ impl Inner {
         let master = Arc::new(Master::new(
             term,
             appended.first,
-            Quorum::new(&self.config.name, &config.members),
+            Quorum::of_names(&self.config.name, &config.members),
             self.housekeeper.dtvlsn().min(appended.first.prev()),
             self.log.clone(),
             self.clock.clone(),

@@ -6,7 +6,7 @@
 //!
 //! # Invariants          (each is asserted in `check_invariants`)
 //! - `dtvlsn <= last`, and DTVLSN is the largest sync entry of the current term that a replication
-//!   quorum holds durably; it never moves back.
+//!   quorum holds durably; it never moves back. Entries of older terms never move it (C1).
 //! - `visible` is below every pending commit and never moves back.
 //! - The front of every queue is above its class's bound: what is satisfied is released.
 //! - Deadlines within a queue ascend, because the time to wait is the same for all.
@@ -52,6 +52,26 @@ pub struct Changed {
     pub bounds: bool,
 }
 
+/// Whether a commit may be written, as far as that can be told in advance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admissible {
+    /// It may.
+    Yes,
+    /// Too few voters are connected, for the term to begin or for the policy.
+    Replicas {
+        /// How many must be connected.
+        needed: usize,
+        /// How many are.
+        connected: usize,
+    },
+    /// Too much is not replicated yet.
+    Room,
+    /// This VLSN, the start of the term, has to be applied first.
+    Applied(Vlsn),
+    /// No more writes are taken.
+    Closed,
+}
+
 /// The commits of one mastership. `W` is whatever the driver wakes.
 #[derive(Debug)]
 pub struct Commits<W> {
@@ -67,6 +87,7 @@ pub struct Commits<W> {
     bytes: UnreplicatedBytes,
     released: Vec<(W, Outcome)>,
     next_waiter: u64,
+    writes_stopped: bool,
     closed: bool,
 }
 
@@ -103,6 +124,7 @@ impl<W> Commits<W> {
             bytes: UnreplicatedBytes::default(),
             released: Vec::new(),
             next_waiter: 0,
+            writes_stopped: false,
             closed: false,
         }
     }
@@ -150,6 +172,33 @@ impl<W> Commits<W> {
             AckPolicy::SimpleMajority => self.quorum.replication_quorum() - 1,
             AckPolicy::All => self.quorum.other_voters(),
         }
+    }
+
+    /// Whether a commit of `class` may be written while this node has applied everything through
+    /// `applied`, and if not, what is missing. Only commits that ask for no acknowledgement are
+    /// held back by `unreplicated_limit`, in bytes: acknowledgements slow the others down.
+    pub fn admission(&self, class: Class, applied: Vlsn, unreplicated_limit: u64) -> Admissible {
+        if self.writes_stopped {
+            return Admissible::Closed;
+        }
+        if self.established() && applied < self.term_entry {
+            return Admissible::Applied(self.term_entry);
+        }
+        if !self.established() || !self.can_satisfy(class) {
+            let (needed, connected) = self.replicas_needed(class);
+            return Admissible::Replicas { needed, connected };
+        }
+        if class.acks() == AckPolicy::None && self.unreplicated_bytes() >= unreplicated_limit {
+            return Admissible::Room;
+        }
+        Admissible::Yes
+    }
+
+    /// Voters beside the master that must be connected before a commit of `class` is written, and
+    /// how many are.
+    pub fn replicas_needed(&self, class: Class) -> (usize, usize) {
+        let needed = self.acks_needed(class).max(self.quorum.replication_quorum() - 1);
+        (needed, self.quorum.connected())
     }
 
     /// Bytes appended in this term and not known durable on a quorum, to within 64 KiB.
@@ -275,8 +324,14 @@ impl<W> Commits<W> {
         self.classes.iter().filter_map(|q| q.pending.front().map(|(_, deadline)| *deadline)).min()
     }
 
+    /// No more writes are taken; those written may still be reported.
+    pub fn handle_writes_stopped(&mut self) {
+        self.writes_stopped = true;
+    }
+
     /// The mastership is over: nobody will learn more from here.
     pub fn handle_closed(&mut self) {
+        self.writes_stopped = true;
         self.closed = true;
         for queue in &mut self.classes {
             let waiters = std::mem::take(&mut queue.waiters);
@@ -336,6 +391,13 @@ impl<W> Commits<W> {
             self.sync_runs.pop_front();
         }
         if self.dtvlsn > before {
+            assert!(self.dtvlsn <= held, "DTVLSN {} beyond the quorum's {held}", self.dtvlsn);
+            assert!(
+                self.dtvlsn >= self.term_entry,
+                "DTVLSN {} moved below term entry {}",
+                self.dtvlsn,
+                self.term_entry
+            );
             self.bytes.handle_replicated(self.dtvlsn);
             return true;
         }
@@ -361,6 +423,11 @@ impl<W> Commits<W> {
         self.quorum.check_invariants();
         assert!(self.dtvlsn <= self.last, "DTVLSN {} beyond last {}", self.dtvlsn, self.last);
         assert!(self.bytes.replicated <= self.bytes.total, "{:?}", self.bytes);
+        if let Some((first, _)) = self.sync_runs.front() {
+            assert!(*first >= self.term_entry, "{first} is of an older term");
+            assert!(*first > self.dtvlsn, "{first} is durable and counted again");
+        }
+        assert!(self.writes_stopped || !self.closed, "closed, and writes go on");
         for queue in &self.classes {
             let mut previous: Option<(Vlsn, Now)> = None;
             for (vlsn, deadline) in &queue.pending {
@@ -420,276 +487,4 @@ impl UnreplicatedBytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::durability::Durability;
-
-    const T: Now = Duration::from_secs(5);
-
-    fn v(n: i64) -> Vlsn {
-        Vlsn::new(n)
-    }
-
-    fn ack(received: i64, durable: i64) -> Acked {
-        Acked { received: v(received), durable: v(durable) }
-    }
-
-    /// A master n1 of `voters` nodes in a term whose first entry is 1, all others connected as
-    /// sessions 2, 3, ...
-    fn group(voters: u64) -> Commits<&'static str> {
-        let names: Vec<Name> = (1..=voters).map(|n| format!("n{n}").parse().unwrap()).collect();
-        let mut commits = Commits::new(Quorum::new(&names[0], &names), v(1), NULL_VLSN);
-        for (n, name) in names.iter().enumerate().skip(1) {
-            let session = SessionId(n as u64 + 1);
-            assert!(commits.handle_connected(name, Incarnation::from_u64(1), session));
-        }
-        commits
-    }
-
-    fn established(voters: u64) -> Commits<&'static str> {
-        let mut commits = group(voters);
-        commits.handle_local_durable(v(1));
-        for n in 2..=voters {
-            commits.handle_ack(SessionId(n), ack(1, 1));
-        }
-        assert!(commits.established());
-        commits
-    }
-
-    fn commit(commits: &mut Commits<&'static str>, n: i64, policy: Durability) {
-        commits.handle_appended(v(n), 100, Some((policy.class(), T)));
-        commits.check_invariants();
-    }
-
-    #[test]
-    fn nothing_is_visible_before_the_start_of_the_term_is_durable_on_a_quorum() {
-        let mut commits = group(3);
-        commit(&mut commits, 2, Durability::LOCAL);
-        commits.handle_local_durable(v(2));
-        assert_eq!((commits.visible(), commits.dtvlsn()), (NULL_VLSN, NULL_VLSN));
-        let changed = commits.handle_ack(SessionId(2), ack(1, 1));
-        assert!(changed.dtvlsn && changed.visible);
-        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
-    }
-
-    #[test]
-    fn a_majority_commit_is_released_by_one_durable_ack_and_the_own_fsync() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::MAJORITY);
-        commits.wait_for(Class::majority(), v(2), "a");
-        commits.handle_ack(SessionId(2), ack(2, 2));
-        assert_eq!(commits.poll_released(), []);
-        let changed = commits.handle_local_durable(v(2));
-        assert_eq!(commits.poll_released(), [("a", Outcome::Satisfied)]);
-        assert_eq!(changed, Changed { dtvlsn: true, visible: true, bounds: true });
-        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(2)));
-    }
-
-    #[test]
-    fn an_ack_releases_exactly_the_commits_it_covers() {
-        let mut commits = established(3);
-        for n in 2..=9 {
-            commit(&mut commits, n, Durability::MAJORITY);
-        }
-        commits.handle_local_durable(v(9));
-        for (n, waiter) in [(9, "nine"), (2, "two"), (6, "six"), (7, "seven")] {
-            commits.wait_for(Class::majority(), v(n), waiter);
-        }
-        commits.handle_ack(SessionId(3), ack(9, 6));
-        let released: Vec<_> = commits.poll_released().into_iter().map(|(w, _)| w).collect();
-        assert_eq!(released, ["two", "six"]);
-        assert_eq!(commits.visible(), v(6));
-        commits.check_invariants();
-    }
-
-    #[test]
-    fn received_acks_release_only_commits_that_ask_for_no_sync() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::MAJORITY);
-        commit(&mut commits, 3, Durability::NO_SYNC_MAJORITY);
-        assert!(commits.waits_for_received());
-        commits.handle_ack(SessionId(2), ack(3, 1));
-        assert_eq!(commits.bound(Durability::NO_SYNC_MAJORITY.class()), v(3));
-        assert_eq!(commits.bound(Class::majority()), v(1));
-        assert!(!commits.waits_for_received());
-        // A weak commit returns before it is visible: the one below it is not settled.
-        assert_eq!((commits.visible(), commits.dtvlsn()), (v(1), v(1)));
-    }
-
-    #[test]
-    fn all_waits_for_every_voter() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::ALL);
-        commits.handle_local_durable(v(2));
-        commits.handle_ack(SessionId(2), ack(2, 2));
-        assert_eq!(commits.dtvlsn(), v(2));
-        assert_eq!(commits.visible(), v(1));
-        commits.handle_ack(SessionId(3), ack(2, 2));
-        assert_eq!(commits.visible(), v(2));
-    }
-
-    #[test]
-    fn policies_never_move_dtvlsn() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::LOCAL);
-        commits.handle_local_durable(v(2));
-        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
-        commits.handle_ack(SessionId(2), ack(2, 1));
-        assert_eq!(commits.dtvlsn(), v(1));
-        commits.handle_ack(SessionId(2), ack(2, 2));
-        assert_eq!(commits.dtvlsn(), v(2));
-    }
-
-    #[test]
-    fn dtvlsn_stops_at_the_last_sync_entry_a_quorum_holds() {
-        let mut commits = established(3);
-        commit(&mut commits, 5, Durability::LOCAL); // a transaction 2..=5
-        commit(&mut commits, 6, Durability::LOCAL);
-        commit(&mut commits, 10, Durability::LOCAL); // 7..=10
-        commits.handle_local_durable(v(10));
-        commits.handle_ack(SessionId(2), ack(4, 4));
-        assert_eq!(commits.dtvlsn(), v(1));
-        commits.handle_ack(SessionId(2), ack(9, 9));
-        assert_eq!(commits.dtvlsn(), v(6));
-        commits.handle_ack(SessionId(2), ack(10, 10));
-        assert_eq!(commits.dtvlsn(), v(10));
-    }
-
-    #[test]
-    fn entries_of_older_terms_become_durable_only_with_the_new_term() {
-        let names: Vec<Name> = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
-        let mut commits: Commits<()> = Commits::new(Quorum::new(&names[0], &names), v(21), v(10));
-        commits.handle_connected(&names[1], Incarnation::from_u64(1), SessionId(2));
-        commits.handle_local_durable(v(20));
-        commits.handle_ack(SessionId(2), ack(20, 20));
-        assert_eq!((commits.dtvlsn(), commits.visible()), (v(10), v(10)));
-        commits.handle_local_durable(v(21));
-        commits.handle_ack(SessionId(2), ack(21, 21));
-        assert_eq!((commits.dtvlsn(), commits.visible()), (v(21), v(21)));
-    }
-
-    #[test]
-    fn a_commit_whose_time_ran_out_is_unknown_and_no_longer_holds_others_back() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::MAJORITY);
-        let id = commits.wait_for(Class::majority(), v(2), "a");
-        assert_eq!(commits.poll_timeout(), Some(T));
-        commits.handle_timeout(T / 2);
-        assert!(!commits.has_released());
-        assert!(commits.handle_timeout(T).visible);
-        assert_eq!(commits.poll_released(), [("a", Outcome::TimedOut)]);
-        assert_eq!(commits.forget(Class::majority(), id), None);
-        assert_eq!((commits.visible(), commits.dtvlsn()), (v(2), v(1)));
-        assert_eq!(commits.poll_timeout(), None);
-        // Whoever asks later learns the same, until it does become durable after all.
-        commits.wait_for(Class::majority(), v(2), "b");
-        assert_eq!(commits.poll_released(), [("b", Outcome::TimedOut)]);
-        commits.handle_local_durable(v(2));
-        commits.handle_ack(SessionId(2), ack(2, 2));
-        commits.wait_for(Class::majority(), v(2), "c");
-        assert_eq!(commits.poll_released(), [("c", Outcome::Satisfied)]);
-        assert_eq!(commits.dtvlsn(), v(2));
-    }
-
-    #[test]
-    fn a_voter_that_leaves_and_returns_resolves_what_waited() {
-        let mut commits = established(2);
-        assert!(commits.can_satisfy(Class::majority()));
-        commit(&mut commits, 2, Durability::MAJORITY);
-        commits.handle_local_durable(v(2));
-        commits.handle_disconnected(SessionId(2));
-        assert!(!commits.can_satisfy(Class::majority()));
-        assert!(commits.can_satisfy(Durability::LOCAL.class()));
-        assert_eq!(commits.bound(Class::majority()), v(1));
-        commits.handle_connected(&"n2".parse().unwrap(), Incarnation::from_u64(1), SessionId(7));
-        commits.handle_ack(SessionId(7), ack(2, 2));
-        assert_eq!(commits.bound(Class::majority()), v(2));
-    }
-
-    #[test]
-    fn closing_releases_everybody_as_closed() {
-        let mut commits = established(3);
-        commit(&mut commits, 2, Durability::MAJORITY);
-        commits.wait_for(Class::majority(), v(2), "a");
-        commits.handle_closed();
-        commits.wait_for(Class::majority(), v(2), "b");
-        commits.wait_for(Class::majority(), v(1), "old");
-        assert_eq!(
-            commits.poll_released(),
-            [("a", Outcome::Closed), ("b", Outcome::Closed), ("old", Outcome::Satisfied)]
-        );
-    }
-
-    #[test]
-    fn bytes_beyond_dtvlsn_are_known_to_within_a_sample() {
-        let mut commits = established(3);
-        let class = Durability::LOCAL.class();
-        for n in 2..=101 {
-            commits.handle_appended(v(n), 10_000, Some((class, T)));
-        }
-        assert_eq!(commits.unreplicated_bytes(), 1_000_000);
-        commits.handle_local_durable(v(101));
-        commits.handle_ack(SessionId(2), ack(51, 51));
-        let left = commits.unreplicated_bytes();
-        assert!((500_000..=500_000 + SAMPLE_BYTES).contains(&left), "{left}");
-        commits.handle_ack(SessionId(2), ack(101, 101));
-        assert_eq!(commits.unreplicated_bytes(), 0);
-    }
-
-    #[test]
-    fn a_group_of_one_is_durable_with_its_own_disk() {
-        let mut commits = established(1);
-        commit(&mut commits, 2, Durability::ALL);
-        commit(&mut commits, 3, Durability::MAJORITY);
-        commits.handle_local_durable(v(3));
-        assert_eq!((commits.dtvlsn(), commits.visible()), (v(3), v(3)));
-    }
-
-    /// Every event sequence keeps the invariants, and DTVLSN is what a naive count says.
-    #[test]
-    fn random_events_agree_with_a_naive_count() {
-        for seed in 0..200 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut commits = established(3);
-            let mut last = 1;
-            let mut sync_entries = vec![1];
-            let mut durable = [1i64; 3];
-            let policies = [
-                Durability::MAJORITY,
-                Durability::ALL,
-                Durability::LOCAL,
-                Durability::NO_SYNC_MAJORITY,
-                Durability::WRITE_MAJORITY,
-            ];
-            for step in 0..200u64 {
-                match random.u8(0..4) {
-                    0 => {
-                        last += random.i64(1..5);
-                        sync_entries.push(last);
-                        let class = policies[random.usize(0..policies.len())].class();
-                        let deadline = Duration::from_millis(step + 50);
-                        commits.handle_appended(v(last), 100, Some((class, deadline)));
-                    }
-                    1 => {
-                        durable[0] = random.i64(durable[0]..=last);
-                        commits.handle_local_durable(v(durable[0]));
-                    }
-                    2 => {
-                        let n = random.usize(1..3);
-                        durable[n] = random.i64(durable[n]..=last);
-                        let received = random.i64(durable[n]..=last);
-                        commits.handle_ack(SessionId(n as u64 + 1), ack(received, durable[n]));
-                    }
-                    _ => {
-                        commits.handle_timeout(Duration::from_millis(step));
-                    }
-                }
-                commits.check_invariants();
-                let mut sorted = durable;
-                sorted.sort_unstable();
-                let naive = sync_entries.iter().filter(|v| **v <= sorted[1]).max();
-                assert_eq!(commits.dtvlsn(), v(*naive.unwrap()), "seed {seed}, step {step}");
-            }
-        }
-    }
-}
+mod tests;

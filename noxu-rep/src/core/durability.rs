@@ -21,7 +21,8 @@ pub enum SyncPolicy {
 pub enum AckPolicy {
     /// Nobody.
     None,
-    /// With the master, a majority of the voters.
+    /// With the master, a replication quorum of the voters: a majority, unless the group was given
+    /// another size.
     SimpleMajority,
     /// Every voter.
     All,

@@ -5,12 +5,20 @@
 //! - The master's own copy counts only once it is durable.
 //! - An acknowledgement counts only from the session that is open now: an older session, an older
 //!   term and an older incarnation of the same name all have another session number.
+//! - What a bound voter acknowledged came from the directory that it is bound to.
+//! - The slots and the master are exactly the voters that the quorums are made for.
 //!
-//! Non-voters get no slot here, so nothing can count them.
+//! Non-voters get no slot here, so nothing can count them: a secondary, a stranger, a directory
+//! that has a voter's name and another incarnation.
 //!
-//! # Not here: which commits that satisfies (core/commits.rs).
+//! # Not here: which commits that satisfies (core/commits.rs), which sizes are lawful
+//! (core/quorums.rs).
+//! # See: CONSENSUS.md "Quorums", C1
 
 use noxu_util::{Incarnation, NULL_VLSN, Name, Vlsn};
+
+use crate::core::quorums::Quorums;
+use crate::group::Electorate;
 
 /// What one voter holds, as far as it acknowledged it in this term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,10 +42,24 @@ pub enum Level {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
+/// Which directory speaks for a voter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Directory {
+    /// The one that the electorate binds, and no other.
+    Bound(Incarnation),
+    /// Any of its name: configuration version 1 is a list of names. The one that was connected
+    /// last counts, and what an earlier one acknowledged is void.
+    Any {
+        /// The one that was connected last.
+        latest: Option<Incarnation>,
+    },
+}
+
+/// A voter beside the master.
 #[derive(Debug, Clone)]
-struct Voter {
+struct Slot {
     name: Name,
-    incarnation: Option<Incarnation>,
+    directory: Directory,
     /// The open session, the only one that may acknowledge for this voter.
     session: Option<SessionId>,
     acked: Acked,
@@ -46,31 +68,49 @@ struct Voter {
 /// The voters of a group as their master sees them in one term.
 #[derive(Debug, Clone)]
 pub struct Quorum {
+    quorums: Quorums,
     local_durable: Vlsn,
     /// Every voter but the master.
-    others: Vec<Voter>,
+    others: Vec<Slot>,
 }
 
 impl Quorum {
-    /// The quorum of `voters` with `me` as their master, who is counted once, listed or not.
-    pub fn new(me: &Name, voters: &[Name]) -> Self {
-        let mut others: Vec<Voter> = Vec::with_capacity(voters.len());
+    /// The voters of configuration version 1: names, any directory of which may speak, in
+    /// majorities. Their master `me` is counted once, listed or not.
+    pub fn of_names(me: &Name, voters: &[Name]) -> Self {
+        let mut others: Vec<Slot> = Vec::with_capacity(voters.len());
         for name in voters {
-            if name != me && !others.iter().any(|v| v.name == *name) {
-                others.push(Voter {
-                    name: name.clone(),
-                    incarnation: None,
-                    session: None,
-                    acked: Acked::default(),
-                });
+            if name != me && !others.iter().any(|slot| slot.name == *name) {
+                others.push(Slot::new(name, Directory::Any { latest: None }));
             }
         }
-        Self { local_durable: NULL_VLSN, others }
+        Self { quorums: Quorums::majorities(others.len() + 1), local_durable: NULL_VLSN, others }
     }
 
-    /// Copies that make an entry durable for the group: a majority of all voters (Q_rep).
+    /// The voters that `electorate` binds, in quorums of its sizes, with one of them, `me` in the
+    /// directory `incarnation`, as their master.
+    ///
+    /// # Panics
+    /// If the electorate is unlawful or does not let `me` become master.
+    pub fn of_electorate(me: &Name, incarnation: Incarnation, electorate: &Electorate) -> Self {
+        let quorums = match electorate.check() {
+            Ok(quorums) => quorums,
+            Err(bad) => panic!("{bad}"),
+        };
+        assert!(
+            electorate.is_electable(me, incarnation),
+            "{me} in directory {incarnation:?} is a master that nobody may elect"
+        );
+        let others = electorate.voters.iter().filter(|voter| voter.name != *me);
+        let others = others
+            .map(|voter| Slot::new(&voter.name, Directory::Bound(voter.incarnation)))
+            .collect();
+        Self { quorums, local_durable: NULL_VLSN, others }
+    }
+
+    /// Copies that make an entry durable for the group (Q_rep).
     pub fn replication_quorum(&self) -> usize {
-        self.others.len().div_ceil(2) + 1
+        self.quorums.rep()
     }
 
     /// Voters beside the master.
@@ -83,20 +123,32 @@ impl Quorum {
         self.others.iter().filter(|v| v.session.is_some()).count()
     }
 
-    /// A stream to `name` is open. What an earlier incarnation of that name acknowledged is void.
-    /// False if `name` is no voter.
+    /// A stream to `name` is open. False if no voter is reached by it: it changes nothing then,
+    /// and neither does anything that is acknowledged over it. A wiped voter is of that kind; what
+    /// the bound directory acknowledged before stays true of that directory.
     pub fn handle_connected(
         &mut self,
         name: &Name,
         incarnation: Incarnation,
         session: SessionId,
     ) -> bool {
-        let Some(voter) = self.others.iter_mut().find(|v| v.name == *name) else { return false };
-        if voter.incarnation != Some(incarnation) {
-            voter.acked = Acked::default();
-            voter.incarnation = Some(incarnation);
+        let Some(slot) = self.others.iter_mut().find(|slot| slot.name == *name) else {
+            return false;
+        };
+        match &mut slot.directory {
+            Directory::Bound(bound) => {
+                if *bound != incarnation {
+                    return false;
+                }
+            }
+            Directory::Any { latest } => {
+                if *latest != Some(incarnation) {
+                    *latest = Some(incarnation);
+                    slot.acked = Acked::default();
+                }
+            }
         }
-        voter.session = Some(session);
+        slot.session = Some(session);
         true
     }
 
@@ -142,7 +194,7 @@ impl Quorum {
         if copies > self.others.len() {
             return Some(NULL_VLSN);
         }
-        let position = |v: &Voter| match level {
+        let position = |v: &Slot| match level {
             Level::Received => v.acked.received,
             Level::Durable => v.acked.durable,
         };
@@ -178,9 +230,18 @@ impl Quorum {
                 voter.acked.received
             );
         }
-        let quorum = self.replication_quorum();
         let voters = self.others.len() + 1;
-        assert!(2 * quorum > voters, "{quorum} of {voters} is no majority");
+        assert!(voters == self.quorums.n(), "{voters} voters in {:?}", self.quorums);
+        for (at, slot) in self.others.iter().enumerate() {
+            let twice = self.others[..at].iter().any(|other| other.name == slot.name);
+            assert!(!twice, "{} is counted twice", slot.name);
+        }
+    }
+}
+
+impl Slot {
+    fn new(name: &Name, directory: Directory) -> Self {
+        Self { name: name.clone(), directory, session: None, acked: Acked::default() }
     }
 }
 
@@ -209,6 +270,7 @@ fn kth_largest(positions: impl Iterator<Item = Vlsn>, k: usize) -> Vlsn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::{Voter, VoterKind};
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
@@ -216,7 +278,7 @@ mod tests {
 
     fn group(voters: usize) -> Quorum {
         let names: Vec<Name> = (1..=voters).map(|n| name(&format!("n{n}"))).collect();
-        Quorum::new(&names[0], &names)
+        Quorum::of_names(&names[0], &names)
     }
 
     fn v(n: i64) -> Vlsn {
@@ -233,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quorum_is_a_majority_of_all_voters() {
+    fn a_quorum_of_names_is_a_majority_of_all_voters() {
         let sizes: Vec<usize> = (1..=7).map(|n| group(n).replication_quorum()).collect();
         assert_eq!(sizes, [1, 2, 2, 3, 3, 4, 4]);
         (1..=7).for_each(|n| group(n).check_invariants());
@@ -283,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_voter_starts_from_nothing() {
+    fn a_name_without_a_bound_directory_starts_from_nothing_when_it_was_wiped() {
         let mut quorum = group(2);
         connect(&mut quorum, "n2", 1, 1);
         quorum.handle_ack(SessionId(1), ack(10, 10));
@@ -302,6 +364,80 @@ mod tests {
         quorum.handle_disconnected(SessionId(1));
         assert_eq!(quorum.acked(&name("n2")), Some(ack(4, 4)));
         assert_eq!(quorum.connected(), 0);
+    }
+
+    /// Voters n1, n2, ... in the directories 1, 2, ..., and n1 as their master.
+    fn bound(voters: u64, q_rep: u8, q_elect: u8) -> Quorum {
+        let voter = |n| Voter {
+            name: name(&format!("n{n}")),
+            incarnation: Incarnation::from_u64(n),
+            kind: VoterKind::Data,
+            address: String::new(),
+        };
+        let electorate = Electorate { voters: (1..=voters).map(voter).collect(), q_rep, q_elect };
+        Quorum::of_electorate(&name("n1"), Incarnation::from_u64(1), &electorate)
+    }
+
+    #[test]
+    fn an_electorate_sets_the_size_of_a_quorum() {
+        let sizes = [(5, 2, 4), (4, 2, 3), (3, 3, 2), (5, 0, 0), (4, 0, 0)];
+        let found = sizes.map(|(n, rep, elect)| {
+            let quorum = bound(n, rep, elect);
+            quorum.check_invariants();
+            (quorum.replication_quorum(), quorum.other_voters())
+        });
+        assert_eq!(found, [(2, 4), (2, 3), (3, 2), (3, 4), (3, 3)]);
+    }
+
+    #[test]
+    fn a_quorum_below_a_majority_is_durable_with_one_replica_or_two_without_the_master() {
+        let mut quorum = bound(5, 2, 4);
+        connect(&mut quorum, "n2", 2, 1);
+        quorum.handle_ack(SessionId(1), ack(10, 10));
+        assert_eq!(quorum.durable_on_quorum(), NULL_VLSN);
+        quorum.handle_local_durable(v(6));
+        assert_eq!(quorum.durable_on_quorum(), v(6));
+        connect(&mut quorum, "n5", 5, 2);
+        quorum.handle_ack(SessionId(2), ack(9, 8));
+        assert_eq!(quorum.durable_on_quorum(), v(8));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_bound_neither_counts_nor_disturbs_the_one_that_is() {
+        let mut quorum = bound(3, 0, 0);
+        quorum.handle_local_durable(v(20));
+        assert!(connect(&mut quorum, "n2", 2, 1));
+        quorum.handle_ack(SessionId(1), ack(5, 4));
+        assert!(!connect(&mut quorum, "n2", 9, 2), "wiped");
+        assert!(!connect(&mut quorum, "secondary", 3, 3), "the directory of another voter");
+        assert!(!connect(&mut quorum, "n1", 1, 4), "the master is no replica of its own");
+        for session in 2..=4 {
+            assert!(!quorum.handle_ack(SessionId(session), ack(20, 20)));
+        }
+        assert_eq!((quorum.durable_on_quorum(), quorum.connected()), (v(4), 1));
+        quorum.handle_disconnected(SessionId(2));
+        assert_eq!((quorum.acked(&name("n2")), quorum.connected()), (Some(ack(5, 4)), 1));
+        quorum.handle_disconnected(SessionId(1));
+        assert!(connect(&mut quorum, "n2", 2, 5), "the bound directory is back");
+        assert!(quorum.handle_ack(SessionId(5), ack(7, 7)));
+        assert_eq!((quorum.durable_on_quorum(), quorum.connected()), (v(7), 1));
+        quorum.check_invariants();
+    }
+
+    #[test]
+    #[should_panic(expected = "a master that nobody may elect")]
+    fn a_wiped_directory_is_no_master() {
+        let electorate = Electorate {
+            voters: vec![Voter {
+                name: name("n1"),
+                incarnation: Incarnation::from_u64(1),
+                kind: VoterKind::Data,
+                address: String::new(),
+            }],
+            q_rep: 0,
+            q_elect: 0,
+        };
+        Quorum::of_electorate(&name("n1"), Incarnation::from_u64(2), &electorate);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use noxu_util::{Fingerprint, Incarnation, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock::Clock;
-use crate::core::commits::{Changed, Commits, Outcome, WaiterId};
+use crate::core::commits::{Admissible, Changed, Commits, Outcome, WaiterId};
 use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
 use crate::core::feeder::{Feeder, Lag, StreamTiming};
 use crate::core::quorum::{Acked, Quorum, SessionId};
@@ -59,8 +59,6 @@ pub struct Master {
     bounds: [AtomicI64; Class::COUNT],
     dtvlsn: AtomicI64,
     wants_received: AtomicBool,
-    /// Writes are served: the term's start is durable on a quorum and applied.
-    serving: AtomicBool,
     /// Classes whose commits may be written, for a look without the lock; see [`Class::bit`].
     admitted: AtomicU16,
     /// Released committers that are woken when what they wait for has been applied.
@@ -79,6 +77,12 @@ struct State {
 }
 
 impl State {
+    /// Takes no more writes, for the first `cause` that there is.
+    fn stop_writes(&mut self, cause: &str) {
+        self.closed.get_or_insert_with(|| cause.to_owned());
+        self.commits.handle_writes_stopped();
+    }
+
     fn check_open(&self) -> Result<()> {
         match &self.closed {
             Some(cause) => Err(RepError::Stopped { cause: cause.clone() }),
@@ -154,7 +158,6 @@ impl Master {
             bounds: [const { AtomicI64::new(0) }; Class::COUNT],
             dtvlsn: AtomicI64::new(dtvlsn.sequence()),
             wants_received: AtomicBool::new(false),
-            serving: AtomicBool::new(false),
             admitted: AtomicU16::new(0),
             followers: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -198,7 +201,7 @@ impl Master {
                     return Err(RepError::InsufficientReplicas { needed, connected, waited });
                 }
                 Admit::Applied(_) if left.is_zero() => {
-                    let (needed, connected) = Self::replicas_needed(&state, durability.class());
+                    let (needed, connected) = state.commits.replicas_needed(durability.class());
                     return Err(RepError::InsufficientReplicas { needed, connected, waited });
                 }
                 Admit::Applied(vlsn) => {
@@ -229,44 +232,31 @@ impl Master {
     }
 
     fn admission(self: &Arc<Self>, state: &State, durability: Durability) -> Admit {
-        let class = durability.class();
-        if let Some(cause) = &state.closed {
-            return Admit::Closed(cause.clone());
+        match self.admissible(state, durability.class()) {
+            Admissible::Yes => {
+                if durability.acks != AckPolicy::None {
+                    // Nothing else tells that the start of the term has been applied.
+                    self.publish_admitted(state);
+                }
+                Admit::Yes(Admission { master: Arc::clone(self), durability })
+            }
+            Admissible::Replicas { needed, connected } => Admit::Replicas { needed, connected },
+            Admissible::Room => Admit::Room,
+            Admissible::Applied(vlsn) => Admit::Applied(vlsn),
+            Admissible::Closed => Admit::Closed(state.closed.clone().unwrap_or_default()),
         }
-        let established = state.commits.established();
-        let serving = self.serving.load(Ordering::Acquire)
-            || (established && self.applier.applied() >= self.term_entry);
-        if serving && !self.serving.swap(true, Ordering::AcqRel) {
-            self.publish_admitted(state);
-        }
-        if established && !serving {
-            return Admit::Applied(self.term_entry);
-        }
-        if !serving || !state.commits.can_satisfy(class) {
-            let (needed, connected) = Self::replicas_needed(state, class);
-            return Admit::Replicas { needed, connected };
-        }
-        let room = class.acks() != AckPolicy::None
-            || state.commits.unreplicated_bytes() < self.limits.max_unreplicated_bytes;
-        if !room {
-            return Admit::Room;
-        }
-        Admit::Yes(Admission { master: Arc::clone(self), durability })
     }
 
-    /// Acknowledging replicas that a commit of this class needs, and how many are connected.
-    fn replicas_needed(state: &State, class: Class) -> (usize, usize) {
-        let quorum = state.commits.quorum();
-        let needed = state.commits.acks_needed(class).max(quorum.replication_quorum() - 1);
-        (needed, quorum.connected())
+    fn admissible(&self, state: &State, class: Class) -> Admissible {
+        let limit = self.limits.max_unreplicated_bytes;
+        state.commits.admission(class, self.applier.applied(), limit)
     }
 
     /// Of a class that asks for replicas, only their number decides once writes are served. Others
     /// are slowed down by what is not replicated, which changes all the time.
     fn publish_admitted(&self, state: &State) {
-        let serving = self.serving.load(Ordering::Acquire) && state.closed.is_none();
         let admitted = |class: &Class| {
-            serving && class.acks() != AckPolicy::None && state.commits.can_satisfy(*class)
+            class.acks() != AckPolicy::None && self.admissible(state, *class) == Admissible::Yes
         };
         let bits = Class::all().filter(admitted).fold(0, |bits, class| bits | class.bit());
         self.admitted.store(bits, Ordering::Release);
@@ -473,7 +463,7 @@ impl Master {
     /// Takes no more writes; those written may still be reported.
     pub(crate) fn stop_writes(&self, cause: &str) {
         let mut state = self.state.lock();
-        state.closed.get_or_insert_with(|| cause.to_owned());
+        state.stop_writes(cause);
         self.publish_admitted(&state);
         drop(state);
         self.changed.notify_all();
@@ -496,7 +486,7 @@ impl Master {
     /// Ends the mastership: writers and waiters get [`RepError::Stopped`], the streams a goodbye.
     pub(crate) fn close(&self, cause: &str) {
         let mut state = self.state.lock();
-        state.closed.get_or_insert_with(|| cause.to_owned());
+        state.stop_writes(cause);
         self.publish_admitted(&state);
         state.commits.handle_closed();
         self.closing.store(true, Ordering::Release);
