@@ -17,6 +17,7 @@ mod reading;
 mod recovery;
 mod rewriting;
 pub mod segment;
+mod upkeep;
 mod writing;
 
 pub use control_file::{
@@ -44,5 +45,6 @@ pub use rewriting::lost_entries::{
 };
 pub use rewriting::repair::Faulty;
 pub use rewriting::truncate::{Cut, Truncated};
+pub use upkeep::{Background, Pending};
 pub use writing::marker::{MarkPolicy, MarkStatus, SyncLatencies};
 pub use writing::tail_mark::{Mark, MarkRead, TailMark};

@@ -10,12 +10,12 @@
 //! `publishing` (held while hooks hear how far the log is durable) -> `maintenance` (seal, truncate,
 //! drop) -> prefill's `unfinished` -> `writer` (file writes and syncs) -> `marker` (the tail mark) ->
 //! `state` (positions, tail, index). `state` is held for a few hundred nanoseconds and never during
-//! input or output. The waiters', flushers', lazy marks', keeper's, reserve's, pins' and directory's
-//! locks are leaves.
+//! input or output. The waiters', flushers', lazy marks', keeper's, reserve's, pins', alarm's,
+//! sync clocks' and directory's locks are leaves.
 //!
 //! # Not here
 //! Writing and syncing (writing/), reading (reading/), opening (recovery/), cutting and mending
-//! (rewriting/), finished segments (keeping/).
+//! (rewriting/), finished segments (keeping/), a log without threads (upkeep.rs).
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use noxu_util::{Fingerprint, LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
+use noxu_util::{Fingerprint, Lsn, NULL_VLSN, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
@@ -40,11 +40,13 @@ use crate::rewriting::truncate::Cuts;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
+use crate::upkeep::{Alarm, Background};
 use crate::writing::flusher::Flusher;
 use crate::writing::full_disk::ReadOnlyTold;
-use crate::writing::group_commit::Writer;
+use crate::writing::group_commit::{Room, Writer};
 use crate::writing::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::writing::prefill::Prefill;
+use crate::writing::sync_clock::SyncClock;
 use crate::writing::tail::Tail;
 use crate::writing::tail_mark::Mark;
 use crate::writing::waiters::Waiters;
@@ -78,6 +80,9 @@ pub struct LogConfig {
     pub retention: RetentionConfig,
     /// Threads that scan segments when the log is opened; 0, the default, for one a core.
     pub recovery_threads: usize,
+    /// Who does what nobody waits for. Default [`Background::Threads`]; with [`Background::Caller`]
+    /// `recovery_threads` is 1, `sync_interval`, `lazy_mark_delay` and `scrub` are the caller's business.
+    pub background: Background,
 }
 
 impl Default for LogConfig {
@@ -94,6 +99,7 @@ impl Default for LogConfig {
             lazy_mark_delay: Duration::from_millis(1),
             retention: RetentionConfig::default(),
             recovery_threads: 0,
+            background: Background::default(),
         }
     }
 }
@@ -166,7 +172,7 @@ impl Positions {
 type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
-type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
+pub(crate) type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
 type ReadOnlyHook = Arc<dyn Fn(Option<&LogError>) + Send + Sync>;
 
 /// Who listens to the log.
@@ -210,8 +216,8 @@ pub(crate) struct Shared {
     pub(crate) flusher: Flusher,
     pub(crate) lazy_marks: LazyMarks,
     /// How long syncs took, of segments and of the mark.
-    pub(crate) data_syncs: LatencyHistogram,
-    pub(crate) mark_syncs: LatencyHistogram,
+    pub(crate) data_syncs: SyncClock,
+    pub(crate) mark_syncs: SyncClock,
     pub(crate) keeper: Keeper,
     pub(crate) scrubber: Scrubber,
     pub(crate) prefill: Prefill,
@@ -219,6 +225,7 @@ pub(crate) struct Shared {
     /// Held while hooks are told how far the log is durable.
     pub(crate) publishing: RwLock<()>,
     pub(crate) poison: OnceLock<LogError>,
+    pub(crate) alarm: Alarm,
     pub(crate) closed: AtomicBool,
     pub(crate) unwritten_bytes: AtomicUsize,
     pub(crate) read_only_told: Mutex<ReadOnlyTold>,
@@ -607,7 +614,7 @@ impl Log {
     }
 
     /// Registers a function to be called once when the log stops after a failed write or sync, by a
-    /// thread of its own, with no lock of the log held.
+    /// thread of its own or, in a log without threads, by [`Log::upkeep`], with no lock of the log held.
     pub fn on_poisoned(&self, hook: impl Fn(&LogError) + Send + Sync + 'static) {
         self.shared.hooks.write().poisoned.push(Arc::new(hook));
     }
@@ -725,8 +732,18 @@ impl Shared {
             if self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes {
                 return Ok(state);
             }
-            self.flusher.request_write();
-            self.space.wait(&mut state);
+            match self.config.background {
+                Background::Threads => {
+                    self.flusher.request_write();
+                    self.space.wait(&mut state);
+                }
+                Background::Caller => {
+                    // The writer is taken before the state.
+                    drop(state);
+                    self.turn(self.writer.lock(), false, Room::AsKnown, || {})?;
+                    state = self.state.lock();
+                }
+            }
         }
     }
 
@@ -762,9 +779,18 @@ impl Shared {
         cause.poisoned()
     }
 
-    /// Tells the hooks, from another thread: this one holds whatever locks it was working under.
+    pub(crate) fn poison_hooks(&self) -> Vec<PoisonHook> {
+        self.hooks.read().poisoned.clone()
+    }
+
+    /// Tells the hooks, from another thread or later: this one holds whatever locks it was working
+    /// under.
     fn tell_poisoned(&self, cause: LogError) {
-        let hooks = self.hooks.read().poisoned.clone();
+        if self.config.background == Background::Caller {
+            self.alarm.raise(cause);
+            return;
+        }
+        let hooks = self.poison_hooks();
         if hooks.is_empty() {
             return;
         }

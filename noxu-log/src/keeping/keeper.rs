@@ -1,5 +1,6 @@
 //! Keeper: the thread that seals finished segments, drops what need not be kept of the front, and
-//! fills the next segments ahead. Sleeps unless something is asked of it or comes of age.
+//! fills the next segments ahead. Sleeps unless something is asked of it or comes of age. A log without
+//! threads has it done by whoever calls [`crate::Log::upkeep`].
 
 use std::time::{Duration, Instant};
 
@@ -73,43 +74,69 @@ impl Keeper {
             if task.stop {
                 return;
             }
-            if task.prefill
-                && !shared.is_read_only()
-                && let Err(error) = shared.keep_reserve()
-                && !shared.keeper.stopping()
-            {
-                tracing::warn!(%error, "no reserve for a full disk");
-            }
-            if task.prefill
-                && shared.config.prefill
-                && let Err(error) = shared.prefill(Extent::Due)
-                && !shared.keeper.stopping()
-            {
-                // Only speed is lost: segments grow as they are written.
-                tracing::warn!(%error, "segments cannot be filled ahead");
-            }
-            if task.seal {
-                let sealed = shared.seal_finished();
-                no_room = sealed.as_ref().is_err_and(LogError::is_storage_full);
-                if let Err(error) = sealed
-                    && !shared.keeper.stopping()
-                {
-                    tracing::warn!(%error, "a segment cannot be sealed");
-                }
-            }
-            // After the sealing, which asks for it too.
-            if task.retain || task.seal {
-                due = shared.retain().unwrap_or_else(|error| {
-                    if !shared.keeper.stopping() {
-                        tracing::warn!(%error, "the front of the log cannot be dropped");
-                    }
-                    None
-                });
-            }
+            Self::serve(shared, task, &mut due, &mut no_room);
             if no_room {
                 let again = Instant::now() + SEAL_AGAIN_AFTER;
                 due = Some(due.map_or(again, |due| due.min(again)));
             }
+        }
+    }
+
+    /// Does what was asked for, and notes when to look at the front again, and whether a segment found
+    /// no room for its side file.
+    fn serve(shared: &Shared, task: KeeperRequest, due: &mut Option<Instant>, no_room: &mut bool) {
+        if task.prefill
+            && !shared.is_read_only()
+            && let Err(error) = shared.keep_reserve()
+            && !shared.keeper.stopping()
+        {
+            tracing::warn!(%error, "no reserve for a full disk");
+        }
+        if task.prefill
+            && shared.config.prefill
+            && let Err(error) = shared.prefill(Extent::Due)
+            && !shared.keeper.stopping()
+        {
+            // Only speed is lost: segments grow as they are written.
+            tracing::warn!(%error, "segments cannot be filled ahead");
+        }
+        if task.seal {
+            let sealed = shared.seal_finished();
+            *no_room = sealed.as_ref().is_err_and(LogError::is_storage_full);
+            if let Err(error) = sealed
+                && !shared.keeper.stopping()
+            {
+                tracing::warn!(%error, "a segment cannot be sealed");
+            }
+        }
+        // After the sealing, which asks for it too.
+        if task.retain || task.seal {
+            *due = shared.retain().unwrap_or_else(|error| {
+                if !shared.keeper.stopping() {
+                    tracing::warn!(%error, "the front of the log cannot be dropped");
+                }
+                None
+            });
+        }
+    }
+
+    /// What is asked for.
+    pub(crate) fn asked(&self) -> KeeperRequest {
+        *self.request.lock()
+    }
+
+    /// Does what was asked for, where there is no thread for it.
+    pub(crate) fn serve_caller(&self, shared: &Shared) {
+        let task = {
+            let mut request = self.request.lock();
+            let stop = request.stop;
+            std::mem::replace(&mut *request, KeeperRequest { stop, ..Default::default() })
+        };
+        // When to look again is the caller's to know.
+        let (mut due, mut no_room) = (None, false);
+        Self::serve(shared, task, &mut due, &mut no_room);
+        if no_room {
+            self.request(|request| request.seal = true);
         }
     }
 

@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
-use noxu_util::{LatencyHistogram, Lsn, NULL_VLSN, Term, Vlsn};
+use noxu_util::{Lsn, NULL_VLSN, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 pub(crate) use self::survey::stray_bytes;
@@ -61,9 +61,11 @@ use crate::segment::header::{HeaderFault, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
 use crate::segment::scan::SummaryBuilder;
 use crate::segment::side_file::SideFile;
+use crate::upkeep::{Alarm, Background};
 use crate::writing::flusher::Flusher;
 use crate::writing::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::writing::prefill::Prefill;
+use crate::writing::sync_clock::SyncClock;
 use crate::writing::tail::Tail;
 use crate::writing::tail_mark::{Mark, MarkRead, TailMark};
 use crate::writing::waiters::Waiters;
@@ -91,7 +93,7 @@ pub struct OpenReport {
 
 impl Log {
     /// Opens the log in `dir`, creating the directory if it is missing, recovers it and starts its
-    /// threads. Nobody else may have the directory open.
+    /// threads, if it is to have any. Nobody else may have the directory open.
     ///
     /// # Errors
     /// `Locked`; `ControlUnreadable`; `Corrupt` and `ChainMismatch` if the log is damaged, naming
@@ -108,6 +110,9 @@ impl Log {
         installing: bool,
     ) -> Result<(Self, OpenReport)> {
         config.max_body_bytes = config.max_body_bytes.min(crate::log::MAX_BODY_BYTES);
+        if config.background == Background::Caller {
+            config.recovery_threads = 1;
+        }
         env.create_dir_all(dir).map_err(|e| LogError::io("create directory", dir, e))?;
         let lock_path = dir.join("LOCK");
         let lock = env.lock(&lock_path).map_err(|e| match e.kind() {
@@ -195,14 +200,15 @@ impl Log {
             waiters: Waiters::default(),
             flusher: Flusher::default(),
             lazy_marks: LazyMarks::default(),
-            data_syncs: LatencyHistogram::default(),
-            mark_syncs: LatencyHistogram::default(),
+            data_syncs: SyncClock::default(),
+            mark_syncs: SyncClock::default(),
             keeper: Keeper::default(),
             scrubber: Scrubber::default(),
             prefill: Prefill::default(),
             hooks: RwLock::new(Hooks::default()),
             publishing: RwLock::new(()),
             poison: OnceLock::new(),
+            alarm: Alarm::default(),
             closed: AtomicBool::new(false),
             unwritten_bytes: AtomicUsize::new(0),
             read_only_told: Mutex::default(),
@@ -214,17 +220,10 @@ impl Log {
             lock: RwLock::new(Some(lock)),
         });
         shared.state.lock().check_invariants();
-        let mut threads = vec![
-            shared.spawn("noxu-flusher", Flusher::run)?,
-            match shared.config.tail_mark {
-                MarkPolicy::Strict => shared.spawn("noxu-flusher-2", Flusher::run_second)?,
-                MarkPolicy::Lazy => shared.spawn("noxu-marker", LazyMarks::run)?,
-            },
-            shared.spawn("noxu-keeper", Keeper::run)?,
-        ];
-        if shared.config.scrub.is_some() {
-            threads.push(shared.spawn("noxu-scrubber", Scrubber::run)?);
-        }
+        let threads = match shared.config.background {
+            Background::Threads => shared.start_threads()?,
+            Background::Caller => Vec::new(),
+        };
         shared.keeper.request(|request| {
             request.prefill = true;
             request.seal = seal_later;
@@ -234,6 +233,21 @@ impl Log {
 }
 
 impl Shared {
+    fn start_threads(self: &Arc<Self>) -> Result<Vec<std::thread::JoinHandle<()>>> {
+        let mut threads = vec![
+            self.spawn("noxu-flusher", Flusher::run)?,
+            match self.config.tail_mark {
+                MarkPolicy::Strict => self.spawn("noxu-flusher-2", Flusher::run_second)?,
+                MarkPolicy::Lazy => self.spawn("noxu-marker", LazyMarks::run)?,
+            },
+            self.spawn("noxu-keeper", Keeper::run)?,
+        ];
+        if self.config.scrub.is_some() {
+            threads.push(self.spawn("noxu-scrubber", Scrubber::run)?);
+        }
+        Ok(threads)
+    }
+
     fn spawn(self: &Arc<Self>, name: &str, body: fn(&Self)) -> Result<std::thread::JoinHandle<()>> {
         let watched = Watched { shared: Arc::clone(self), name: name.to_owned() };
         std::thread::Builder::new()

@@ -3,7 +3,7 @@
 //! Under the strict tail mark there are two, so that one can write and sync a batch while the other
 //! syncs the mark of the batch before. A request that comes while one of them is in its data stage
 //! wakes nobody: whoever leaves the data stage passes it on, at the moment from which on it can be
-//! served.
+//! served. A log without threads is served by whoever calls [`crate::Log::upkeep`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -192,6 +192,18 @@ impl Flusher {
                 return;
             }
         }
+    }
+
+    /// Whether a write, and whether a sync was asked for.
+    pub(crate) fn asked(&self) -> (bool, bool) {
+        let wanted = self.request.lock().wanted;
+        (wanted == Some(Wanted::Write), wanted == Some(Wanted::Sync))
+    }
+
+    /// Does what was asked for, where there is no thread for it.
+    pub(crate) fn serve_caller(&self, shared: &Shared) -> Result<()> {
+        let wanted = self.request.lock().wanted.take();
+        wanted.map_or(Ok(()), |wanted| self.serve(shared, wanted))
     }
 
     fn serve(&self, shared: &Shared, wanted: Wanted) -> Result<()> {

@@ -33,7 +33,6 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use noxu_util::Vlsn;
 use parking_lot::MutexGuard;
@@ -44,6 +43,7 @@ use crate::log::{Log, Shared, State};
 use crate::mutant::{self, Mutant};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::name::{SPARE_NAME, log_dir, segment_name};
+use crate::upkeep::Background;
 use crate::writing::marker::{MarkPolicy, Marker};
 use crate::writing::tail::Piece;
 use crate::writing::tail_mark::Mark;
@@ -200,11 +200,13 @@ impl Log {
     }
 
     /// Blocks until everything through `vlsn` is durable on this node, and sees to it that it will.
-    /// On a full disk that is when there is room again.
+    /// On a full disk that is when there is room again. A log without threads is synced by the
+    /// caller.
     ///
     /// # Errors
     /// `CutOff` if there is no such entry, or if a truncation cuts it off meanwhile; `Poisoned` or
-    /// `Closed` once the log has stopped.
+    /// `Closed` once the log has stopped; `ReadOnly` if the disk is full and the log has no thread that
+    /// would look for room.
     pub fn wait_durable(&self, vlsn: Vlsn) -> Result<()> {
         let shared = &*self.shared;
         let since = {
@@ -221,6 +223,15 @@ impl Log {
                 None => Ok(state.durable >= vlsn),
             }
         };
+        if shared.config.background == Background::Caller {
+            while !is_durable()? {
+                let durable = shared.flush(true)?;
+                if durable < vlsn {
+                    shared.refuse_for_room(durable)?;
+                }
+            }
+            return Ok(());
+        }
         if self.help_sync(vlsn)? >= vlsn && is_durable()? {
             return Ok(());
         }
@@ -501,7 +512,8 @@ impl Shared {
             };
             writer.spare = None;
             if !mutant::is_on(Mutant::DirNotSynced) {
-                sync_parent(&*self.env, &path).map_err(WriteFault::Fatal)?;
+                let synced = self.data_syncs.watch(|| sync_parent(&*self.env, &path));
+                synced.map_err(WriteFault::Fatal)?;
             }
             file
         } else {
@@ -515,12 +527,8 @@ impl Shared {
 
     pub(crate) fn sync_current(&self, writer: &mut Writer) -> Result<()> {
         if let Some(current) = writer.current.as_mut().filter(|current| current.dirty) {
-            let begin = Instant::now();
-            current
-                .file
-                .sync_data()
-                .map_err(|e| LogError::io("sync", &self.segment_path(current.number), e))?;
-            self.data_syncs.record(begin.elapsed());
+            let failed = |e| LogError::io("sync", &self.segment_path(current.number), e);
+            self.data_syncs.time(|| current.file.sync_data().map_err(failed))?;
             current.dirty = false;
             self.prefill.note_sync();
         }

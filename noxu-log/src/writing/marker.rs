@@ -195,11 +195,10 @@ impl Shared {
             }
             done => done.map_err(|cause| self.poison(cause))?,
         }
-        let begin = Instant::now();
         if !mutant::is_on(Mutant::ToldBeforeMark) {
-            marker.mark.sync().map_err(|cause| self.poison(cause))?;
+            let synced = self.mark_syncs.time(|| marker.mark.sync());
+            synced.map_err(|cause| self.poison(cause))?;
         }
-        self.mark_syncs.record(begin.elapsed());
         let mut state = self.state.lock();
         assert!(synced.vlsn <= state.synced.vlsn, "marked {}, which is not synced", synced.vlsn);
         state.marked = synced.vlsn;
@@ -259,6 +258,16 @@ impl LazyMarks {
             request.since = Some(Instant::now());
             self.wake.notify_one();
         }
+    }
+
+    /// Whether a flush waits for its mark's sync.
+    pub(crate) fn is_due(&self) -> bool {
+        self.request.lock().since.is_some()
+    }
+
+    /// The mark of every flush before this call is about to be synced.
+    pub(crate) fn take(&self) {
+        self.request.lock().since = None;
     }
 
     pub(crate) fn stop(&self) {

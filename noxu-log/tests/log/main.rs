@@ -1,6 +1,7 @@
 //! Tests of noxu-log over its public face: one binary, one module an area.
 
 mod append_and_read;
+mod caller;
 mod concurrency;
 mod conformance;
 mod crash;
