@@ -58,33 +58,7 @@ pub(crate) use switch::is_on;
 
 #[cfg(feature = "mutants")]
 mod switch {
-    use std::cell::Cell;
-
     use super::Mutant;
 
-    thread_local! {
-        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
-    }
-
-    pub(crate) fn is_on(mutant: Mutant) -> bool {
-        ON.get() == Some(mutant)
-    }
-
-    /// Switches back when it is dropped.
-    struct Before(Option<Mutant>);
-
-    impl Drop for Before {
-        fn drop(&mut self) {
-            ON.set(self.0);
-        }
-    }
-
-    impl Mutant {
-        /// Runs `act` with this bug, or with none, in what the calling thread does; a log's own
-        /// threads stay sane.
-        pub fn with<T>(mutant: Option<Self>, act: impl FnOnce() -> T) -> T {
-            let _before = Before(ON.replace(mutant));
-            act()
-        }
-    }
+    noxu_util::mutant_switch!(Mutant);
 }

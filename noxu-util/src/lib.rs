@@ -1,5 +1,6 @@
 //! What every Noxu crate shares: positions (VLSN, LSN, term), fingerprints, identities, the
-//! bounds-checked codec and a histogram of latencies. Pure values; no input or output, no threads.
+//! bounds-checked codec, a histogram of latencies and the switch of deliberate bugs. Pure values; no
+//! input or output, no threads.
 
 pub mod checksum;
 pub mod codec;
@@ -7,6 +8,7 @@ mod fingerprint;
 mod identity;
 mod latency;
 mod lsn;
+mod mutant;
 mod term;
 mod vlsn;
 
