@@ -131,9 +131,12 @@ pub struct Promise {
 
 /// What is true at the moment, as the driver sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is true or not whatever the others are")]
 pub struct Facts {
     /// The end of the log, damaged entries counted.
     pub head: LogEnd,
+    /// Whether the log, or its anchor, holds a Group entry.
+    pub configured: bool,
     /// What is synced.
     pub durable: Vlsn,
     /// What this node knows to be durable on a quorum.

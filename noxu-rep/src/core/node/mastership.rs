@@ -19,10 +19,9 @@ impl NodeCore {
         term: Term,
         granted: BTreeSet<Name>,
     ) {
-        let founding = match &self.membership {
-            Some(membership) if facts.head.vlsn.is_null() => Some(membership.electorate.clone()),
-            Some(_) | None => None,
-        };
+        // A founder may have lost the entry, and anything else but the control file, since.
+        let electorate = self.membership.as_ref().map(|membership| membership.electorate.clone());
+        let founding = electorate.filter(|_| !facts.configured);
         self.state = State::Master(Mastership {
             term,
             term_entry: None,

@@ -102,7 +102,8 @@ fn end(term: u32, vlsn: i64) -> LogEnd {
 }
 
 fn facts(head: LogEnd) -> Facts {
-    Facts { head, durable: head.vlsn, ..Facts::default() }
+    let configured = !head.vlsn.is_null();
+    Facts { head, configured, durable: head.vlsn, ..Facts::default() }
 }
 
 fn peer(number: usize) -> Peer {
@@ -260,6 +261,16 @@ fn the_first_master_of_a_group_writes_its_configuration() {
     let outputs = elect_alone(&mut core);
     let founding = Some(electorate(1, 0, 0));
     assert!(outputs.contains(&Output::BeginMastership { term: Term::new(6), founding }));
+}
+
+#[test]
+fn a_founder_whose_group_entry_is_lost_writes_it_again() {
+    // Its Term entry survived a crash, the Group entry behind it did not.
+    let mut core = node(1, 1);
+    let own = Facts { configured: false, ..facts(end(5, 1)) };
+    core.handle_timeout(ms(0), &own);
+    let begin = Output::BeginMastership { term: Term::new(6), founding: Some(electorate(1, 0, 0)) };
+    assert!(drain(&mut core).contains(&begin));
 }
 
 fn elect_alone(core: &mut NodeCore) -> Vec<Output> {

@@ -1061,6 +1061,7 @@ impl World {
         };
         Facts {
             head: disk.end(),
+            configured: !disk.end().vlsn.is_null(),
             durable: vlsn(disk.synced),
             dtvlsn: vlsn(process.lead.as_ref().map_or(0, |lead| lead.dtvlsn)),
             commit_floor: vlsn(disk.floor),
