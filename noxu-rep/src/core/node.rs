@@ -586,6 +586,20 @@ impl NodeCore {
         }
     }
 
+    /// Where it is noted whom this node follows, in the states in which it may follow somebody.
+    fn following_mut(&mut self) -> Option<&mut Option<Followed>> {
+        match &mut self.state {
+            State::Joining(Joining { following })
+            | State::Follower(Follower { following, .. })
+            | State::Candidate(Candidate { following, .. }) => Some(following),
+            State::Founding(_)
+            | State::Repairing(_)
+            | State::Master(_)
+            | State::Installing
+            | State::Stopped => None,
+        }
+    }
+
     fn voters(&self) -> &[Voter] {
         self.membership.as_ref().map_or(&[], |m| &m.electorate.voters)
     }

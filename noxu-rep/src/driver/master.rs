@@ -181,42 +181,47 @@ impl Master {
         }
         let mut state = self.state.lock();
         let mut since = None;
+        let mut left = |limit: Duration| {
+            let waited = since.get_or_insert_with(Instant::now).elapsed();
+            (limit.saturating_sub(waited), waited)
+        };
         loop {
-            let (limit, refused) = match self.admission(&state, durability) {
+            match self.admission(&state, durability) {
                 Admit::Yes(admission) => return Ok(admission),
                 Admit::Closed(cause) => return Err(RepError::Stopped { cause }),
-                refused @ Admit::Room => (self.limits.ack_timeout, refused),
-                refused @ (Admit::Replicas { .. } | Admit::Applied(_)) => {
-                    (self.limits.insufficient_replicas_timeout, refused)
+                Admit::Room => {
+                    let (left, _) = left(self.limits.ack_timeout);
+                    if left.is_zero() {
+                        // Back-pressure slows a writer down; it is no error.
+                        return Ok(Admission { master: Arc::clone(self), durability });
+                    }
+                    self.wait_changed(&mut state, left);
                 }
-            };
-            let waited = since.get_or_insert_with(Instant::now).elapsed();
-            let left = limit.saturating_sub(waited);
-            match refused {
-                // Back-pressure slows a writer down; it is no error.
-                Admit::Room if left.is_zero() => {
-                    return Ok(Admission { master: Arc::clone(self), durability });
-                }
-                Admit::Replicas { needed, connected } if left.is_zero() => {
-                    return Err(RepError::InsufficientReplicas { needed, connected, waited });
-                }
-                Admit::Applied(_) if left.is_zero() => {
-                    let (needed, connected) = state.commits.replicas_needed(durability.class());
-                    return Err(RepError::InsufficientReplicas { needed, connected, waited });
+                Admit::Replicas { needed, connected } => {
+                    let (left, waited) = left(self.limits.insufficient_replicas_timeout);
+                    if left.is_zero() {
+                        return Err(RepError::InsufficientReplicas { needed, connected, waited });
+                    }
+                    self.wait_changed(&mut state, left);
                 }
                 Admit::Applied(vlsn) => {
+                    let (left, waited) = left(self.limits.insufficient_replicas_timeout);
+                    if left.is_zero() {
+                        let (needed, connected) = state.commits.replicas_needed(durability.class());
+                        return Err(RepError::InsufficientReplicas { needed, connected, waited });
+                    }
                     drop(state);
                     self.applier.wait_applied(vlsn, left)?;
                     state = self.state.lock();
                 }
-                Admit::Room | Admit::Replicas { .. } => {
-                    state.waiting += 1;
-                    self.changed.wait_for(&mut state, left);
-                    state.waiting -= 1;
-                }
-                Admit::Yes(_) | Admit::Closed(_) => unreachable!("answered above"),
             }
         }
+    }
+
+    fn wait_changed(&self, state: &mut MutexGuard<'_, State>, left: Duration) {
+        state.waiting += 1;
+        self.changed.wait_for(state, left);
+        state.waiting -= 1;
     }
 
     /// Whether a commit under `durability` may be written now, and if not, what is missing.

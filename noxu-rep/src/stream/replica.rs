@@ -9,12 +9,11 @@
 //! the stream calls [`ReplicaStream::handle_durable`] from the log's hook, which acknowledges that.
 //!
 //! # Lock order
-//! `chain` -> `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
+//! `receiving` -> `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
 //! acknowledgements leave in the order in which they were made. They are small; a peer that does
 //! not take them is gone after the channel's write deadline.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,10 +56,16 @@ pub struct ReplicaStream {
     host: Arc<dyn ReplicaHost>,
     clock: Clock,
     core: Mutex<Replica>,
-    /// What was received last. Held while a frame is handled: one after the other.
-    chain: Mutex<ChainState>,
+    /// Held while a frame is handled: one after the other.
+    receiving: Mutex<Receiving>,
+}
+
+/// How far the log was received.
+struct Receiving {
+    /// What came last.
+    chain: ChainState,
     /// Bytes received since the last sync was begun.
-    unsynced: AtomicUsize,
+    unsynced: usize,
 }
 
 /// What a frame was.
@@ -95,10 +100,12 @@ impl ReplicaStream {
             positions.durable,
             known_dtvlsn,
         );
-        let chain = Mutex::new(positions.chain());
-        // An earlier stream may have ended between an append and its sync.
-        let unsynced = AtomicUsize::new(usize::from(positions.durable < positions.last));
-        Self { log, channel, host, clock, core: Mutex::new(core), chain, unsynced }
+        let receiving = Mutex::new(Receiving {
+            chain: positions.chain(),
+            // An earlier stream may have ended between an append and its sync.
+            unsynced: usize::from(positions.durable < positions.last),
+        });
+        Self { log, channel, host, clock, core: Mutex::new(core), receiving }
     }
 
     /// Receives until the master leaves or something fails. The channel is closed when it returns.
@@ -176,7 +183,7 @@ impl ReplicaStream {
     /// Whether something was received that no sync was begun for: [`ReplicaStream::sync`] is due
     /// when nothing more has arrived.
     pub fn is_unsynced(&self) -> bool {
-        self.unsynced.load(Ordering::Relaxed) > 0
+        self.receiving.lock().unsynced > 0
     }
 
     /// A frame arrived. While more keeps arriving, the flushers are asked to sync now and then.
@@ -184,15 +191,13 @@ impl ReplicaStream {
     /// # Errors
     /// What came is not lawful, or cannot be taken; the stream has to end.
     pub fn handle_frame(&self, frame: &Bytes) -> Result<Handled> {
-        let mut chain = self.chain.lock();
-        match self.handle_message(frame, &mut chain)? {
+        let mut receiving = self.receiving.lock();
+        match self.handle_message(frame, &mut receiving.chain)? {
             Received::Bytes(0) => self.check_room()?,
             Received::Bytes(count) => {
-                // Only whoever holds `chain`, or finds that nothing arrives, writes here.
-                let unsynced = self.unsynced.load(Ordering::Relaxed) + count;
-                self.unsynced.store(unsynced, Ordering::Relaxed);
-                if unsynced >= SYNC_BYTES {
-                    self.unsynced.store(0, Ordering::Relaxed);
+                receiving.unsynced += count;
+                if receiving.unsynced >= SYNC_BYTES {
+                    receiving.unsynced = 0;
                     self.acknowledge_received()?;
                     self.log.request_sync();
                     self.raise_limit();
@@ -208,7 +213,7 @@ impl ReplicaStream {
     /// # Errors
     /// The log's, the channel's.
     pub fn sync(&self) -> Result<()> {
-        self.unsynced.store(0, Ordering::Relaxed);
+        self.receiving.lock().unsynced = 0;
         let durable = if self.acknowledge_received()? {
             self.log.request_sync();
             // The flusher may have been there already; then nobody calls the hook again.

@@ -850,7 +850,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn handshake_as_replica(channel: &dyn Channel, hello: &Hello) -> Result<Welcome> {
     let run = || {
         channel.send(&HandshakeMsg::Hello(hello.clone()).encode())?;
-        match receive(channel, "an answer to Hello")? {
+        match receive_opening(channel, "an answer to Hello", HandshakeMsg::decode)? {
             HandshakeMsg::Welcome(welcome) => {
                 hello.check(&welcome)?;
                 Ok(welcome)
@@ -861,10 +861,7 @@ pub fn handshake_as_replica(channel: &dyn Channel, hello: &Hello) -> Result<Welc
             }
         }
     };
-    run().map_err(|err: RepError| {
-        channel.close();
-        err.with_peer(|| channel.peer())
-    })
+    close_unless(channel, run())
 }
 
 /// Lets a replica introduce itself and answers it. `check` is [`FeederSide::check`] with what the
@@ -873,7 +870,7 @@ pub fn handshake_as_feeder(
     channel: &dyn Channel,
     check: &dyn Fn(&Hello) -> Result<Welcome, RejectReason>,
 ) -> Result<(Hello, Welcome)> {
-    let run = || match receive(channel, "Hello")? {
+    let run = || match receive_opening(channel, "Hello", HandshakeMsg::decode)? {
         HandshakeMsg::Hello(hello) => match check(&hello) {
             Ok(welcome) => {
                 channel.send(&HandshakeMsg::Welcome(welcome.clone()).encode())?;
@@ -886,17 +883,27 @@ pub fn handshake_as_feeder(
         },
         other => Err(RepError::protocol("", "Hello", other.name())),
     };
-    run().map_err(|err: RepError| {
+    close_unless(channel, run())
+}
+
+/// The first message of either side of a connection, within [`HANDSHAKE_TIMEOUT`].
+pub(crate) fn receive_opening<M>(
+    channel: &dyn Channel,
+    awaited: &str,
+    decode: impl FnOnce(&[u8]) -> Result<M, CodecError>,
+) -> Result<M> {
+    match channel.receive(HANDSHAKE_TIMEOUT)? {
+        Some(frame) => Ok(decode(&frame)?),
+        None => Err(RepError::silent(channel.peer(), awaited, HANDSHAKE_TIMEOUT)),
+    }
+}
+
+/// Closes the connection unless it opened well, and says in the error whose it was.
+pub(crate) fn close_unless<T>(channel: &dyn Channel, opened: Result<T>) -> Result<T> {
+    opened.map_err(|err| {
         channel.close();
         err.with_peer(|| channel.peer())
     })
-}
-
-fn receive(channel: &dyn Channel, awaited: &str) -> Result<HandshakeMsg> {
-    match channel.receive(HANDSHAKE_TIMEOUT)? {
-        Some(frame) => Ok(HandshakeMsg::decode(&frame)?),
-        None => Err(RepError::silent(channel.peer(), awaited, HANDSHAKE_TIMEOUT)),
-    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use noxu_util::{Name, Term};
 
-use super::{
-    Candidate, Ended, Facts, Followed, Follower, Joining, Mastership, NodeCore, Output, Repairing,
-    Stage, State,
-};
+use super::{Ended, Facts, Followed, Mastership, NodeCore, Output, Repairing, Stage, State};
 use crate::core::commits::Now;
 use crate::mutant::{self, Mutant};
 use crate::wire::election::{Body, LeadPhase, LogEnd, Peer, Standing};
@@ -81,29 +78,13 @@ impl NodeCore {
     }
 
     pub(super) fn handle_ask_term(&mut self, now: Now, term: Term, master: &Name) {
-        let free = match &self.state {
-            State::Joining(_) | State::Follower(_) | State::Candidate(_) => true,
-            State::Founding(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => false,
-        };
-        let adopted = free && term >= self.promised.term && *master != self.setup.me.name;
-        if adopted {
-            self.seen = self.seen.max(term);
-            if term > self.promised.term {
+        let (own, other) = (self.promised.term, *master != self.setup.me.name);
+        let following = self.following_mut().filter(|_| term >= own && other);
+        let adopted = following.is_some();
+        if let Some(following) = following {
+            if term > own {
                 // Who was followed until now is no matter: this is the conversation that goes on.
-                match &mut self.state {
-                    State::Joining(Joining { following })
-                    | State::Follower(Follower { following, .. })
-                    | State::Candidate(Candidate { following, .. }) => *following = None,
-                    State::Founding(_)
-                    | State::Repairing(_)
-                    | State::Master(_)
-                    | State::Installing
-                    | State::Stopped => {}
-                }
+                *following = None;
                 self.raise(term, None);
             }
             self.become_following(now, master, term, Stage::Welcomed, "a master was found");
@@ -115,26 +96,15 @@ impl NodeCore {
         let own = self.promised.term;
         let fits =
             |f: &&mut Followed| f.master == *master && f.term == term && term == own && f.is_open();
-        let followed = match &mut self.state {
-            State::Joining(Joining { following })
-            | State::Follower(Follower { following, .. })
-            | State::Candidate(Candidate { following, .. }) => following.as_mut().filter(fits),
-            State::Founding(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => None,
-        };
+        let nonce = facts.uncertain.then(|| self.rng.u64(..));
+        let followed = self.following_mut().and_then(|f| f.as_mut().filter(fits));
         let Some(followed) = followed else {
             self.outputs.push_back(Output::Unfollow);
             return;
         };
         followed.stage = Stage::Streaming;
-        if facts.uncertain {
-            let nonce = self.rng.u64(..);
-            followed.head_nonce = Some(nonce);
-            self.outputs.push_back(Output::AskHead { nonce });
-        }
+        followed.head_nonce = nonce;
+        self.outputs.extend(nonce.map(|nonce| Output::AskHead { nonce }));
         match &mut self.state {
             State::Follower(follower) => follower.backoff = 0,
             State::Candidate(candidate) => {
@@ -157,33 +127,22 @@ impl NodeCore {
         let delay = self.priority_delay(master);
         let retry = self.between(self.setup.timing.retry);
         let step = self.setup.timing.priority_step;
-        let me = &self.setup.me.name;
-        match &mut self.state {
-            State::Joining(Joining { following })
-            | State::Candidate(Candidate { following, .. }) => {
-                if following.as_ref().is_some_and(ours) {
-                    *following = None;
-                }
-            }
-            State::Follower(follower) => {
-                let Some(followed) = follower.following.take_if(|f| ours(f)) else { return };
-                // What was never open says nothing about the master.
-                let wait = match why {
-                    Ended::Broken | Ended::Silent if followed.is_open() => delay,
-                    Ended::Goodbye { successor } => match successor {
-                        Some(name) if name == me => Duration::ZERO,
-                        Some(_) => delay + step,
-                        None => delay,
-                    },
-                    Ended::Broken | Ended::Silent | Ended::Refused(_) | Ended::Fault => retry,
-                };
-                follower.campaign_at = now + wait;
-            }
-            State::Founding(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => return,
+        let me = self.setup.me.name.clone();
+        let Some(following) = self.following_mut() else { return };
+        let ended = following.take_if(|f| ours(f));
+        if let State::Follower(follower) = &mut self.state {
+            let Some(followed) = ended else { return };
+            // What was never open says nothing about the master.
+            let wait = match why {
+                Ended::Broken | Ended::Silent if followed.is_open() => delay,
+                Ended::Goodbye { successor } => match successor {
+                    Some(name) if *name == me => Duration::ZERO,
+                    Some(_) => delay + step,
+                    None => delay,
+                },
+                Ended::Broken | Ended::Silent | Ended::Refused(_) | Ended::Fault => retry,
+            };
+            follower.campaign_at = now + wait;
         }
         self.seek();
         self.tell("the stream ended");

@@ -83,9 +83,7 @@ impl NodeCore {
             | State::Stopped => false,
         };
         let me = &self.setup.me;
-        if !welcome
-            || !electorate.is_voter(&me.name, me.incarnation)
-            || electorate.quorums().is_err()
+        if !welcome || !electorate.is_voter(&me.name, me.incarnation) || electorate.check().is_err()
         {
             return;
         }

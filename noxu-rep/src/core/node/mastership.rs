@@ -75,21 +75,11 @@ impl NodeCore {
     }
 
     pub(super) fn handle_term_durable(&mut self, facts: &Facts) {
-        match &mut self.state {
-            State::Master(mastership) => {
-                assert!(mastership.term_entry.is_some(), "durable before it was appended");
-                mastership.durable = true;
-                if facts.uncertain {
-                    self.promise(self.promised.term, self.promised.vote.clone(), true);
-                }
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Installing
-            | State::Stopped => {}
+        let State::Master(mastership) = &mut self.state else { return };
+        assert!(mastership.term_entry.is_some(), "durable before it was appended");
+        mastership.durable = true;
+        if facts.uncertain {
+            self.promise(self.promised.term, self.promised.vote.clone(), true);
         }
     }
 
@@ -175,59 +165,32 @@ impl NodeCore {
     }
 
     pub(super) fn end_mastership(&mut self, reason: &str, successor: Option<Name>) {
-        match &self.state {
-            State::Master(_) => {
-                if let Some(successor) = &successor {
-                    let name = successor.clone();
-                    self.send(successor, Body::Yield { successor: name });
-                }
-                let reason = reason.to_owned();
-                self.outputs.push_back(Output::EndMastership { reason, successor });
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Installing
-            | State::Stopped => {}
+        let State::Master(_) = &self.state else { return };
+        if let Some(successor) = &successor {
+            let name = successor.clone();
+            self.send(successor, Body::Yield { successor: name });
         }
+        let reason = reason.to_owned();
+        self.outputs.push_back(Output::EndMastership { reason, successor });
     }
 
     pub(super) fn handle_yield(&mut self, now: Now, from: &Peer, successor: &Name) {
         let mine = *successor == self.setup.me.name;
-        match &mut self.state {
-            State::Follower(follower) if mine => {
-                if follower.following.as_ref().is_none_or(|f| f.master == from.name) {
-                    // Not silence ends the following now, but the master's own word.
-                    follower.following = None;
-                    follower.campaign_at = now;
-                    self.outputs.push_back(Output::Unfollow);
-                }
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
+        let State::Follower(follower) = &mut self.state else { return };
+        if mine && follower.following.as_ref().is_none_or(|f| f.master == from.name) {
+            // Not silence ends the following now, but the master's own word.
+            follower.following = None;
+            follower.campaign_at = now;
+            self.outputs.push_back(Output::Unfollow);
         }
     }
 
     pub(super) fn handle_closing(&mut self, now: Now, facts: &Facts) {
-        let successor = match &self.state {
-            State::Master(_) => self.successor(now, facts),
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Installing
-            | State::Stopped => None,
-        };
-        self.end_mastership("the node is being closed", successor);
-        self.become_stopped("the node is being closed");
+        let reason = "the node is being closed";
+        if let State::Master(_) = &self.state {
+            let successor = self.successor(now, facts);
+            self.end_mastership(reason, successor);
+        }
+        self.become_stopped(reason);
     }
 }

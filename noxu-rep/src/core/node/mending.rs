@@ -19,14 +19,8 @@ impl NodeCore {
         term: Term,
         ask: RepairAsk,
     ) {
-        match &self.state {
-            State::Installing | State::Stopped => return,
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Master(_) => {}
+        if self.is_silent() {
+            return;
         }
         match ask.purpose {
             Purpose::Mending => {}
@@ -60,37 +54,18 @@ impl NodeCore {
         answer: &RepairAnswer,
     ) {
         self.handle_term_met(now, term, from);
-        match &mut self.state {
-            State::Repairing(repairing) if repairing.term == term => {
-                repairing.repair.handle_answer(from, answer);
-                self.drain_repair();
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
+        let State::Repairing(repairing) = &mut self.state else { return };
+        if repairing.term == term {
+            repairing.repair.handle_answer(from, answer);
+            self.drain_repair();
         }
     }
 
     pub(super) fn handle_mended(&mut self, now: Now, facts: &Facts, fitted: bool) {
-        match &mut self.state {
-            State::Repairing(repairing) => {
-                repairing.repair.handle_done(now, &facts.damaged, fitted);
-                self.drain_repair();
-            }
-            // It stepped down meanwhile.
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Candidate(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
-        }
+        // Else it stepped down meanwhile.
+        let State::Repairing(repairing) = &mut self.state else { return };
+        repairing.repair.handle_done(now, &facts.damaged, fitted);
+        self.drain_repair();
     }
 
     pub(super) fn drain_repair(&mut self) {

@@ -107,18 +107,8 @@ impl NodeCore {
             Phase::Pre => self.between(self.setup.timing.retry),
             Phase::Real => self.setup.timing.failure_timeout,
         };
-        match &mut self.state {
-            State::Follower(follower) => {
-                follower.campaign_at = follower.campaign_at.max(now + wait);
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Candidate(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
-        }
+        let State::Follower(follower) = &mut self.state else { return };
+        follower.campaign_at = follower.campaign_at.max(now + wait);
     }
 
     pub(super) fn handle_vote_answer(
@@ -128,20 +118,10 @@ impl NodeCore {
         from: &Peer,
         answer: &VoteAnswer,
     ) {
-        match &mut self.state {
-            State::Candidate(candidate) => {
-                candidate.campaign.handle_answer(from, answer);
-                self.conduct(now, facts);
-            }
-            // Of a round that is over.
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Follower(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
-        }
+        // Else of a round that is over.
+        let State::Candidate(candidate) = &mut self.state else { return };
+        candidate.campaign.handle_answer(from, answer);
+        self.conduct(now, facts);
     }
 
     /// Campaigns, if this node may.

@@ -28,8 +28,8 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::wire::handshake::{
-    Capabilities, HANDSHAKE_TIMEOUT, MAX_ADDRESS_BYTES, NodeKind, RejectReason, VersionRange, cut,
-    decode_reason, node_kind, optional_name, put_reason, versions,
+    Capabilities, MAX_ADDRESS_BYTES, NodeKind, RejectReason, VersionRange, close_unless, cut,
+    decode_reason, node_kind, optional_name, put_reason, receive_opening, versions,
 };
 
 /// Versions of the election messages that this build speaks.
@@ -223,7 +223,7 @@ pub fn introduce(
 ) -> Result<Introduction> {
     let run = || {
         channel.send(&LinkMsg::PeerHello(ours.clone()).encode())?;
-        match receive(channel, "an answer to PeerHello")? {
+        match receive_opening(channel, "an answer to PeerHello", LinkMsg::decode)? {
             LinkMsg::PeerWelcome(theirs) => {
                 judge(&theirs)?;
                 Ok(theirs)
@@ -234,7 +234,7 @@ pub fn introduce(
             }
         }
     };
-    closing(channel, run())
+    close_unless(channel, run())
 }
 
 /// Opens a link as the one that was dialled.
@@ -243,7 +243,7 @@ pub fn admit(
     ours: &Introduction,
     judge: &Judge<'_>,
 ) -> Result<Introduction> {
-    let run = || match receive(channel, "PeerHello")? {
+    let run = || match receive_opening(channel, "PeerHello", LinkMsg::decode)? {
         LinkMsg::PeerHello(theirs) => match judge(&theirs) {
             Ok(_) => {
                 channel.send(&LinkMsg::PeerWelcome(ours.clone()).encode())?;
@@ -258,21 +258,7 @@ pub fn admit(
             Err(RepError::protocol("", "PeerHello", other.name()))
         }
     };
-    closing(channel, run())
-}
-
-fn closing<T>(channel: &dyn Channel, outcome: Result<T>) -> Result<T> {
-    outcome.map_err(|err| {
-        channel.close();
-        err.with_peer(|| channel.peer())
-    })
-}
-
-fn receive(channel: &dyn Channel, awaited: &str) -> Result<LinkMsg> {
-    match channel.receive(HANDSHAKE_TIMEOUT)? {
-        Some(frame) => Ok(LinkMsg::decode(&frame)?),
-        None => Err(RepError::silent(channel.peer(), awaited, HANDSHAKE_TIMEOUT)),
-    }
+    close_unless(channel, run())
 }
 
 #[cfg(test)]
