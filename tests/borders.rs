@@ -13,6 +13,8 @@ struct Rule {
     id: &'static str,
     /// Folder or file, from the repository root.
     scope: &'static str,
+    /// Files below it that the rule leaves alone.
+    except: &'static [&'static str],
     /// Words or paths, matched as whole identifiers.
     forbidden: &'static [&'static str],
     /// Fewer source files than this and the rule looks at the wrong place.
@@ -23,6 +25,7 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B1",
         scope: "noxu-rep/src/core",
+        except: &[],
         forbidden: &[
             "std::net",
             "std::fs",
@@ -51,6 +54,7 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B2",
         scope: "noxu-log/src",
+        except: &[],
         forbidden: &[
             "noxu_rep",
             "noxu_kv",
@@ -71,12 +75,14 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B3",
         scope: "noxu-rep/src",
+        except: &[],
         forbidden: &["noxu_kv", "lsm_tree", "Store", "clap", "redis_protocol"],
         least_files: 10,
     },
     Rule {
         id: "B4",
         scope: "noxu-rep/src/wire",
+        except: &[],
         forbidden: &[
             "ControlState",
             "ControlFile",
@@ -94,6 +100,7 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B5",
         scope: "noxu-kv/src",
+        except: &[],
         forbidden: &[
             "std::net",
             "noxu_rep::net",
@@ -106,14 +113,34 @@ const RULES: &[Rule] = &[
     Rule {
         id: "B6",
         scope: "noxu-util/src",
+        except: &[],
         forbidden: &["std::net", "std::fs", "std::thread", "Instant", "SystemTime", "std::io"],
         least_files: 5,
     },
     Rule {
         id: "B7",
         scope: "src/door",
+        except: &[],
         forbidden: &["noxu_log", "lsm_tree", "noxu_rep::net", "noxu_rep::wire", "noxu_rep::core"],
         least_files: 5,
+    },
+    Rule {
+        id: "B10",
+        scope: "noxu-sim/src",
+        except: &["noxu-sim/src/baton.rs", "noxu-sim/src/main.rs"],
+        forbidden: &[
+            "std::net",
+            "std::fs",
+            "std::thread",
+            "Instant",
+            "SystemTime",
+            "HashMap",
+            "HashSet",
+            "fastrand::u64",
+            "fastrand::f64",
+            "random()",
+        ],
+        least_files: 10,
     },
 ];
 
@@ -123,6 +150,7 @@ const DIRECTION: &[(&str, &str, &[&str])] = &[
     ("noxu-log", "noxu-log/Cargo.toml", &["noxu-util"]),
     ("noxu-rep", "noxu-rep/Cargo.toml", &["noxu-util", "noxu-log"]),
     ("noxu-kv", "noxu-kv/Cargo.toml", &["noxu-util", "noxu-log", "noxu-rep"]),
+    ("noxu-sim", "noxu-sim/Cargo.toml", &["noxu-util", "noxu-log", "noxu-rep", "noxu-kv"]),
     ("noxu", "Cargo.toml", &["noxu-util", "noxu-log", "noxu-rep", "noxu-kv"]),
 ];
 
@@ -257,6 +285,9 @@ fn no_source_file_names_what_its_side_of_a_border_must_not_know() {
         for file in files {
             let source = fs::read_to_string(&file).unwrap();
             let shown = file.strip_prefix(root()).unwrap().display().to_string();
+            if rule.except.contains(&shown.as_str()) {
+                continue;
+            }
             found.extend(violations(rule, &shown, &source));
         }
     }
@@ -301,8 +332,7 @@ fn architecture_md_states_exactly_the_rules_that_are_checked() {
     let mut stated = BTreeMap::new();
     for line in text.lines() {
         if let Some(id) = line.strip_prefix("- **").and_then(|rest| rest.split("**").next())
-            && id.len() == 2
-            && id.starts_with('B')
+            && id.strip_prefix('B').is_some_and(|number| number.parse::<u8>().is_ok())
         {
             stated.insert(id.to_owned(), line.to_owned());
         }

@@ -1,0 +1,91 @@
+//! Channel: one end of a simulated connection, as the code under test has it.
+//!
+//! A receive waits only in a task (baton.rs). Steps of a node, which run in the world's own thread,
+//! take what is there and never wait.
+//!
+//! # Not here: what becomes of a frame on its way (network.rs).
+
+use std::time::Duration;
+
+use noxu_rep::error::{RepError, Result};
+use noxu_rep::net::channel::Channel;
+
+use crate::event::Host;
+use crate::network::{EndId, Network};
+
+/// One end of a connection. Dropping it closes the connection.
+pub struct SimChannel {
+    network: Network,
+    end: EndId,
+    peer: Host,
+}
+
+impl SimChannel {
+    pub(crate) const fn new(network: Network, end: EndId, peer: Host) -> Self {
+        Self { network, end, peer }
+    }
+
+    /// From now on whatever happens at this end is told to the world as `listener`'s. True if
+    /// something has happened already.
+    pub fn listen(&self, listener: u64) -> bool {
+        self.network.listen(self.end, listener);
+        self.network.is_ready(self.end)
+    }
+
+    /// The next frame if one has arrived; an error if none comes any more.
+    pub fn try_receive(&self) -> Result<Option<Vec<u8>>> {
+        self.network.take(self.end).map_err(|()| self.closed())
+    }
+
+    /// Bytes that were sent and that the peer has not taken.
+    pub fn backlog(&self) -> usize {
+        self.network.backlog(self.end)
+    }
+
+    /// Which end it is.
+    pub const fn end(&self) -> EndId {
+        self.end
+    }
+
+    fn closed(&self) -> RepError {
+        RepError::Closed { peer: self.peer() }
+    }
+}
+
+impl Channel for SimChannel {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        if self.network.send(self.end, frame.to_vec()) {
+            return Ok(());
+        }
+        self.close();
+        Err(self.closed())
+    }
+
+    /// # Panics
+    /// If there is nothing to receive, `timeout` is not zero and the caller is no task.
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        let deadline = self.network.now() + timeout;
+        loop {
+            if let Some(frame) = self.try_receive()? {
+                return Ok(Some(frame));
+            }
+            if timeout.is_zero() || !self.network.wait_at(self.end, deadline) {
+                return self.try_receive();
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.network.close(self.end);
+    }
+
+    fn peer(&self) -> String {
+        Network::address(self.peer)
+    }
+}
+
+impl Drop for SimChannel {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,20 @@
+//! Whole groups in one process, driven from one seed: the real cores, logs and streams over
+//! simulated time, network and disks.
+//!
+//! The room plan: `event` and `stage` make time pass, `network` and `channel` carry what nodes say,
+//! `baton` runs the conversations that block, `clock` tells each node a time of its own, `trace` and
+//! `coverage` say afterwards what happened.
+//!
+//! Nothing here looks at a real clock, a real network or a real disk, and only one thread runs at
+//! any time: the same seed gives the same run, to the byte ([`trace::Trace::hash`]).
+
+pub mod baton;
+pub mod channel;
+pub mod clock;
+pub mod coverage;
+pub mod dice;
+pub mod event;
+pub mod mutants;
+pub mod network;
+pub mod stage;
+pub mod trace;

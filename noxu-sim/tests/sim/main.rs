@@ -1,0 +1,3 @@
+//! Worlds over the public API of the simulator.
+
+mod conversation;
