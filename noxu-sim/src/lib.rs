@@ -8,13 +8,20 @@
 //! Nothing here looks at a real clock, a real network or a real disk, and only one thread runs at
 //! any time: the same seed gives the same run, to the byte ([`trace::Trace::hash`]).
 
+pub mod atlas;
 pub mod baton;
 pub mod channel;
 pub mod clock;
 pub mod coverage;
 pub mod dice;
+pub mod disk;
 pub mod event;
+pub mod invariants;
+pub mod ledger;
 pub mod mutants;
 pub mod network;
+pub mod oracle;
+pub mod plan;
+pub mod schedule;
 pub mod stage;
 pub mod trace;

@@ -1,0 +1,157 @@
+//! Atlas: which copies are damaged, so that no entry ever loses its last one.
+//!
+//! A run is to be recoverable in principle while every node is damaged somewhere. So damage is
+//! allowed only if afterwards
+//! 1. each entry is damaged on fewer voters than make it durable (at most `q_rep - 1`), and
+//! 2. so few voters are wiped, or unsure where their log ends, that the others elect a master.
+//!
+//! # Not here: doing the damage (disk.rs), judging what came of it (invariants, excuse.rs).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use noxu_util::Vlsn;
+
+use crate::event::Host;
+
+/// Copies that are damaged.
+#[derive(Debug, Clone)]
+pub struct Atlas {
+    q_rep: usize,
+    q_elect: usize,
+    voters: usize,
+    /// Ranges of entries, first and last, that are damaged on a voter.
+    damaged: BTreeMap<Host, Vec<(Vlsn, Vlsn)>>,
+    /// Voters that may not know where their log ends.
+    uncertain: BTreeSet<Host>,
+    wiped: BTreeSet<Host>,
+}
+
+impl Atlas {
+    /// Nothing is damaged among so many voters.
+    pub fn new(voters: usize, q_rep: usize, q_elect: usize) -> Self {
+        Self {
+            q_rep,
+            q_elect,
+            voters,
+            damaged: BTreeMap::new(),
+            uncertain: BTreeSet::new(),
+            wiped: BTreeSet::new(),
+        }
+    }
+
+    /// Damages the entries `first` through `last` on `host`, if that is allowed.
+    pub fn damage(&mut self, host: Host, first: Vlsn, last: Vlsn) -> bool {
+        let others = self.without(host, first, last);
+        if others >= self.q_rep.saturating_sub(1) {
+            return false;
+        }
+        self.damaged.entry(host).or_default().push((first, last));
+        true
+    }
+
+    /// At most so many other voters lack the same entry of `first` through `last`.
+    fn without(&self, host: Host, first: Vlsn, last: Vlsn) -> usize {
+        let overlaps =
+            |ranges: &[(Vlsn, Vlsn)]| ranges.iter().any(|(from, to)| *from <= last && first <= *to);
+        let wiped = self.wiped.iter().filter(|other| **other != host).count();
+        let damaged = self
+            .damaged
+            .iter()
+            .filter(|(other, ranges)| {
+                **other != host && !self.wiped.contains(other) && overlaps(ranges)
+            })
+            .count();
+        wiped + damaged
+    }
+
+    /// Takes from `host` the knowledge where its log ends, if that is allowed.
+    pub fn make_uncertain(&mut self, host: Host) -> bool {
+        self.may_weaken(host) && {
+            self.uncertain.insert(host);
+            true
+        }
+    }
+
+    /// Empties the disk of `host`, if that is allowed: every entry it holds loses a copy, and the
+    /// group a vote.
+    pub fn wipe(&mut self, host: Host) -> bool {
+        let range = (Vlsn::new(1), Vlsn::new(i64::MAX - 1));
+        if !self.may_weaken(host) || self.worst_without(host) >= self.q_rep.saturating_sub(1) {
+            return false;
+        }
+        self.wiped.insert(host);
+        self.damaged.insert(host, vec![range]);
+        true
+    }
+
+    /// The most other voters that lack any one entry.
+    fn worst_without(&self, host: Host) -> usize {
+        let places = self.damaged.values().flatten().map(|(first, _)| *first);
+        places.map(|at| self.without(host, at, at)).max().unwrap_or(0)
+    }
+
+    fn may_weaken(&self, host: Host) -> bool {
+        let mut weak: BTreeSet<Host> = self.uncertain.union(&self.wiped).copied().collect();
+        weak.insert(host);
+        weak.len() <= self.voters - self.q_elect
+    }
+
+    /// Whether this copy of the entry is damaged.
+    pub fn is_damaged(&self, host: Host, vlsn: Vlsn) -> bool {
+        self.damaged.get(&host).is_some_and(|ranges| {
+            ranges.iter().any(|(first, last)| (*first..=*last).contains(&vlsn))
+        })
+    }
+
+    /// Whether this voter's directory is not the one that its group knows.
+    pub fn is_wiped(&self, host: Host) -> bool {
+        self.wiped.contains(&host)
+    }
+
+    /// Whether anything of it is damaged.
+    pub fn is_touched(&self, host: Host) -> bool {
+        self.damaged.contains_key(&host) || self.uncertain.contains(&host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTS: [Host; 3] = [Host(0), Host(1), Host(2)];
+
+    fn vlsn(sequence: i64) -> Vlsn {
+        Vlsn::new(sequence)
+    }
+
+    #[test]
+    fn every_node_may_be_damaged_somewhere_but_no_entry_twice() {
+        let mut atlas = Atlas::new(3, 2, 2);
+        assert!(atlas.damage(HOSTS[0], vlsn(1), vlsn(5)));
+        assert!(!atlas.damage(HOSTS[1], vlsn(5), vlsn(9)), "5 would be left on one of three");
+        assert!(atlas.damage(HOSTS[1], vlsn(6), vlsn(9)));
+        assert!(atlas.damage(HOSTS[2], vlsn(20), vlsn(20)));
+        assert!(atlas.damage(HOSTS[0], vlsn(3), vlsn(4)), "the same copy again");
+        assert!(atlas.is_damaged(HOSTS[1], vlsn(7)) && !atlas.is_damaged(HOSTS[1], vlsn(5)));
+    }
+
+    #[test]
+    fn a_wiped_node_counts_as_damaged_everywhere() {
+        let mut atlas = Atlas::new(3, 2, 2);
+        assert!(atlas.wipe(HOSTS[2]));
+        assert!(!atlas.damage(HOSTS[0], vlsn(1), vlsn(1)));
+        assert!(!atlas.wipe(HOSTS[0]), "nobody could be elected");
+        assert!(!atlas.make_uncertain(HOSTS[1]));
+        let mut atlas = Atlas::new(3, 2, 2);
+        assert!(atlas.damage(HOSTS[0], vlsn(1), vlsn(1)));
+        assert!(!atlas.wipe(HOSTS[2]), "entry 1 would be left on one of three");
+        assert!(atlas.wipe(HOSTS[0]));
+    }
+
+    #[test]
+    fn a_group_that_needs_every_copy_is_left_alone() {
+        let mut atlas = Atlas::new(3, 1, 3);
+        assert!(!atlas.damage(HOSTS[0], vlsn(1), vlsn(1)));
+        assert!(!atlas.make_uncertain(HOSTS[0]) && !atlas.wipe(HOSTS[0]));
+    }
+}

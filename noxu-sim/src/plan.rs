@@ -1,0 +1,234 @@
+//! Plan: everything about a world that is decided before it begins, drawn from its seed.
+//!
+//! Sizes, times and probabilities are drawn, not only what happens with them: a rare fault is common
+//! in some worlds and absent in others, so that each is met by every other sooner or later (*swarm
+//! testing*).
+//!
+//! # Not here: which fault comes when (schedule.rs).
+
+use std::time::Duration;
+
+use noxu_log::MarkPolicy;
+use noxu_rep::core::node::ElectionTiming;
+use noxu_rep::{Durability, StreamTiming};
+
+use crate::dice::{Dice, Draw};
+use crate::disk::DiskPlan;
+use crate::network::NetPlan;
+
+/// A world to be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// Voters; they are machines 0 up.
+    pub voters: usize,
+    /// Copies that make an entry durable.
+    pub q_rep: usize,
+    /// Votes that elect.
+    pub q_elect: usize,
+    /// Of each voter.
+    pub priorities: Vec<u8>,
+    /// Drift of each machine's clock, in parts per million.
+    pub drifts_ppm: Vec<i32>,
+    /// How wrong each machine's wall clock is, in milliseconds.
+    pub wall_offsets_ms: Vec<i64>,
+    /// Bytes of a segment.
+    pub segment_bytes: u32,
+    /// Longest value, in bytes.
+    pub value_bytes: usize,
+    /// Keys that clients use.
+    pub keys: u64,
+    /// Writes of one transaction, at most.
+    pub writes: usize,
+    /// When the tail mark is synced.
+    pub tail_mark: MarkPolicy,
+    /// Bytes of log kept though nobody asks for them.
+    pub keep_bytes: u64,
+    /// How long nodes wait for what.
+    pub election: ElectionTiming,
+    /// Heartbeats of streams.
+    pub stream: StreamTiming,
+    /// The network.
+    pub net: NetPlan,
+    /// The disks.
+    pub disk: DiskPlan,
+    /// Clients.
+    pub clients: usize,
+    /// What clients ask for, each as likely as its weight.
+    pub durabilities: Vec<(u32, Durability)>,
+    /// Pause of a client between two operations, at most.
+    pub think: Duration,
+    /// Commits after which the first phase ends.
+    pub commits: usize,
+    /// The first phase ends then at the latest.
+    pub phase: Duration,
+    /// How often each kind of fault comes, on average in one phase.
+    pub faults: FaultRates,
+}
+
+/// How often each kind of fault comes in one phase; 0 for never.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[allow(missing_docs)] // named as the faults of schedule.rs
+pub struct FaultRates {
+    pub kill: f64,
+    pub power_loss: f64,
+    pub crash_inside: f64,
+    pub close: f64,
+    pub pause: f64,
+    pub partition: f64,
+    pub slow_line: f64,
+    pub reset: f64,
+    pub loss_burst: f64,
+    pub slow_disk: f64,
+    pub stall: f64,
+    pub full: f64,
+    pub broken_sync: f64,
+    pub rot: f64,
+    pub wipe: f64,
+    pub wall_step: f64,
+}
+
+impl Plan {
+    /// The world of a seed.
+    pub fn drawn(seed: u64) -> Self {
+        let dice = Dice::new(seed);
+        let mut rng = dice.stream("plan");
+        let voters = rng.weighted(&[(5, 1), (15, 2), (45, 3), (10, 4), (25, 5)]);
+        let majority = voters / 2 + 1;
+        let (mut q_rep, mut q_elect) = (majority, majority);
+        if rng.hit(0.2) {
+            q_elect = rng.usize(majority..=voters);
+            q_rep = rng.usize(voters - q_elect + 1..=voters);
+        }
+        let plain = rng.hit(0.5);
+        let priority = |rng: &mut fastrand::Rng| if plain { 1 } else { rng.u8(1..4) };
+        let mut priorities: Vec<u8> = (0..voters).map(|_| priority(&mut rng)).collect();
+        if voters > 1 && rng.hit(0.1) {
+            let last = voters - 1;
+            priorities[last] = 0;
+        }
+        let heartbeat = Duration::from_millis(rng.spread(20, 200));
+        let failure = heartbeat * rng.u32(4..12);
+        let election = ElectionTiming {
+            heartbeat,
+            failure_timeout: failure,
+            quorum_timeout: failure * 2,
+            campaign_timeout: Duration::from_millis(rng.spread(100, 500)),
+            ..ElectionTiming::default()
+        };
+        let delay = Duration::from_micros(rng.spread(20, 5_000));
+        let often = |rng: &mut fastrand::Rng, most: f64| {
+            if rng.hit(0.4) { 0.0 } else { most * rng.f64() }
+        };
+        let net = NetPlan {
+            delay,
+            jitter: delay * rng.u32(0..10),
+            loss: often(&mut rng, 0.1),
+            repeat: often(&mut rng, 0.1),
+            straggle: often(&mut rng, 0.1),
+            garble: if rng.hit(0.9) { 0.0 } else { 0.002 * rng.f64() },
+            slow_bytes_per_second: rng.spread(16 << 10, 1 << 20),
+        };
+        let disk = DiskPlan {
+            sync: Duration::from_micros(rng.spread(100, 5_000)),
+            jitter: Duration::from_micros(rng.spread(100, 15_000)),
+        };
+        let faults = FaultRates {
+            kill: often(&mut rng, 6.0),
+            power_loss: often(&mut rng, 6.0),
+            crash_inside: often(&mut rng, 6.0),
+            close: often(&mut rng, 2.0),
+            pause: often(&mut rng, 4.0),
+            partition: often(&mut rng, 6.0),
+            slow_line: often(&mut rng, 3.0),
+            reset: often(&mut rng, 6.0),
+            loss_burst: often(&mut rng, 3.0),
+            slow_disk: often(&mut rng, 3.0),
+            stall: often(&mut rng, 2.0),
+            full: often(&mut rng, 2.0),
+            broken_sync: often(&mut rng, 2.0),
+            rot: often(&mut rng, 4.0),
+            wipe: if rng.hit(0.1) { 1.0 } else { 0.0 },
+            wall_step: often(&mut rng, 2.0),
+        };
+        let durabilities = vec![
+            (rng.u32(1..10), Durability::MAJORITY),
+            (rng.u32(0..4), Durability::WRITE_MAJORITY),
+            (rng.u32(0..4), Durability::NO_SYNC_MAJORITY),
+            (rng.u32(0..2), Durability::ALL),
+            (rng.u32(0..4), Durability::LOCAL),
+        ];
+        let wall = |rng: &mut fastrand::Rng| {
+            if rng.hit(0.7) { rng.i64(-50..50) } else { rng.i64(-60_000..60_000) }
+        };
+        Self {
+            seed,
+            voters,
+            q_rep,
+            q_elect,
+            priorities,
+            drifts_ppm: (0..voters).map(|_| rng.i32(-200..=200)).collect(),
+            wall_offsets_ms: (0..voters).map(|_| wall(&mut rng)).collect(),
+            segment_bytes: rng.spread(4 << 10, 64 << 10) as u32,
+            value_bytes: rng.spread(16, 4_000) as usize,
+            keys: rng.spread(4, 400),
+            writes: rng.spread(1, 40) as usize,
+            tail_mark: if rng.hit(0.9) { MarkPolicy::Strict } else { MarkPolicy::Lazy },
+            keep_bytes: rng.spread(16 << 10, 1 << 20),
+            election,
+            stream: StreamTiming { heartbeat, silence: failure * 4 },
+            net,
+            disk,
+            clients: rng.usize(1..=8),
+            durabilities,
+            think: Duration::from_millis(rng.spread(1, 60)),
+            commits: rng.usize(400..=1_500),
+            phase: Duration::from_mins(1),
+            faults,
+        }
+    }
+
+    /// The same world without faults.
+    #[must_use]
+    pub fn calm(mut self) -> Self {
+        self.faults = FaultRates::default();
+        self.net.loss = 0.0;
+        self.net.repeat = 0.0;
+        self.net.straggle = 0.0;
+        self.net.garble = 0.0;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use noxu_rep::core::quorums::Quorums;
+
+    use super::*;
+
+    #[test]
+    fn every_seed_draws_a_lawful_world_and_always_the_same() {
+        let mut sizes = [0; 6];
+        let mut flexible = 0;
+        for seed in 0..2_000 {
+            let plan = Plan::drawn(seed);
+            assert_eq!(plan, Plan::drawn(seed));
+            assert!(Quorums::check(plan.voters, plan.q_rep, plan.q_elect).is_ok(), "{plan:?}");
+            assert_eq!(plan.priorities.len(), plan.voters);
+            assert!(plan.durabilities.iter().any(|(weight, _)| *weight > 0));
+            assert!(plan.election.failure_timeout > plan.election.heartbeat * 3);
+            sizes[plan.voters] += 1;
+            flexible += usize::from(plan.q_rep != plan.voters / 2 + 1);
+        }
+        assert!(sizes[1..].iter().all(|count| *count > 50), "{sizes:?}");
+        assert!(flexible > 50, "{flexible}");
+    }
+
+    #[test]
+    fn a_calm_world_has_no_faults() {
+        let plan = Plan::drawn(3).calm();
+        assert_eq!(plan.faults, FaultRates::default());
+        assert_eq!((plan.net.loss, plan.net.garble), (0.0, 0.0));
+    }
+}
