@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn faults_that_are_left_out_leave_the_others_as_they_were() {
-        let seed = (0..).find(|seed| Schedule::drawn(&Plan::drawn(*seed)).faults.len() > 6);
+        let seed = (0..1_000).find(|seed| Schedule::drawn(&Plan::drawn(*seed)).faults.len() > 6);
         let whole = Schedule::drawn(&Plan::drawn(seed.unwrap()));
         let some = whole.only(&[1, 4]);
         assert_eq!(some.numbers(), [1, 4]);
