@@ -304,6 +304,11 @@ impl RepError {
         matches!(self, Self::Closed { .. } | Self::NetworkError(_))
     }
 
+    /// Whether the peer said nothing for too long, as far as this side can tell.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::NetworkError(fault) if fault.cause.kind() == io::ErrorKind::TimedOut)
+    }
+
     /// Names the peer in an error that was made without knowing it.
     #[must_use]
     pub fn with_peer(self, name: impl FnOnce() -> String) -> Self {

@@ -28,6 +28,14 @@ pub enum Mutant {
     UncertainNacks,
     /// A node takes any answer as a proof that the end of its log is complete.
     ClearWithoutNonce,
+    /// A2: a replica acknowledges as durable what it has merely received.
+    AckBeforeSync,
+    /// Frames and acknowledgements of another term than the stream's are taken.
+    LeaveOthersTermFrames,
+    /// A1: entries are taken whatever the entry before them is.
+    PreviousNotChecked,
+    /// C5: a replica applies what may yet be rolled back.
+    AppliesBeyondDtvlsn,
 }
 
 /// Whether `mutant` is switched on in this thread.

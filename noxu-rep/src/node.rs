@@ -690,7 +690,7 @@ impl Inner {
         };
         let reason = format!("stepped down: term {term} exists");
         tracing::warn!(node = %self.config.name, "{reason}");
-        master.close(&reason);
+        master.step_down(&reason, None);
         master.close_channels();
         self.become_replica(&reason);
     }

@@ -10,12 +10,13 @@ use noxu_log::env::RealEnv;
 use noxu_log::{EntryFlags, EntryKind, EntryRun, GroupIdentity, Log, LogConfig, NewEntry};
 use noxu_rep::StreamTiming;
 use noxu_rep::clock::Clock;
-use noxu_rep::core::feeder::Feeder;
+use noxu_rep::core::feeder::{FeedLimit, Feeder};
 use noxu_rep::net::channel::Channel;
 use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
 use noxu_rep::stream::feeder::{FeederHost, FeederStream};
 use noxu_rep::stream::replica::{ReplicaHost, ReplicaStream};
-use noxu_rep::wire::message::Ack;
+use noxu_rep::wire::election::LogEnd;
+use noxu_rep::wire::message::{Ack, Era, Farewell, Leaving};
 use noxu_util::{GroupId, NULL_VLSN, Term, Vlsn};
 use parking_lot::Mutex;
 
@@ -23,6 +24,7 @@ const ENTRIES: usize = 3_000_000;
 const BATCH: usize = 500;
 const PEAK_RSS_BYTES: u64 = 256 << 20;
 const TERM: Term = Term::new(1);
+const ERA: Era = Era { epoch: 0, term: TERM };
 
 #[derive(Default)]
 struct Master {
@@ -45,8 +47,9 @@ impl FeederHost for Master {
         self.acks.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::SeqCst)
+    fn closing(&self) -> Option<Farewell> {
+        let closing = self.closing.load(Ordering::SeqCst);
+        closing.then_some(Farewell { why: Leaving::Closing, successor: None })
     }
 }
 
@@ -62,6 +65,8 @@ impl ReplicaHost for Follower {
     }
 
     fn handle_appended(&self, _: &EntryRun) {}
+
+    fn handle_head_confirmed(&self, _: u64, _: LogEnd) {}
 }
 
 fn open(dir: &std::path::Path) -> Log {
@@ -104,16 +109,16 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     let timing =
         StreamTiming { heartbeat: Duration::from_millis(100), silence: Duration::from_secs(20) };
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, timing);
+    let mut core = Feeder::new(ERA, timing, FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
     let master = Arc::new(Master::default());
     let feeder =
-        FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock.clone(), core);
+        FeederStream::new(from.clone(), ours, Arc::clone(&master) as _, clock.clone(), core);
     let host = Arc::new(Follower);
     let replica =
-        Arc::new(ReplicaStream::new(TERM, timing, to.clone(), theirs, host, clock, NULL_VLSN));
+        Arc::new(ReplicaStream::new(ERA, timing, to.clone(), theirs, host, clock, NULL_VLSN));
     let hooked = Arc::downgrade(&replica);
     to.on_durable(move |durable| {
         if let Some(replica) = hooked.upgrade() {

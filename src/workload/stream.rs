@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 use noxu_log::{EntryRun, Log};
 use noxu_rep::StreamTiming;
 use noxu_rep::clock::Clock;
-use noxu_rep::core::feeder::Feeder;
+use noxu_rep::core::feeder::{FeedLimit, Feeder};
 use noxu_rep::net::channel::{Channel, LocalChannelPair};
 use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
 use noxu_rep::stream::feeder::{FeederHost, FeederStream};
 use noxu_rep::stream::replica::{ReplicaHost, ReplicaStream};
-use noxu_rep::wire::message::Ack;
+use noxu_rep::wire::election::LogEnd;
+use noxu_rep::wire::message::{Ack, Era, Farewell, Leaving};
 use noxu_util::{NULL_VLSN, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Result, TERM, WorkloadError};
+
+const ERA: Era = Era { epoch: 0, term: TERM };
 
 /// The two ends of a connection.
 pub type ChannelPair = (Arc<dyn Channel>, Arc<dyn Channel>);
@@ -45,13 +48,12 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
     let (feeder_end, replica_end) = ends;
     let (clock, timing) = (Clock::start(), StreamTiming::default());
     let last = source.positions().last;
-    let mut feeder = Feeder::new(TERM, timing);
+    let mut feeder = Feeder::new(ERA, timing, FeedLimit::Log);
     feeder.handle_welcomed();
     feeder.handle_synced_up(clock.now(), target.positions().last.next());
     let core = Arc::new(Mutex::new(feeder));
     let progress = Arc::new(Progress::default());
     let sender = FeederStream::new(
-        TERM,
         source.clone(),
         feeder_end,
         Arc::clone(&progress) as _,
@@ -59,7 +61,7 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
         core,
     );
     let replica = Arc::new(ReplicaStream::new(
-        TERM,
+        ERA,
         timing,
         target.clone(),
         replica_end,
@@ -81,8 +83,10 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
     };
     let begin = Instant::now();
     let took = std::thread::scope(|scope| {
-        let threads =
-            [scope.spawn(|| run(&|| sender.run_sender())), scope.spawn(|| run(&|| replica.run()))];
+        let threads = [
+            scope.spawn(|| run(&|| sender.run_sender())),
+            scope.spawn(|| run(&|| replica.run().map(drop))),
+        ];
         let acks = scope.spawn(|| run(&|| sender.run_ack_reader()));
         let reached = progress.wait(last);
         let took = begin.elapsed();
@@ -139,8 +143,9 @@ impl FeederHost for Progress {
         self.moved.notify_all();
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+    fn closing(&self) -> Option<Farewell> {
+        let closing = self.closing.load(Ordering::Acquire);
+        closing.then_some(Farewell { why: Leaving::Closing, successor: None })
     }
 }
 
@@ -157,4 +162,6 @@ impl ReplicaHost for Nobody {
     }
 
     fn handle_appended(&self, _: &EntryRun) {}
+
+    fn handle_head_confirmed(&self, _: u64, _: LogEnd) {}
 }

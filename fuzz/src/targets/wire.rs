@@ -13,7 +13,7 @@ use noxu_rep::wire::frame::{FRAME_LENGTH_BYTES, decode_length, encode_length};
 use noxu_rep::wire::handshake::{
     Capabilities, HandshakeMsg, Hello, NodeKind, RejectReason, VersionRange, Welcome,
 };
-use noxu_rep::wire::message::{Ack, Dtvlsn, Head, Position, StreamMessage};
+use noxu_rep::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, Leaving, Position, StreamMessage};
 use noxu_rep::wire::probe::{self, ProbeAnswer};
 use noxu_rep::wire::restore::{ManifestHead, RestoreMsg, SegmentOffer};
 use noxu_rep::wire::syncup::{SyncupMsg, Verdict};
@@ -145,16 +145,19 @@ pub fn message(input: &[u8]) -> bool {
 
 pub fn message_seeds() -> Vec<Vec<u8>> {
     let dtvlsn = Dtvlsn { vlsn: Vlsn::new(4), fingerprint: Fingerprint::from_u64(5) };
+    let era = Era { epoch: 1, term: Term::new(2) };
     let head = Head {
-        term: Term::new(2),
+        era,
         first: Vlsn::new(5),
         previous_fingerprint: Fingerprint::from_u64(6),
         dtvlsn,
         want_received: true,
     };
-    let (term, last) = (Term::new(2), Vlsn::new(9));
-    let position = Position { term, last, dtvlsn, want_received: false, answer: true };
-    let ack = Ack { term, received: last, durable: last, applied: Vlsn::new(8) };
+    let last = Vlsn::new(9);
+    let position = Position { era, last, dtvlsn, want_received: false, answer: true };
+    let ack = Ack { era, received: last, durable: last, applied: Vlsn::new(8) };
+    let successor = Some("n2".parse().expect("a name"));
+    let end = LogEnd { term: era.term, vlsn: last, fingerprint: Fingerprint::from_u64(7) };
     let entries = super::decoders::entry_seeds();
     let entries = entries.first().expect("a run of entries");
     [
@@ -162,7 +165,10 @@ pub fn message_seeds() -> Vec<Vec<u8>> {
         StreamMessage::Fragment { head, total: 100, offset: 40, bytes: b"part" },
         StreamMessage::Position(position),
         StreamMessage::Ack(ack),
-        StreamMessage::Goodbye,
+        StreamMessage::Goodbye(Farewell { why: Leaving::StepsDown, successor }),
+        StreamMessage::Goodbye(Farewell { why: Leaving::Closing, successor: None }),
+        StreamMessage::HeadAsk { nonce: 8 },
+        StreamMessage::HeadAnswer { nonce: 8, head: end },
     ]
     .map(|message| message.encode())
     .to_vec()

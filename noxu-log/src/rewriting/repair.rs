@@ -70,6 +70,14 @@ impl Log {
         self.shared.state.lock().faulty.clone()
     }
 
+    /// The first of them that the state machine's checkpoint does not hold. Once it is `None` it
+    /// stays so while the log is open: only opening finds damage.
+    pub fn first_damaged(&self) -> Option<Vlsn> {
+        let state = self.shared.state.lock();
+        let needed = state.faulty.iter().find(|faulty| faulty.last > state.checkpoint);
+        needed.map(|faulty| faulty.first.max(state.checkpoint.next()))
+    }
+
     /// Puts the entries of one faulty range back. Durable on return.
     ///
     /// # Errors

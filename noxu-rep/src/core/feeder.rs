@@ -5,6 +5,7 @@
 //!   what it did not receive. `applied <= received`.
 //! - Positions acknowledged on one session never move back.
 //! - Nothing is sent but in `State::Streaming`, and what is sent continues what was sent.
+//! - Whoever has no vote is sent nothing beyond DTVLSN, so that it never has to roll back.
 //!
 //! # Clock
 //! A stream clocks itself: while the replica owes an answer, few entries gather, to leave together
@@ -22,11 +23,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use noxu_util::{NULL_VLSN, Term, Vlsn};
+use noxu_util::{NULL_VLSN, Vlsn};
 
 use crate::core::commits::Now;
-use crate::core::replica::StreamFault;
-use crate::wire::message::Ack;
+use crate::core::replica::{StreamFault, check_era};
+use crate::wire::handshake::NodeKind;
+use crate::wire::message::{Ack, Era};
 
 /// How long either side of a stream waits for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +45,31 @@ impl Default for StreamTiming {
     }
 }
 
+/// How much of the log a replica is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedLimit {
+    /// All of it, as soon as it is there.
+    Log,
+    /// What can no longer be rolled back.
+    Dtvlsn,
+}
+
+impl FeedLimit {
+    /// For a node of this kind.
+    pub const fn of(kind: NodeKind) -> Self {
+        match kind {
+            NodeKind::Electable | NodeKind::Arbiter => Self::Log,
+            NodeKind::Secondary | NodeKind::Monitor => Self::Dtvlsn,
+        }
+    }
+}
+
 /// The master's half of one replica's stream.
 #[derive(Debug)]
 pub struct Feeder {
-    term: Term,
+    era: Era,
     timing: StreamTiming,
+    limit: FeedLimit,
     state: State,
 }
 
@@ -67,6 +89,8 @@ struct Streaming {
     /// The replica is known to have received everything through it.
     answered: Vlsn,
     acked: Ack,
+    /// The replica wants to know where the log ends.
+    head_asked: Option<u64>,
     last_sent: Now,
     last_heard: Now,
     /// When what was sent: (last VLSN of a frame, time), oldest unacknowledged first.
@@ -102,8 +126,21 @@ const MOST_SAMPLES: usize = 1024;
 
 impl Feeder {
     /// A feeder whose replica has just connected.
-    pub fn new(term: Term, timing: StreamTiming) -> Self {
-        Self { term, timing, state: State::Handshake }
+    pub fn new(era: Era, timing: StreamTiming, limit: FeedLimit) -> Self {
+        Self { era, timing, limit, state: State::Handshake }
+    }
+
+    /// The mastership it feeds in.
+    pub fn era(&self) -> Era {
+        self.era
+    }
+
+    /// Through where a log that ends at `last` may be sent, now that `dtvlsn` is known.
+    pub fn may_send(&self, last: Vlsn, dtvlsn: Vlsn) -> Vlsn {
+        match self.limit {
+            FeedLimit::Log => last,
+            FeedLimit::Dtvlsn => last.min(dtvlsn),
+        }
     }
 
     /// The handshake succeeded.
@@ -124,7 +161,8 @@ impl Feeder {
                     sent: start.prev(),
                     announced: NULL_VLSN,
                     answered: start.prev(),
-                    acked: Ack { term: self.term, ..Ack::default() },
+                    acked: Ack { era: self.era, ..Ack::default() },
+                    head_asked: None,
                     last_sent: now,
                     last_heard: now,
                     unacked: VecDeque::new(),
@@ -185,9 +223,7 @@ impl Feeder {
     /// An acknowledgement arrived. `Some` if the positions that count moved.
     pub fn handle_ack(&mut self, now: Now, ack: Ack) -> Result<Option<Ack>, StreamFault> {
         let State::Streaming(streaming) = &mut self.state else { return Ok(None) };
-        if ack.term != self.term {
-            return Err(StreamFault::ForeignTerm { found: ack.term, expected: self.term });
-        }
+        check_era(ack.era, self.era)?;
         let before = streaming.acked;
         let lawful = ack.durable <= ack.received
             && ack.applied <= ack.received
@@ -205,6 +241,24 @@ impl Feeder {
         }
         let moved = ack.received > before.received || ack.durable > before.durable;
         Ok(moved.then_some(ack))
+    }
+
+    /// The replica asks where the log ends. An earlier question is void.
+    pub fn handle_head_ask(&mut self, now: Now, nonce: u64) {
+        let State::Streaming(streaming) = &mut self.state else { return };
+        streaming.last_heard = now;
+        streaming.head_asked = Some(nonce);
+    }
+
+    /// The question to be answered, once.
+    pub fn poll_head_asked(&mut self) -> Option<u64> {
+        let State::Streaming(streaming) = &mut self.state else { return None };
+        streaming.head_asked.take()
+    }
+
+    /// When the replica was last heard; `None` unless streaming.
+    pub fn last_heard(&self) -> Option<Now> {
+        self.streaming().map(|s| s.last_heard)
     }
 
     /// How long the replica has been silent, if that is too long.
@@ -278,6 +332,8 @@ impl Feeder {
 
 #[cfg(test)]
 mod tests {
+    use noxu_util::Term;
+
     use super::*;
 
     const BEAT: Duration = Duration::from_millis(100);
@@ -291,13 +347,15 @@ mod tests {
         Duration::from_millis(n)
     }
 
+    const ERA: Era = Era { epoch: 1, term: Term::new(3) };
+
     fn ack(received: i64, durable: i64) -> Ack {
-        Ack { term: Term::new(3), received: v(received), durable: v(durable), applied: NULL_VLSN }
+        Ack { era: ERA, received: v(received), durable: v(durable), applied: NULL_VLSN }
     }
 
     fn streaming() -> Feeder {
         let timing = StreamTiming { heartbeat: BEAT, silence: SILENCE };
-        let mut feeder = Feeder::new(Term::new(3), timing);
+        let mut feeder = Feeder::new(ERA, timing, FeedLimit::Log);
         assert_eq!((feeder.next(), feeder.poll_timeout()), (None, None));
         feeder.handle_welcomed();
         feeder.handle_synced_up(ms(0), v(11));
@@ -329,12 +387,36 @@ mod tests {
         for back in [ack(17, 15), ack(18, 14)] {
             assert!(matches!(feeder.handle_ack(ms(2), back), Err(StreamFault::BadAck { .. })));
         }
-        let old = Ack { term: Term::new(2), ..ack(20, 20) };
-        assert_eq!(
-            feeder.handle_ack(ms(2), old),
-            Err(StreamFault::ForeignTerm { found: Term::new(2), expected: Term::new(3) })
-        );
+        for term in [2, 4].map(Term::new) {
+            let foreign = Ack { era: Era { term, ..ERA }, ..ack(20, 20) };
+            let fault = feeder.handle_ack(ms(2), foreign).unwrap_err();
+            assert_eq!(fault, StreamFault::ForeignTerm { found: term, expected: ERA.term });
+            assert_eq!(fault.newer_term(), (term > ERA.term).then_some(term));
+        }
+        let foreign = Ack { era: Era { epoch: 2, term: Term::new(9) }, ..ack(20, 20) };
+        let fault = feeder.handle_ack(ms(2), foreign).unwrap_err();
+        assert_eq!(fault, StreamFault::ForeignEpoch { found: 2, expected: 1 });
+        assert_eq!(fault.newer_term(), None, "terms of another epoch are others");
         feeder.check_invariants();
+    }
+
+    #[test]
+    fn who_has_no_vote_is_sent_nothing_beyond_dtvlsn() {
+        let timing = StreamTiming { heartbeat: BEAT, silence: SILENCE };
+        let limits = [NodeKind::Electable, NodeKind::Secondary].map(FeedLimit::of);
+        assert_eq!(limits, [FeedLimit::Log, FeedLimit::Dtvlsn]);
+        let [voter, other] = limits.map(|limit| Feeder::new(ERA, timing, limit));
+        assert_eq!((voter.may_send(v(9), v(5)), other.may_send(v(9), v(5))), (v(9), v(5)));
+        assert_eq!(other.may_send(v(9), v(12)), v(9));
+    }
+
+    #[test]
+    fn a_question_for_the_logs_end_is_answered_once_and_the_last_one_only() {
+        let mut feeder = streaming();
+        feeder.handle_head_ask(ms(3), 5);
+        feeder.handle_head_ask(ms(4), 6);
+        assert_eq!(feeder.last_heard(), Some(ms(4)));
+        assert_eq!((feeder.poll_head_asked(), feeder.poll_head_asked()), (Some(6), None));
     }
 
     #[test]

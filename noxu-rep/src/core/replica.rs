@@ -1,9 +1,10 @@
 //! Replica: the receiving half of a stream.
 //!
 //! # Invariants          (each is asserted in `check_invariants`)
-//! - `durable <= received`, and an acknowledgement names only what was verified in this term and,
-//!   as durable, only what was fsynced before.
-//! - Frames continue the log exactly: next VLSN, equal previous fingerprint, same term.
+//! - `durable <= received`, and an acknowledgement names only what was verified in this mastership
+//!   and, as durable, only what was fsynced before and lies below the first damaged entry.
+//! - Frames continue the log exactly: next VLSN, equal previous fingerprint, same epoch and term.
+//! - Once the stream is fenced nothing of it is taken or acknowledged any more.
 //! - `may_apply <= min(DTVLSN, received)`: what is applied can no longer be rolled back.
 //! - A reassembled entry is never longer than announced, and memory grows only as bytes arrive.
 //!
@@ -19,7 +20,9 @@ use noxu_util::{Fingerprint, Term, Vlsn};
 
 use crate::core::commits::Now;
 use crate::core::feeder::StreamTiming;
-use crate::wire::message::{Ack, Dtvlsn, Head, Position};
+use crate::mutant::{self, Mutant};
+use crate::wire::election::LogEnd;
+use crate::wire::message::{Ack, Dtvlsn, Era, Head, Position};
 
 /// How a peer broke the rules of a stream. Its connection is closed; nothing else is harmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +54,14 @@ pub enum StreamFault {
         /// Fingerprint of this log's end.
         expected: Fingerprint,
     },
+    /// The message is of another epoch than the stream.
+    #[error("message of epoch {found} on a stream of epoch {expected}")]
+    ForeignEpoch {
+        /// Epoch of the message.
+        found: u32,
+        /// Epoch of the stream.
+        expected: u32,
+    },
     /// The message is of another term than the stream.
     #[error("message of term {found} on a stream of term {expected}")]
     ForeignTerm {
@@ -58,6 +69,22 @@ pub enum StreamFault {
         found: Term,
         /// Term of the stream.
         expected: Term,
+    },
+    /// The node has promised itself to a newer term than the stream's.
+    #[error("a stream of term {term} goes on in term {below}")]
+    Fenced {
+        /// Term of the stream.
+        term: Term,
+        /// The node's.
+        below: Term,
+    },
+    /// The entries differ at what the master says is the end of its log.
+    #[error("{head} is the end of the master's log; the fingerprint there is {here} here")]
+    ForeignHead {
+        /// The master's end.
+        head: LogEnd,
+        /// Fingerprint in this log.
+        here: Fingerprint,
     },
     /// An acknowledgement that cannot be true.
     #[error("impossible acknowledgement {found:?}: sent through {sent}, acknowledged {before:?}")]
@@ -96,16 +123,39 @@ pub enum StreamFault {
     },
 }
 
+impl StreamFault {
+    /// The term of the peer, if it has a newer one than the stream: a master makes way for it.
+    pub fn newer_term(&self) -> Option<Term> {
+        match self {
+            Self::ForeignTerm { found, expected } if found > expected => Some(*found),
+            Self::ForeignTerm { .. }
+            | Self::Gap { .. }
+            | Self::Duplicate { .. }
+            | Self::Fork { .. }
+            | Self::ForeignEpoch { .. }
+            | Self::Fenced { .. }
+            | Self::ForeignHead { .. }
+            | Self::BadAck { .. }
+            | Self::Fragment { .. }
+            | Self::DurableFork { .. } => None,
+        }
+    }
+}
+
 /// The receiving half of a stream.
 #[derive(Debug)]
 pub struct Replica {
-    term: Term,
+    era: Era,
     timing: StreamTiming,
     max_entry_bytes: usize,
     state: State,
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each stream, which streams most of its life"
+)]
 enum State {
     Handshake,
     Syncup,
@@ -123,9 +173,23 @@ struct Streaming {
     want_received: bool,
     /// The feeder wants to hear something although nothing moved.
     answer_due: bool,
+    /// First entry that is in the log and cannot be read.
+    damaged: Option<Vlsn>,
+    /// The term that ended this stream's.
+    fenced: Option<Term>,
+    head: HeadQuestion,
     acked: Ack,
     last_heard: Now,
+    last_said: Now,
     partial: Option<Partial>,
+}
+
+/// Where the master's log ends: whoever may have lost the end of its own asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HeadQuestion {
+    None,
+    Asked { nonce: u64 },
+    Answered { nonce: u64, head: LogEnd },
 }
 
 #[derive(Debug)]
@@ -136,9 +200,9 @@ struct Partial {
 }
 
 impl Replica {
-    /// A replica that has just connected to the master of `term`.
-    pub fn new(term: Term, timing: StreamTiming, max_entry_bytes: usize) -> Self {
-        Self { term, timing, max_entry_bytes, state: State::Handshake }
+    /// A replica that has just connected to the master of `era`.
+    pub fn new(era: Era, timing: StreamTiming, max_entry_bytes: usize) -> Self {
+        Self { era, timing, max_entry_bytes, state: State::Handshake }
     }
 
     /// The handshake succeeded.
@@ -172,8 +236,12 @@ impl Replica {
                     want_received: false,
                     // The first acknowledgement tells the master where this node stands.
                     answer_due: true,
-                    acked: Ack { term: self.term, ..Ack::default() },
+                    damaged: None,
+                    fenced: None,
+                    head: HeadQuestion::None,
+                    acked: Ack { era: self.era, ..Ack::default() },
                     last_heard: now,
+                    last_said: now,
                     partial: None,
                 });
             }
@@ -185,7 +253,8 @@ impl Replica {
 
     /// Checks that entries behind `head` would continue the log.
     pub fn handle_head(&mut self, now: Now, head: &Head) -> Result<(), StreamFault> {
-        self.check_term(head.term)?;
+        self.check_era(head.era)?;
+        self.check_open()?;
         let s = self.streaming_mut();
         s.last_heard = now;
         let expected = s.received.next();
@@ -195,7 +264,8 @@ impl Replica {
         if head.first < expected {
             return Err(StreamFault::Duplicate { found: head.first, expected });
         }
-        if head.previous_fingerprint != s.fingerprint {
+        if head.previous_fingerprint != s.fingerprint && !mutant::is_on(Mutant::PreviousNotChecked)
+        {
             return Err(StreamFault::Fork {
                 vlsn: head.first,
                 found: head.previous_fingerprint,
@@ -252,9 +322,13 @@ impl Replica {
     }
 
     /// Entries through `last` were verified and appended.
+    ///
+    /// # Panics
+    /// If they are not new, or the stream was fenced before.
     pub fn handle_appended(&mut self, last: Vlsn, fingerprint: Fingerprint) {
         let s = self.streaming_mut();
         assert!(last > s.received, "appended {last} after {}", s.received);
+        assert_eq!(s.fenced, None, "appended {last} behind the fence");
         s.received = last;
         s.fingerprint = fingerprint;
     }
@@ -265,6 +339,55 @@ impl Replica {
         s.durable = s.durable.max(durable.min(s.received));
     }
 
+    /// `first` is the first damaged entry that the state machine's checkpoint does not hold; `None`
+    /// once all are whole.
+    pub fn handle_damaged(&mut self, first: Option<Vlsn>) {
+        self.streaming_mut().damaged = first;
+    }
+
+    /// Whether damage keeps acknowledgements back. Worth asking the log about, which mends.
+    pub fn is_damaged(&self) -> bool {
+        self.streaming().is_some_and(|s| s.damaged.is_some())
+    }
+
+    /// The node's term has become `below`. Nothing of an older term is taken or acknowledged.
+    pub fn handle_fence(&mut self, below: Term) {
+        if let State::Streaming(s) = &mut self.state
+            && self.era.term < below
+            && !mutant::is_on(Mutant::AckAfterGrant)
+        {
+            s.fenced = Some(below);
+        }
+    }
+
+    /// The master is asked where its log ends. An earlier question is void.
+    pub fn handle_head_asked(&mut self, nonce: u64) {
+        self.streaming_mut().head = HeadQuestion::Asked { nonce };
+    }
+
+    /// The master's answer. An answer to anything but the last question says nothing.
+    pub fn handle_head_answer(&mut self, now: Now, nonce: u64, head: LogEnd) {
+        let s = self.streaming_mut();
+        s.last_heard = now;
+        let asked = s.head == HeadQuestion::Asked { nonce };
+        if asked || mutant::is_on(Mutant::ClearWithoutNonce) {
+            s.head = HeadQuestion::Answered { nonce, head };
+        }
+    }
+
+    /// The answer, once, when everything up to it is durable here and was verified on this stream.
+    pub fn poll_head_confirmed(&mut self) -> Option<(u64, LogEnd)> {
+        let sound = self.sound();
+        let s = self.streaming_mut();
+        match s.head {
+            HeadQuestion::Answered { nonce, head } if sound >= head.vlsn && s.fenced.is_none() => {
+                s.head = HeadQuestion::None;
+                Some((nonce, head))
+            }
+            HeadQuestion::None | HeadQuestion::Asked { .. } | HeadQuestion::Answered { .. } => None,
+        }
+    }
+
     /// The state machine has applied everything through `applied`.
     pub fn handle_applied(&mut self, applied: Vlsn) {
         let s = self.streaming_mut();
@@ -273,7 +396,8 @@ impl Replica {
 
     /// The master's position came, in silence or because DTVLSN moved.
     pub fn handle_position(&mut self, now: Now, position: &Position) -> Result<(), StreamFault> {
-        self.check_term(position.term)?;
+        self.check_era(position.era)?;
+        self.check_open()?;
         let s = self.streaming_mut();
         s.last_heard = now;
         s.want_received |= position.want_received;
@@ -310,7 +434,9 @@ impl Replica {
 
     /// Highest VLSN that may be applied.
     pub fn may_apply(&self) -> Vlsn {
-        self.streaming().map_or(noxu_util::NULL_VLSN, |s| s.dtvlsn.min(s.received))
+        let beyond = mutant::is_on(Mutant::AppliesBeyondDtvlsn);
+        let limit = |s: &Streaming| if beyond { s.received } else { s.dtvlsn.min(s.received) };
+        self.streaming().map_or(noxu_util::NULL_VLSN, limit)
     }
 
     /// Whether entries wait for their fsync.
@@ -319,24 +445,58 @@ impl Replica {
     }
 
     /// The acknowledgement that is due before the fsync, if a committer waits for it.
-    pub fn poll_received_ack(&mut self) -> Option<Ack> {
+    pub fn poll_received_ack(&mut self, now: Now) -> Option<Ack> {
         let s = self.streaming_mut();
-        (s.want_received && s.received > s.acked.received).then(|| self.ack())
+        let due = s.want_received && s.received > s.acked.received;
+        if due { self.ack(now) } else { None }
     }
 
     /// The acknowledgement that is due after the fsync: what is durable moved, or an answer is due.
-    pub fn poll_ack(&mut self) -> Option<Ack> {
+    pub fn poll_ack(&mut self, now: Now) -> Option<Ack> {
+        let sound = self.sound();
         let s = self.streaming_mut();
-        (s.durable > s.acked.durable || s.answer_due).then(|| self.ack())
+        let due = sound > s.acked.durable || s.answer_due;
+        if due { self.ack(now) } else { None }
     }
 
-    fn ack(&mut self) -> Ack {
-        let term = self.term;
+    /// The acknowledgement that is due before an fsync that may take long, if little was said of
+    /// late: a master that ships all the time asks for no answer, and a slow disk is not to look
+    /// like a dead node.
+    pub fn poll_life_sign(&mut self, now: Now) -> Option<Ack> {
+        let quiet = now.saturating_sub(self.streaming()?.last_said);
+        if quiet >= 2 * self.timing.heartbeat { self.ack(now) } else { None }
+    }
+
+    fn ack(&mut self, now: Now) -> Option<Ack> {
+        let (era, durable) = (self.era, self.sound());
         let s = self.streaming_mut();
+        if s.fenced.is_some() {
+            return None;
+        }
         s.answer_due = false;
         s.want_received = false;
-        s.acked = Ack { term, received: s.received, durable: s.durable, applied: s.applied };
-        s.acked
+        s.last_said = now;
+        s.acked = Ack { era, received: s.received, durable, applied: s.applied };
+        Some(s.acked)
+    }
+
+    /// What may be acknowledged as durable.
+    fn sound(&self) -> Vlsn {
+        let Some(s) = self.streaming() else { return noxu_util::NULL_VLSN };
+        if mutant::is_on(Mutant::AckBeforeSync) {
+            return s.received;
+        }
+        s.damaged.map_or(s.durable, |first| s.durable.min(first.prev()))
+    }
+
+    /// The last acknowledgement that left; none of the whole stream was higher.
+    pub fn acked(&self) -> Ack {
+        self.streaming().map_or_else(Ack::default, |s| s.acked)
+    }
+
+    /// When the master was last heard; `None` unless streaming.
+    pub fn last_heard(&self) -> Option<Now> {
+        self.streaming().map(|s| s.last_heard)
     }
 
     /// How long the master has been silent, if that is too long.
@@ -360,11 +520,14 @@ impl Replica {
         self.state = State::Closed;
     }
 
-    fn check_term(&self, found: Term) -> Result<(), StreamFault> {
-        if found == self.term {
-            Ok(())
-        } else {
-            Err(StreamFault::ForeignTerm { found, expected: self.term })
+    fn check_era(&self, found: Era) -> Result<(), StreamFault> {
+        check_era(found, self.era)
+    }
+
+    fn check_open(&self) -> Result<(), StreamFault> {
+        match self.streaming().and_then(|s| s.fenced) {
+            Some(below) => Err(StreamFault::Fenced { term: self.era.term, below }),
+            None => Ok(()),
         }
     }
 
@@ -392,13 +555,24 @@ impl Replica {
         if let Some(s) = self.streaming() {
             assert!(s.durable <= s.received, "durable {} beyond {}", s.durable, s.received);
             assert!(s.acked.received <= s.received, "{:?} beyond {}", s.acked, s.received);
-            assert!(s.acked.durable <= s.durable, "{:?} beyond {}", s.acked, s.durable);
+            assert!(s.acked.durable <= self.sound(), "{:?} beyond {}", s.acked, self.sound());
             assert!(self.may_apply() <= s.dtvlsn && self.may_apply() <= s.received);
             if let Some(partial) = &s.partial {
                 assert!(partial.bytes.len() < partial.total as usize);
             }
         }
     }
+}
+
+/// Whether a message of `found` belongs on a stream of `expected`.
+pub(crate) fn check_era(found: Era, expected: Era) -> Result<(), StreamFault> {
+    if found.epoch != expected.epoch {
+        return Err(StreamFault::ForeignEpoch { found: found.epoch, expected: expected.epoch });
+    }
+    if found.term != expected.term && !mutant::is_on(Mutant::LeaveOthersTermFrames) {
+        return Err(StreamFault::ForeignTerm { found: found.term, expected: expected.term });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -418,12 +592,12 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    const TERM: Term = Term::new(3);
+    const ERA: Era = Era { epoch: 1, term: Term::new(3) };
 
     /// A replica whose log ends at 10 with fingerprint 10, synced through 8.
     fn streaming() -> Replica {
         let timing = StreamTiming { heartbeat: ms(100), silence: ms(1000) };
-        let mut replica = Replica::new(TERM, timing, 100);
+        let mut replica = Replica::new(ERA, timing, 100);
         replica.handle_welcomed();
         replica.handle_synced_up(ms(0), v(10), fp(10), v(8), v(5));
         replica
@@ -431,7 +605,7 @@ mod tests {
 
     fn head(first: i64, previous: u64) -> Head {
         Head {
-            term: TERM,
+            era: ERA,
             first: v(first),
             previous_fingerprint: fp(previous),
             dtvlsn: Dtvlsn::default(),
@@ -440,41 +614,41 @@ mod tests {
     }
 
     fn ack(received: i64, durable: i64) -> Ack {
-        Ack { term: TERM, received: v(received), durable: v(durable), applied: NULL_VLSN }
+        Ack { era: ERA, received: v(received), durable: v(durable), applied: NULL_VLSN }
     }
 
     #[test]
     fn the_first_ack_tells_where_the_replica_stands() {
         let mut replica = streaming();
-        assert_eq!(replica.poll_ack(), Some(ack(10, 8)));
-        assert_eq!(replica.poll_ack(), None);
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 8)));
+        assert_eq!(replica.poll_ack(ms(1)), None);
         replica.check_invariants();
     }
 
     #[test]
     fn an_ack_follows_the_fsync() {
         let mut replica = streaming();
-        replica.poll_ack();
+        replica.poll_ack(ms(1));
         replica.handle_head(ms(1), &head(11, 10)).unwrap();
         replica.handle_appended(v(20), fp(20));
         assert!(replica.sync_due());
-        assert_eq!((replica.poll_received_ack(), replica.poll_ack()), (None, None));
+        assert_eq!((replica.poll_received_ack(ms(1)), replica.poll_ack(ms(1))), (None, None));
         replica.handle_synced(v(20));
-        assert_eq!(replica.poll_ack(), Some(ack(20, 20)));
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(20, 20)));
         assert!(!replica.sync_due());
     }
 
     #[test]
     fn an_ack_precedes_the_fsync_only_if_somebody_waits_for_it() {
         let mut replica = streaming();
-        replica.poll_ack();
+        replica.poll_ack(ms(1));
         let wanted = Head { want_received: true, ..head(11, 10) };
         replica.handle_head(ms(1), &wanted).unwrap();
         replica.handle_appended(v(20), fp(20));
-        assert_eq!(replica.poll_received_ack(), Some(ack(20, 8)));
-        assert_eq!(replica.poll_received_ack(), None);
+        assert_eq!(replica.poll_received_ack(ms(1)), Some(ack(20, 8)));
+        assert_eq!(replica.poll_received_ack(ms(1)), None);
         replica.handle_synced(v(20));
-        assert_eq!(replica.poll_ack(), Some(ack(20, 20)));
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(20, 20)));
     }
 
     #[test]
@@ -494,12 +668,15 @@ mod tests {
             Err(StreamFault::Fork { vlsn: v(11), found: fp(77), expected: fp(10) })
         );
         for term in [2, 4] {
-            let foreign = Head { term: Term::new(term), ..head(11, 10) };
-            assert_eq!(
-                replica.handle_head(ms(1), &foreign),
-                Err(StreamFault::ForeignTerm { found: Term::new(term), expected: TERM })
-            );
+            let term = Term::new(term);
+            let fault = StreamFault::ForeignTerm { found: term, expected: ERA.term };
+            assert_eq!(fault.newer_term(), (term > ERA.term).then_some(term));
+            let foreign = Head { era: Era { term, ..ERA }, ..head(11, 10) };
+            assert_eq!(replica.handle_head(ms(1), &foreign), Err(fault));
         }
+        let foreign = Head { era: Era { epoch: 2, ..ERA }, ..head(11, 10) };
+        let fault = StreamFault::ForeignEpoch { found: 2, expected: 1 };
+        assert_eq!(replica.handle_head(ms(1), &foreign), Err(fault));
     }
 
     #[test]
@@ -543,20 +720,114 @@ mod tests {
     #[test]
     fn a_silent_master_is_noticed_and_a_heartbeat_is_answered() {
         let mut replica = streaming();
-        replica.poll_ack();
+        replica.poll_ack(ms(1));
         assert_eq!(replica.poll_timeout(), Some(ms(1000)));
         let position = Position {
-            term: TERM,
+            era: ERA,
             last: v(10),
             dtvlsn: Dtvlsn::default(),
             want_received: false,
             answer: true,
         };
         replica.handle_position(ms(500), &position).unwrap();
-        assert_eq!(replica.poll_ack(), Some(ack(10, 8)));
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 8)));
         assert_eq!(replica.handle_timeout(ms(1499)), None);
         assert_eq!(replica.handle_timeout(ms(1500)), Some(ms(1000)));
         replica.handle_closed();
         assert_eq!(replica.poll_timeout(), None);
+    }
+
+    #[test]
+    fn nothing_is_taken_or_acknowledged_behind_the_fence() {
+        let mut replica = streaming();
+        replica.poll_ack(ms(1));
+        replica.handle_fence(ERA.term);
+        replica.handle_head(ms(1), &Head { want_received: true, ..head(11, 10) }).unwrap();
+        replica.handle_appended(v(20), fp(20));
+        let below = Term::new(4);
+        replica.handle_fence(below);
+        replica.handle_synced(v(20));
+        assert_eq!((replica.poll_received_ack(ms(1)), replica.poll_ack(ms(1))), (None, None));
+        assert_eq!(replica.poll_life_sign(ms(900)), None);
+        let fenced = Err(StreamFault::Fenced { term: ERA.term, below });
+        assert_eq!(replica.handle_head(ms(2), &head(21, 20)), fenced);
+        assert_eq!(replica.acked(), ack(10, 8), "what left before the fence");
+        replica.check_invariants();
+    }
+
+    #[test]
+    fn nothing_from_the_first_damaged_entry_on_is_acknowledged_as_durable() {
+        let mut replica = streaming();
+        replica.handle_damaged(Some(v(7)));
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 6)));
+        replica.handle_synced(v(10));
+        assert_eq!(replica.poll_ack(ms(1)), None);
+        replica.check_invariants();
+        replica.handle_damaged(Some(v(9)));
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 8)));
+        replica.handle_damaged(None);
+        assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 10)));
+        assert!(!replica.is_damaged());
+    }
+
+    #[test]
+    fn the_masters_log_end_is_confirmed_once_and_only_when_it_is_durable_here() {
+        let end = |vlsn| LogEnd { term: ERA.term, vlsn: v(vlsn), fingerprint: fp(1) };
+        let mut replica = streaming();
+        replica.handle_head_answer(ms(1), 5, end(8));
+        assert_eq!(replica.poll_head_confirmed(), None, "nobody asked");
+        replica.handle_head_asked(5);
+        replica.handle_head_asked(6);
+        replica.handle_head_answer(ms(1), 5, end(8));
+        assert_eq!(replica.poll_head_confirmed(), None, "an answer to an earlier question");
+        replica.handle_head_answer(ms(2), 6, end(12));
+        assert_eq!(replica.last_heard(), Some(ms(2)));
+        replica.handle_synced(v(10));
+        assert_eq!(replica.poll_head_confirmed(), None);
+        replica.handle_appended(v(12), fp(12));
+        assert_eq!(replica.poll_head_confirmed(), None, "received, and not durable");
+        replica.handle_damaged(Some(v(3)));
+        replica.handle_synced(v(12));
+        assert_eq!(replica.poll_head_confirmed(), None, "damaged below");
+        replica.handle_damaged(None);
+        assert_eq!(replica.poll_head_confirmed(), Some((6, end(12))));
+        assert_eq!(replica.poll_head_confirmed(), None);
+    }
+
+    #[test]
+    fn who_has_been_quiet_for_two_heartbeats_says_something_before_a_sync() {
+        let mut replica = streaming();
+        replica.poll_ack(ms(100));
+        assert_eq!(replica.poll_life_sign(ms(299)), None);
+        assert_eq!(replica.poll_life_sign(ms(300)), Some(ack(10, 8)));
+        assert_eq!(replica.poll_life_sign(ms(301)), None);
+    }
+
+    #[test]
+    fn each_deliberate_bug_of_a_replica_breaks_its_rule() {
+        let wrong = Head { previous_fingerprint: fp(77), ..head(11, 10) };
+        Mutant::with(Some(Mutant::PreviousNotChecked), || {
+            assert_eq!(streaming().handle_head(ms(1), &wrong), Ok(()));
+        });
+        let foreign = Head { era: Era { term: Term::new(2), ..ERA }, ..head(11, 10) };
+        Mutant::with(Some(Mutant::LeaveOthersTermFrames), || {
+            assert_eq!(streaming().handle_head(ms(1), &foreign), Ok(()));
+        });
+        Mutant::with(Some(Mutant::AckBeforeSync), || {
+            assert_eq!(streaming().poll_ack(ms(1)), Some(ack(10, 10)));
+        });
+        Mutant::with(Some(Mutant::AppliesBeyondDtvlsn), || {
+            assert_eq!(streaming().may_apply(), v(10));
+        });
+        Mutant::with(Some(Mutant::AckAfterGrant), || {
+            let mut replica = streaming();
+            replica.handle_fence(Term::new(4));
+            assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 8)));
+        });
+        Mutant::with(Some(Mutant::ClearWithoutNonce), || {
+            let mut replica = streaming();
+            replica.handle_head_answer(ms(1), 5, LogEnd::default());
+            assert_eq!(replica.poll_head_confirmed(), Some((5, LogEnd::default())));
+        });
     }
 }

@@ -8,8 +8,8 @@
 //! Callbacks, wake-ups and applying happen with no lock held.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::clock::Clock;
 use crate::core::commits::{Admissible, Changed, Commits, Outcome, WaiterId};
 use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
-use crate::core::feeder::{Feeder, Lag, StreamTiming};
+use crate::core::feeder::{FeedLimit, Feeder, Lag, StreamTiming};
 use crate::core::quorum::{Acked, Quorum, SessionId};
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::stream::feeder::FeederHost;
-use crate::wire::message::Ack;
+use crate::wire::handshake::NodeKind;
+use crate::wire::message::{Ack, Era, Farewell, Leaving};
 
 /// How long a master waits for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct Master {
     /// Released committers that are woken when what they wait for has been applied.
     followers: Mutex<Vec<Thread>>,
     closing: AtomicBool,
+    /// What the streams say then.
+    farewell: OnceLock<Farewell>,
     feeders: Mutex<BTreeMap<SessionId, Arc<FeederSession>>>,
     next_session: AtomicU64,
 }
@@ -161,6 +164,7 @@ impl Master {
             admitted: AtomicU16::new(0),
             followers: Mutex::default(),
             closing: AtomicBool::new(false),
+            farewell: OnceLock::new(),
             feeders: Mutex::default(),
             next_session: AtomicU64::new(1),
         }
@@ -298,11 +302,13 @@ impl Master {
         &self,
         name: Name,
         incarnation: Incarnation,
+        kind: NodeKind,
         address: String,
         channel: Arc<dyn Channel>,
     ) -> Arc<FeederSession> {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let mut core = Feeder::new(self.term, self.limits.timing);
+        let era = Era { epoch: self.log.control().ballot().epoch, term: self.term };
+        let mut core = Feeder::new(era, self.limits.timing, FeedLimit::of(kind));
         core.handle_welcomed();
         let core = Arc::new(Mutex::new(core));
         let session = Arc::new(FeederSession { id, name, incarnation, address, channel, core });
@@ -490,10 +496,20 @@ impl Master {
 
     /// Ends the mastership: writers and waiters get [`RepError::Stopped`], the streams a goodbye.
     pub(crate) fn close(&self, cause: &str) {
+        self.leave(cause, Farewell { why: Leaving::Closing, successor: None });
+    }
+
+    /// The same for a node that stays, whose `successor` it is to be if it names one.
+    pub(crate) fn step_down(&self, cause: &str, successor: Option<Name>) {
+        self.leave(cause, Farewell { why: Leaving::StepsDown, successor });
+    }
+
+    fn leave(&self, cause: &str, farewell: Farewell) {
         let mut state = self.state.lock();
         state.stop_writes(cause);
         self.publish_admitted(&state);
         state.commits.handle_closed();
+        self.farewell.get_or_init(|| farewell);
         self.closing.store(true, Ordering::Release);
         self.settle(state, Changed::default());
         self.changed.notify_all();
@@ -537,8 +553,9 @@ impl FeederHost for SessionHost {
         self.pin.advance(ack.durable.next());
     }
 
-    fn is_closing(&self) -> bool {
-        self.master.closing.load(Ordering::Acquire)
+    fn closing(&self) -> Option<Farewell> {
+        let closing = self.master.closing.load(Ordering::Acquire);
+        closing.then(|| self.master.farewell.get().cloned()).flatten()
     }
 }
 

@@ -28,9 +28,11 @@ use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
 use crate::stream::replica::{ReplicaHost, ReplicaStream};
 use crate::stream::syncup_protocol::{SyncupOptions, SyncupOutcome, replica_syncup};
+use crate::wire::election::LogEnd;
 use crate::wire::handshake::{
     Capabilities, Hello, NodeKind, RejectReason, VersionRange, Welcome, handshake_as_replica,
 };
+use crate::wire::message::Era;
 
 /// First and longest wait between two rounds in which no peer could be followed.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -228,7 +230,7 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
     node.handle_following(address, &welcome);
     let host: Arc<dyn ReplicaHost> = Arc::new(Host { node: Arc::clone(node) });
     let stream = Arc::new(ReplicaStream::new(
-        welcome.term,
+        Era { epoch: welcome.epoch, term: welcome.term },
         node.config.limits.timing,
         node.log.clone(),
         Arc::clone(channel),
@@ -246,7 +248,7 @@ fn follow_over(node: &Arc<Inner>, address: &str, channel: &Arc<dyn Channel>) -> 
             node.note_error(&cause);
             Ok(Followed::Streamed)
         }
-        Ok(()) => Ok(Followed::Streamed),
+        Ok(_) => Ok(Followed::Streamed),
     }
 }
 
@@ -371,5 +373,9 @@ impl ReplicaHost for Host {
                 self.node.handle_group_entry(entry.body);
             }
         }
+    }
+
+    fn handle_head_confirmed(&self, _: u64, head: LogEnd) {
+        tracing::info!(node = %self.node.config.name, "the log is whole through {head}");
     }
 }

@@ -98,8 +98,13 @@ fn serve_feeder(node: &Arc<Inner>, channel: &Arc<dyn Channel>) -> Result<()> {
     let Some(master) = master.into_inner() else {
         return Err(RepError::NotMaster { master: None });
     };
-    let session =
-        master.open_session(hello.node, hello.incarnation, hello.address, Arc::clone(channel));
+    let session = master.open_session(
+        hello.node,
+        hello.incarnation,
+        hello.kind,
+        hello.address,
+        Arc::clone(channel),
+    );
     let outcome = feed(node, &master, &session, welcome.capabilities);
     channel.close();
     master.handle_session_closed(&session);
@@ -126,7 +131,6 @@ fn feed(
     tracing::info!(replica = %session.name, %start, "streaming");
     let host = Arc::new(SessionHost { master: Arc::clone(master), session: session.id, pin });
     let stream = FeederStream::new(
-        master.term(),
         node.log.clone(),
         Arc::clone(&session.channel),
         Arc::clone(&host) as Arc<dyn FeederHost>,

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use noxu_log::{EntryRun, Log, Moment, Reader, Until};
-use noxu_util::{Fingerprint, Term, Vlsn};
+use noxu_log::{EntryRun, Log, LogError, Moment, Reader, Until};
+use noxu_util::{Fingerprint, Vlsn};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -21,8 +21,10 @@ use crate::core::commits::Now;
 use crate::core::feeder::{Feeder, FeederOutput, Lag};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
+use crate::wire::election::LogEnd;
 use crate::wire::message::{
-    Ack, Dtvlsn, FRAGMENT_HEAD_BYTES, HEAD_BYTES, Head, MAX_MESSAGE_BYTES, Position, StreamMessage,
+    Ack, Dtvlsn, Era, FRAGMENT_HEAD_BYTES, Farewell, HEAD_BYTES, Head, MAX_MESSAGE_BYTES, Position,
+    StreamMessage,
 };
 
 /// What a feeder asks of the node it belongs to.
@@ -36,13 +38,13 @@ pub trait FeederHost: Send + Sync {
     /// A replica's positions moved.
     fn handle_ack(&self, ack: Ack);
 
-    /// Whether the stream is to end in good order.
-    fn is_closing(&self) -> bool;
+    /// The last word, once the stream is to end in good order. Asked at each step.
+    fn closing(&self) -> Option<Farewell>;
 }
 
 /// One replica's stream on the master's side, past handshake and syncup.
 pub struct FeederStream {
-    term: Term,
+    era: Era,
     log: Log,
     channel: Arc<dyn Channel>,
     host: Arc<dyn FeederHost>,
@@ -83,15 +85,14 @@ pub enum SendStep {
 impl FeederStream {
     /// A stream over `channel` whose `core` was told where to start.
     pub fn new(
-        term: Term,
         log: Log,
         channel: Arc<dyn Channel>,
         host: Arc<dyn FeederHost>,
         clock: Clock,
         core: Arc<Mutex<Feeder>>,
     ) -> Self {
-        let reader = log.reader();
-        Self { term, log, channel, host, clock, core, reader, sending: Mutex::default() }
+        let (reader, era) = (log.reader(), core.lock().era());
+        Self { era, log, channel, host, clock, core, reader, sending: Mutex::default() }
     }
 
     /// The sender: ships entries as they are appended, until the host closes the stream or
@@ -140,25 +141,34 @@ impl FeederStream {
             // Taken before anything is looked at, so that a wake between the look and the wait
             // ends the wait.
             let since = self.reader.moment();
-            if std::mem::take(&mut sending.gathering) {
-                sending.gathered = since.last;
-            }
-            let closing = self.host.is_closing();
-            let now = self.clock.now();
-            let (next, enough, due) = {
-                let core = self.core.lock();
+            let closing = self.host.closing();
+            let (now, dtvlsn) = (self.clock.now(), self.host.dtvlsn());
+            let (next, limit, enough, due, head_asked) = {
+                let mut core = self.core.lock();
                 let Some(next) = core.next() else { return Ok(SendStep::Ended) };
-                (next, core.gathers(since.last), core.poll_timeout())
+                let limit = core.may_send(since.last, dtvlsn);
+                let asked = core.poll_head_asked();
+                (next, limit, core.gathers(limit), core.poll_timeout(), asked)
             };
+            if std::mem::take(&mut sending.gathering) {
+                sending.gathered = limit;
+            }
             let due = due.unwrap_or(now);
-            if closing {
+            if let Some(farewell) = closing {
                 // Nobody else could tell the replica before there is a new master.
                 let dtvlsn = self.dtvlsn(sending.announced)?;
                 if dtvlsn.vlsn > sending.announced.vlsn {
                     self.send_position(next.prev(), dtvlsn, false)?;
                 }
-                self.channel.send(&StreamMessage::Goodbye.encode())?;
+                self.channel.send(&StreamMessage::Goodbye(farewell).encode())?;
                 return Ok(SendStep::Ended);
+            }
+            if let Some(nonce) = head_asked {
+                let ends = self.log.positions();
+                let (term, vlsn) = (ends.last_term, ends.last);
+                let head = LogEnd { term, vlsn, fingerprint: ends.last_fingerprint };
+                self.channel.send(&StreamMessage::HeadAnswer { nonce, head }.encode())?;
+                return Ok(SendStep::Sent);
             }
             if let Some(enough) = enough
                 && next > sending.gathered
@@ -166,8 +176,8 @@ impl FeederStream {
                 sending.gathering = true;
                 return Ok(SendStep::Wait { until: Until::CueOrBeyond(enough), since, due });
             }
-            if since.last >= next {
-                let Some(run) = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)? else {
+            if limit >= next {
+                let Some(run) = self.read(next, limit)? else {
                     continue; // cut off meanwhile
                 };
                 sending.announced = self.dtvlsn(sending.announced)?;
@@ -176,7 +186,7 @@ impl FeederStream {
                 self.send_run(&run, sending.announced)?;
                 return Ok(SendStep::Sent);
             }
-            let output = self.core.lock().poll_output(now, self.host.dtvlsn());
+            let output = self.core.lock().poll_output(now, dtvlsn);
             match output {
                 Some(FeederOutput::SendPosition { answer }) => {
                     sending.announced = self.dtvlsn(sending.announced)?;
@@ -185,15 +195,31 @@ impl FeederStream {
                 }
                 Some(FeederOutput::CloseSilent(silent)) => return Err(self.silent(silent)),
                 None => {
-                    return Ok(SendStep::Wait { until: Until::Beyond(next.prev()), since, due });
+                    // Where the log goes on beyond what may be sent, what is appended next, or the
+                    // lack of it, brings DTVLSN further.
+                    let until = Until::Beyond(next.prev().max(since.last));
+                    return Ok(SendStep::Wait { until, since, due });
                 }
             }
         }
     }
 
+    /// Entries from `next` on for one message, none beyond `limit`.
+    fn read(&self, next: Vlsn, limit: Vlsn) -> Result<Option<EntryRun>> {
+        let run = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)?;
+        match &run {
+            Some(beyond) if beyond.last > limit => {
+                let within = beyond.entries().take_while(|entry| entry.header.vlsn <= limit);
+                let bytes = within.map(|entry| entry.header.entry_bytes()).sum();
+                Ok(self.log.read(next, bytes)?)
+            }
+            Some(_) | None => Ok(run),
+        }
+    }
+
     fn send_run(&self, run: &EntryRun, dtvlsn: Dtvlsn) -> Result<()> {
         let head = Head {
-            term: self.term,
+            era: self.era,
             first: run.first,
             previous_fingerprint: run.previous_fingerprint,
             dtvlsn,
@@ -222,7 +248,7 @@ impl FeederStream {
 
     fn send_position(&self, last: Vlsn, dtvlsn: Dtvlsn, answer: bool) -> Result<()> {
         let position = Position {
-            term: self.term,
+            era: self.era,
             last,
             dtvlsn,
             want_received: self.host.wants_received(),
@@ -282,10 +308,17 @@ impl FeederStream {
                 }
                 Ok(true)
             }
-            StreamMessage::Goodbye => Ok(false),
+            StreamMessage::HeadAsk { nonce } => {
+                self.core.lock().handle_head_ask(self.clock.now(), nonce);
+                // The sender answers: whoever reads acknowledgements never waits to send.
+                self.reader.wake();
+                Ok(true)
+            }
+            StreamMessage::Goodbye(_) => Ok(false),
             other @ (StreamMessage::Entries { .. }
             | StreamMessage::Fragment { .. }
-            | StreamMessage::Position(_)) => {
+            | StreamMessage::Position(_)
+            | StreamMessage::HeadAnswer { .. }) => {
                 Err(RepError::protocol(self.channel.peer(), "Ack", other.name()))
             }
         }
@@ -301,10 +334,13 @@ impl FeederStream {
     }
 }
 
-/// Fingerprint of the entry at `vlsn`, if this log still knows it.
+/// Fingerprint of the entry at `vlsn`, if this log still knows it, and can read it.
 pub(crate) fn fingerprint_at(log: &Log, vlsn: Vlsn) -> Result<Option<Fingerprint>> {
-    if let Some((header, _)) = log.header(vlsn)? {
-        return Ok(Some(header.fingerprint));
+    match log.header(vlsn) {
+        Ok(Some((header, _))) => return Ok(Some(header.fingerprint)),
+        Ok(None) => {}
+        Err(LogError::Faulty { .. }) => return Ok(None),
+        Err(cause) => return Err(cause.into()),
     }
     let anchor = log.positions().anchor;
     Ok((anchor.vlsn == vlsn && !vlsn.is_null()).then_some(anchor.fingerprint))

@@ -9,9 +9,10 @@
 //! the stream calls [`ReplicaStream::handle_durable`] from the log's hook, which acknowledges that.
 //!
 //! # Lock order
-//! `receiving` -> `core` -> the channel's sending lock: an acknowledgement is sent under `core`, so that
-//! acknowledgements leave in the order in which they were made. They are small; a peer that does
-//! not take them is gone after the channel's write deadline.
+//! `receiving` -> `core` -> the channel's sending lock, the log's own: an acknowledgement is sent
+//! under `core`, so that acknowledgements leave in the order in which they were made. They are
+//! small; a peer that does not take them is gone after the channel's write deadline. The gate, which
+//! holds both, is taken by whoever gives a vote: nothing that holds either waits for that thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +20,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use noxu_log::{ChainState, EntryRun, Log};
 use noxu_util::{Term, Vlsn};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::core::commits::Now;
 use crate::core::feeder::StreamTiming;
-use crate::core::replica::Replica;
+use crate::core::node::Ended;
+use crate::core::replica::{Replica, StreamFault};
 use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
 use crate::stream::feeder::fingerprint_at;
 use crate::stream::frames::Frames;
-use crate::wire::message::{Ack, Dtvlsn, Head, StreamMessage};
+use crate::wire::election::LogEnd;
+use crate::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, StreamMessage};
 
-/// What a replica's stream asks of the node it belongs to.
+/// What a replica's stream asks of the node it belongs to. What is told is told under the stream's
+/// locks or may be: it is only noted, and nothing there waits for who uses [`ReplicaStream::gate`].
 pub trait ReplicaHost: Send + Sync {
     /// Everything through `limit` may be applied.
     fn handle_may_apply(&self, limit: Vlsn);
@@ -44,6 +49,10 @@ pub trait ReplicaHost: Send + Sync {
 
     /// Entries were appended.
     fn handle_appended(&self, run: &EntryRun);
+
+    /// The master's log ended at `head` after it was asked with `nonce`, and everything through it
+    /// is durable here, received or verified on this stream.
+    fn handle_head_confirmed(&self, nonce: u64, head: LogEnd);
 }
 
 /// Bytes received at which the flushers are asked to sync although more has arrived.
@@ -69,19 +78,52 @@ struct Receiving {
 }
 
 /// What a frame was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handled {
     /// Part of the stream.
     Frame,
     /// The master leaves.
-    Goodbye,
+    Goodbye(Farewell),
+}
+
+/// While it is held no frame is handled and no acknowledgement leaves. Whoever compares the log's
+/// end with another's, to vote or to say that an entry was never here, takes it before it looks and
+/// keeps it until the new term is durable and the fence is up.
+pub struct AckGate<'a> {
+    core: MutexGuard<'a, Replica>,
+    _receiving: MutexGuard<'a, Receiving>,
+}
+
+impl AckGate<'_> {
+    /// From now on nothing of a term below `below` is taken or acknowledged. On a stream of such a
+    /// term the next frame is an error.
+    pub fn fence(&mut self, below: Term) {
+        self.core.handle_fence(below);
+    }
+
+    /// The highest VLSN that was ever acknowledged as durable on this stream.
+    pub fn acked(&self) -> Vlsn {
+        self.core.acked().durable
+    }
+}
+
+/// What the end of a stream says about its master.
+pub fn ended(outcome: &Result<Option<Farewell>>) -> Ended {
+    match outcome {
+        Ok(Some(Farewell { successor, .. })) => Ended::Goodbye { successor: successor.clone() },
+        Ok(None) => Ended::Broken,
+        Err(RepError::Rejected(reason)) => Ended::Refused(reason.clone()),
+        Err(cause) if cause.is_silence() => Ended::Silent,
+        Err(cause) if cause.is_disconnect() => Ended::Broken,
+        Err(_) => Ended::Fault,
+    }
 }
 
 impl ReplicaStream {
-    /// A stream from the master of `term` over `channel`, once the syncup is over and `log` is a
+    /// A stream from the master of `era` over `channel`, once the syncup is over and `log` is a
     /// prefix of the master's. `known_dtvlsn` is what this node heard of before.
     pub fn new(
-        term: Term,
+        era: Era,
         timing: StreamTiming,
         log: Log,
         channel: Arc<dyn Channel>,
@@ -90,7 +132,7 @@ impl ReplicaStream {
         known_dtvlsn: Vlsn,
     ) -> Self {
         let max_entry_bytes = log.config().max_body_bytes as usize + noxu_log::ENTRY_HEADER_BYTES;
-        let mut core = Replica::new(term, timing, max_entry_bytes);
+        let mut core = Replica::new(era, timing, max_entry_bytes);
         let positions = log.positions();
         core.handle_welcomed();
         core.handle_synced_up(
@@ -100,6 +142,7 @@ impl ReplicaStream {
             positions.durable,
             known_dtvlsn,
         );
+        core.handle_damaged(log.first_damaged());
         let receiving = Mutex::new(Receiving {
             chain: positions.chain(),
             // An earlier stream may have ended between an append and its sync.
@@ -111,9 +154,11 @@ impl ReplicaStream {
     /// Receives until the master leaves or something fails. The channel is closed when it returns.
     /// What is synced by others is acknowledged only by [`ReplicaStream::handle_durable`].
     ///
+    /// Returns the master's farewell; `None` if the stream was closed on this side.
+    ///
     /// # Errors
-    /// Whatever ended the stream; `Ok` if the master said goodbye.
-    pub fn run(&self) -> Result<()> {
+    /// Whatever else ended the stream.
+    pub fn run(&self) -> Result<Option<Farewell>> {
         let outcome = self.receive_all();
         self.handle_closed();
         outcome
@@ -130,17 +175,66 @@ impl ReplicaStream {
     /// # Errors
     /// The channel's, if an acknowledgement cannot be sent.
     pub fn handle_durable(&self, durable: Vlsn) -> Result<()> {
+        let confirmed = {
+            let mut core = self.core.lock();
+            if core.is_closed() {
+                return Ok(());
+            }
+            if core.is_damaged() {
+                core.handle_damaged(self.log.first_damaged());
+            }
+            core.handle_synced(durable);
+            core.handle_applied(self.host.applied());
+            let ack = core.poll_ack(self.clock.now());
+            self.send_ack(ack)?;
+            core.poll_head_confirmed()
+        };
+        self.confirm(confirmed)
+    }
+
+    /// Keeps frames and acknowledgements back. Waits for the frame that is being handled.
+    pub fn gate(&self) -> AckGate<'_> {
+        let receiving = self.receiving.lock();
+        AckGate { core: self.core.lock(), _receiving: receiving }
+    }
+
+    /// [`AckGate::fence`], for a term that nothing is compared for.
+    pub fn fence(&self, below: Term) {
+        self.gate().fence(below);
+    }
+
+    /// When the master was last heard; `None` once the stream has ended.
+    pub fn heard(&self) -> Option<Now> {
+        self.core.lock().last_heard()
+    }
+
+    /// Asks the master where its log ends. Once what it answers is durable here, received on this
+    /// stream, the host is told by [`ReplicaHost::handle_head_confirmed`]. Only the last question
+    /// counts.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn ask_head(&self, nonce: u64) -> Result<()> {
         let mut core = self.core.lock();
         if core.is_closed() {
             return Ok(());
         }
-        core.handle_synced(durable);
-        core.handle_applied(self.host.applied());
-        let ack = core.poll_ack();
-        self.send_ack(ack)
+        core.handle_head_asked(nonce);
+        self.channel.send(&StreamMessage::HeadAsk { nonce }.encode())
     }
 
-    fn receive_all(&self) -> Result<()> {
+    fn confirm(&self, confirmed: Option<(u64, LogEnd)>) -> Result<()> {
+        let Some((nonce, head)) = confirmed else { return Ok(()) };
+        if let Some(here) = fingerprint_at(&self.log, head.vlsn)?
+            && here != head.fingerprint
+        {
+            return Err(StreamFault::ForeignHead { head, here }.into());
+        }
+        self.host.handle_head_confirmed(nonce, head);
+        Ok(())
+    }
+
+    fn receive_all(&self) -> Result<Option<Farewell>> {
         self.begin()?;
         let (frames, mut buffer) = (Frames::default(), Vec::new());
         while let Some(due) = self.handle_timeout()? {
@@ -149,13 +243,13 @@ impl ReplicaStream {
             if self.channel.receive_into(&mut buffer, wait)? {
                 match self.handle_frame(&frames.share(&mut buffer))? {
                     Handled::Frame => {}
-                    Handled::Goodbye => return Ok(()),
+                    Handled::Goodbye(farewell) => return Ok(Some(farewell)),
                 }
             } else if unsynced {
                 self.sync()?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The first step: tells the master where this node stands.
@@ -203,7 +297,7 @@ impl ReplicaStream {
                     self.raise_limit();
                 }
             }
-            Received::Goodbye => return Ok(Handled::Goodbye),
+            Received::Goodbye(farewell) => return Ok(Handled::Goodbye(farewell)),
         }
         Ok(Handled::Frame)
     }
@@ -228,13 +322,15 @@ impl ReplicaStream {
         Ok(())
     }
 
-    /// Sends the acknowledgement that precedes the fsync, if a committer waits for it; whether one did.
+    /// Sends the acknowledgement that precedes the fsync, if a committer waits for it; whether one
+    /// did. Else a sign of life, if that is due: the disk may take its time.
     fn acknowledge_received(&self) -> Result<bool> {
+        let now = self.clock.now();
         let mut core = self.core.lock();
         core.handle_applied(self.host.applied());
-        let ack = core.poll_received_ack();
-        self.send_ack(ack)?;
-        Ok(ack.is_some())
+        let awaited = core.poll_received_ack(now);
+        self.send_ack(awaited.or_else(|| core.poll_life_sign(now)))?;
+        Ok(awaited.is_some())
     }
 
     /// A disk without room for what was received ends the stream: the master would wait for
@@ -283,30 +379,40 @@ impl ReplicaStream {
                     let mut core = self.core.lock();
                     core.handle_position(now, &position)?;
                     core.handle_applied(self.host.applied());
-                    core.poll_ack()
+                    core.poll_ack(now)
                 };
                 self.handle_dtvlsn(position.dtvlsn)?;
                 self.raise_limit();
                 self.send_ack(answer)?;
                 Ok(Received::Bytes(0))
             }
-            StreamMessage::Goodbye => Ok(Received::Goodbye),
-            StreamMessage::Ack(_) => {
-                Err(RepError::protocol(self.channel.peer(), "Entries or Position", "Ack"))
+            StreamMessage::HeadAnswer { nonce, head } => {
+                let confirmed = {
+                    let mut core = self.core.lock();
+                    core.handle_head_answer(now, nonce, head);
+                    core.poll_head_confirmed()
+                };
+                self.confirm(confirmed)?;
+                Ok(Received::Bytes(0))
+            }
+            StreamMessage::Goodbye(farewell) => Ok(Received::Goodbye(farewell)),
+            other @ (StreamMessage::Ack(_) | StreamMessage::HeadAsk { .. }) => {
+                Err(RepError::protocol(self.channel.peer(), "Entries or Position", other.name()))
             }
         }
     }
 
     fn append(&self, bytes: Bytes, head: &Head, chain: &mut ChainState) -> Result<()> {
         let max_body = self.log.config().max_body_bytes;
-        let run = EntryRun::verify(bytes, *chain, max_body)
+        let mut before = *chain;
+        if mutant::is_on(Mutant::PreviousNotChecked) {
+            before.fingerprint = head.previous_fingerprint;
+        }
+        let run = EntryRun::verify(bytes, before, max_body)
             .map_err(|fault| RepError::BadEntry { peer: self.channel.peer(), fault })?;
-        if run.last_term > head.term {
-            return Err(crate::core::replica::StreamFault::ForeignTerm {
-                found: run.last_term,
-                expected: head.term,
-            }
-            .into());
+        if run.last_term > head.era.term {
+            let (found, expected) = (run.last_term, head.era.term);
+            return Err(StreamFault::ForeignTerm { found, expected }.into());
         }
         self.log.append_run(&run)?;
         self.host.handle_appended(&run);
@@ -340,5 +446,5 @@ impl ReplicaStream {
 
 enum Received {
     Bytes(usize),
-    Goodbye,
+    Goodbye(Farewell),
 }

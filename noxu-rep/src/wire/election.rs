@@ -9,7 +9,7 @@ use noxu_util::{Fingerprint, GroupId, Incarnation, Name, Term, Vlsn};
 
 use crate::group::Electorate;
 
-mod codec;
+pub(super) mod codec;
 pub mod link;
 
 pub use codec::{ELECTION_VERSION, MAX_REPAIR_BYTES};

@@ -22,8 +22,9 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    /// What this build speaks: its own version and the one before it, of which there is none yet.
-    pub const SPOKEN: Self = Self { lowest: 1, highest: 1 };
+    /// What this build speaks. Version 1 knew neither epochs on streams nor elections; nothing that
+    /// spoke it alone was ever released.
+    pub const SPOKEN: Self = Self { lowest: 2, highest: 2 };
 
     /// The newest version that both speak.
     pub fn common(self, other: Self) -> Option<u16> {

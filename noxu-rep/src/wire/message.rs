@@ -4,24 +4,32 @@
 //! the bytes that stand in both logs, behind a head that says where they belong.
 //!
 //! ```text
-//! head      op version flags reserved  term u32  first i64  previous fingerprint u64
-//!           DTVLSN i64  its fingerprint u64                                           40 bytes
-//! Entries   head, whole entries
-//! Fragment  head, total u32, offset u32, part of one entry
-//! Position  op version flags reserved  term u32  last i64  DTVLSN i64  its fingerprint u64
-//! Ack       op version u16 reserved    term u32  received i64  durable i64  applied i64
-//! Goodbye   op version u16 reserved
+//! head        op version flags reserved  epoch u32  term u32  first i64
+//!             previous fingerprint u64  DTVLSN i64  its fingerprint u64               44 bytes
+//! Entries     head, whole entries
+//! Fragment    head, total u32, offset u32, part of one entry
+//! Position    op version flags reserved  epoch u32  term u32  last i64  DTVLSN i64
+//!             its fingerprint u64
+//! Ack         op version u16 reserved    epoch u32  term u32  received i64  durable i64
+//!             applied i64
+//! Goodbye     op version u16 reserved    reason u8  successor (empty: none)
+//! HeadAsk     op version u16 reserved    nonce u64
+//! HeadAnswer  op version u16 reserved    nonce u64  term u32  last i64  its fingerprint u64
 //! ```
 //! # See: docs/protocol.md#stream
 
 use noxu_util::codec::{CodecError, Put, Reader};
-use noxu_util::{Fingerprint, Term, Vlsn};
+use noxu_util::{Fingerprint, Name, Term, Vlsn};
+
+use crate::wire::election::LogEnd;
+use crate::wire::election::codec::{log_end, put_log_end};
+use crate::wire::handshake::optional_name;
 
 /// Version of the messages here.
-pub const STREAM_VERSION: u8 = 1;
+pub const STREAM_VERSION: u8 = 2;
 
 /// Bytes before the entries of an Entries message.
-pub const HEAD_BYTES: usize = 40;
+pub const HEAD_BYTES: usize = 44;
 
 /// Bytes before the entry's part in a Fragment message.
 pub const FRAGMENT_HEAD_BYTES: usize = HEAD_BYTES + 8;
@@ -34,9 +42,26 @@ const FRAGMENT: u8 = 33;
 const POSITION: u8 = 34;
 const ACK: u8 = 35;
 const GOODBYE: u8 = 36;
+const HEAD_ASK: u8 = 37;
+const HEAD_ANSWER: u8 = 38;
 
 const WANT_RECEIVED: u8 = 1;
 const ANSWER: u8 = 2;
+
+/// One mastership: the terms of another epoch are others, whatever their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Era {
+    /// Epoch of the group.
+    pub epoch: u32,
+    /// The master's term.
+    pub term: Term,
+}
+
+impl std::fmt::Display for Era {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "term {} of epoch {}", self.term, self.epoch)
+    }
+}
 
 /// The majority-durable position that a master announces, with the fingerprint that proves it is
 /// the same entry on both sides.
@@ -51,8 +76,8 @@ pub struct Dtvlsn {
 /// Where a message's entries belong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// The master's term.
-    pub term: Term,
+    /// The mastership.
+    pub era: Era,
     /// VLSN of the first entry.
     pub first: Vlsn,
     /// Fingerprint of the entry before it.
@@ -66,8 +91,8 @@ pub struct Head {
 /// What a replica holds; cumulative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ack {
-    /// The master's term, in which all this was verified.
-    pub term: Term,
+    /// The mastership in which all this was verified.
+    pub era: Era,
     /// Verified and appended.
     pub received: Vlsn,
     /// Fsynced.
@@ -79,8 +104,8 @@ pub struct Ack {
 /// The master's position when there is nothing to ship, also its heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The master's term.
-    pub term: Term,
+    /// The mastership.
+    pub era: Era,
     /// Last entry of the master's log.
     pub last: Vlsn,
     /// The DTVLSN.
@@ -91,8 +116,26 @@ pub struct Position {
     pub answer: bool,
 }
 
-/// One message of a stream.
+/// Why a stream ends in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// The node is being closed.
+    Closing = 0,
+    /// The node stays, its mastership does not.
+    StepsDown = 1,
+}
+
+/// The last word of a stream that ends in good order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Farewell {
+    /// Why it ends.
+    pub why: Leaving,
+    /// Who is to be master next, if the master that leaves knows somebody fit.
+    pub successor: Option<Name>,
+}
+
+/// One message of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamMessage<'a> {
     /// Whole entries.
     Entries {
@@ -117,7 +160,19 @@ pub enum StreamMessage<'a> {
     /// The replica's.
     Ack(Ack),
     /// The sender leaves in good order; redial later.
-    Goodbye,
+    Goodbye(Farewell),
+    /// Replica to master: where does the log end?
+    HeadAsk {
+        /// Number of the question, another one each time.
+        nonce: u64,
+    },
+    /// The master's answer.
+    HeadAnswer {
+        /// Number of the question.
+        nonce: u64,
+        /// Where its log ended when it answered.
+        head: LogEnd,
+    },
 }
 
 impl Head {
@@ -140,17 +195,18 @@ impl Head {
         out[0] = opcode;
         out[1] = STREAM_VERSION;
         out[2] = if self.want_received { WANT_RECEIVED } else { 0 };
-        out[4..8].copy_from_slice(&self.term.number().to_le_bytes());
-        out[8..16].copy_from_slice(&self.first.sequence().to_le_bytes());
-        out[16..24].copy_from_slice(&self.previous_fingerprint.as_u64().to_le_bytes());
-        out[24..32].copy_from_slice(&self.dtvlsn.vlsn.sequence().to_le_bytes());
-        out[32..40].copy_from_slice(&self.dtvlsn.fingerprint.as_u64().to_le_bytes());
+        out[4..8].copy_from_slice(&self.era.epoch.to_le_bytes());
+        out[8..12].copy_from_slice(&self.era.term.number().to_le_bytes());
+        out[12..20].copy_from_slice(&self.first.sequence().to_le_bytes());
+        out[20..28].copy_from_slice(&self.previous_fingerprint.as_u64().to_le_bytes());
+        out[28..36].copy_from_slice(&self.dtvlsn.vlsn.sequence().to_le_bytes());
+        out[36..44].copy_from_slice(&self.dtvlsn.fingerprint.as_u64().to_le_bytes());
         out
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, CodecError> {
         let want_received = decode_flags(r, WANT_RECEIVED)? != 0;
-        let term = Term::new(r.u32("term")?);
+        let era = decode_era(r)?;
         let first = r.vlsn("first VLSN")?;
         if first.is_null() {
             return Err(CodecError::OutOfRange {
@@ -161,7 +217,7 @@ impl Head {
         }
         let previous_fingerprint = Fingerprint::from_u64(r.u64("previous fingerprint")?);
         let dtvlsn = decode_dtvlsn(r)?;
-        Ok(Self { term, first, previous_fingerprint, dtvlsn, want_received })
+        Ok(Self { era, first, previous_fingerprint, dtvlsn, want_received })
     }
 }
 
@@ -182,19 +238,32 @@ impl StreamMessage<'_> {
                 let flags = if position.want_received { WANT_RECEIVED } else { 0 }
                     | if position.answer { ANSWER } else { 0 };
                 out.put_bytes(&[POSITION, STREAM_VERSION, flags, 0]);
-                out.put_u32(position.term.number());
+                put_era(&mut out, position.era);
                 out.put_vlsn(position.last);
                 out.put_vlsn(position.dtvlsn.vlsn);
                 out.put_u64(position.dtvlsn.fingerprint.as_u64());
             }
             Self::Ack(ack) => {
                 out.put_bytes(&[ACK, STREAM_VERSION, 0, 0]);
-                out.put_u32(ack.term.number());
+                put_era(&mut out, ack.era);
                 out.put_vlsn(ack.received);
                 out.put_vlsn(ack.durable);
                 out.put_vlsn(ack.applied);
             }
-            Self::Goodbye => out.put_bytes(&[GOODBYE, STREAM_VERSION, 0, 0]),
+            Self::Goodbye(Farewell { why, successor }) => {
+                out.put_bytes(&[GOODBYE, STREAM_VERSION, 0, 0]);
+                out.put_u8(*why as u8);
+                out.put_text(successor.as_ref().map_or("", Name::as_str));
+            }
+            Self::HeadAsk { nonce } => {
+                out.put_bytes(&[HEAD_ASK, STREAM_VERSION, 0, 0]);
+                out.put_u64(*nonce);
+            }
+            Self::HeadAnswer { nonce, head } => {
+                out.put_bytes(&[HEAD_ANSWER, STREAM_VERSION, 0, 0]);
+                out.put_u64(*nonce);
+                put_log_end(&mut out, head);
+            }
         }
         out
     }
@@ -218,7 +287,7 @@ impl StreamMessage<'_> {
             return Err(CodecError::OutOfRange {
                 what: "stream version",
                 found: version.to_string(),
-                expected: "1",
+                expected: "2",
             });
         }
         match opcode {
@@ -248,12 +317,12 @@ impl StreamMessage<'_> {
             }
             POSITION => {
                 let flags = decode_flags(&mut r, WANT_RECEIVED | ANSWER)?;
-                let term = Term::new(r.u32("term")?);
+                let era = decode_era(&mut r)?;
                 let last = r.vlsn("last VLSN")?;
                 let dtvlsn = decode_dtvlsn(&mut r)?;
                 r.finish("Position")?;
                 Ok(StreamMessage::Position(Position {
-                    term,
+                    era,
                     last,
                     dtvlsn,
                     want_received: flags & WANT_RECEIVED != 0,
@@ -263,7 +332,7 @@ impl StreamMessage<'_> {
             ACK => {
                 decode_reserved(&mut r)?;
                 let ack = Ack {
-                    term: Term::new(r.u32("term")?),
+                    era: decode_era(&mut r)?,
                     received: r.vlsn("received VLSN")?,
                     durable: r.vlsn("durable VLSN")?,
                     applied: r.vlsn("applied VLSN")?,
@@ -273,13 +342,38 @@ impl StreamMessage<'_> {
             }
             GOODBYE => {
                 decode_reserved(&mut r)?;
+                let why = match r.u8("reason")? {
+                    0 => Leaving::Closing,
+                    1 => Leaving::StepsDown,
+                    other => {
+                        return Err(CodecError::OutOfRange {
+                            what: "reason",
+                            found: other.to_string(),
+                            expected: "0 or 1",
+                        });
+                    }
+                };
+                let successor = optional_name(&mut r, "successor")?;
                 r.finish("Goodbye")?;
-                Ok(StreamMessage::Goodbye)
+                Ok(StreamMessage::Goodbye(Farewell { why, successor }))
+            }
+            HEAD_ASK => {
+                decode_reserved(&mut r)?;
+                let nonce = r.u64("nonce")?;
+                r.finish("HeadAsk")?;
+                Ok(StreamMessage::HeadAsk { nonce })
+            }
+            HEAD_ANSWER => {
+                decode_reserved(&mut r)?;
+                let nonce = r.u64("nonce")?;
+                let head = log_end(&mut r)?;
+                r.finish("HeadAnswer")?;
+                Ok(StreamMessage::HeadAnswer { nonce, head })
             }
             other => Err(CodecError::OutOfRange {
                 what: "opcode",
                 found: other.to_string(),
-                expected: "a stream message (32 to 36)",
+                expected: "a stream message (32 to 38)",
             }),
         }
     }
@@ -291,9 +385,20 @@ impl StreamMessage<'_> {
             Self::Fragment { .. } => "Fragment",
             Self::Position(_) => "Position",
             Self::Ack(_) => "Ack",
-            Self::Goodbye => "Goodbye",
+            Self::Goodbye(_) => "Goodbye",
+            Self::HeadAsk { .. } => "HeadAsk",
+            Self::HeadAnswer { .. } => "HeadAnswer",
         }
     }
+}
+
+fn put_era(out: &mut Vec<u8>, era: Era) {
+    out.put_u32(era.epoch);
+    out.put_u32(era.term.number());
+}
+
+fn decode_era(r: &mut Reader<'_>) -> Result<Era, CodecError> {
+    Ok(Era { epoch: r.u32("epoch")?, term: Term::new(r.u32("term")?) })
 }
 
 fn decode_dtvlsn(r: &mut Reader<'_>) -> Result<Dtvlsn, CodecError> {
@@ -331,9 +436,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ERA: Era = Era { epoch: 3, term: Term::new(7) };
+
     fn head() -> Head {
         Head {
-            term: Term::new(7),
+            era: ERA,
             first: Vlsn::new(0x0102),
             previous_fingerprint: Fingerprint::from_u64(0x1122_3344_5566_7788),
             dtvlsn: Dtvlsn {
@@ -346,25 +453,37 @@ mod tests {
 
     fn samples() -> Vec<StreamMessage<'static>> {
         let position = Position {
-            term: Term::new(7),
+            era: ERA,
             last: Vlsn::new(300),
             dtvlsn: head().dtvlsn,
             want_received: false,
             answer: true,
         };
         let ack = Ack {
-            term: Term::new(7),
+            era: ERA,
             received: Vlsn::new(300),
             durable: Vlsn::new(299),
             applied: Vlsn::new(200),
+        };
+        let log_end = LogEnd {
+            term: Term::new(6),
+            vlsn: Vlsn::new(301),
+            fingerprint: head().dtvlsn.fingerprint,
         };
         vec![
             StreamMessage::Entries { head: head(), bytes: b"abc" },
             StreamMessage::Fragment { head: head(), total: 9, offset: 4, bytes: b"defg" },
             StreamMessage::Position(position),
             StreamMessage::Ack(ack),
-            StreamMessage::Goodbye,
+            goodbye("n2"),
+            StreamMessage::HeadAsk { nonce: 0x0123_4567_89ab_cdef },
+            StreamMessage::HeadAnswer { nonce: 0x0123_4567_89ab_cdef, head: log_end },
         ]
+    }
+
+    fn goodbye(successor: &str) -> StreamMessage<'static> {
+        let successor = (!successor.is_empty()).then(|| successor.parse().unwrap());
+        StreamMessage::Goodbye(Farewell { why: Leaving::StepsDown, successor })
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -375,13 +494,15 @@ mod tests {
     #[test]
     fn the_bytes_on_the_wire_are_pinned() {
         let golden = [
-            "200101000700000002010000000000008877665544332211990000000000000011\
+            "20020100030000000700000002010000000000008877665544332211990000000000000011\
              00ffeeddccbbaa616263",
-            "210101000700000002010000000000008877665544332211990000000000000011\
+            "21020100030000000700000002010000000000008877665544332211990000000000000011\
              00ffeeddccbbaa090000000400000064656667",
-            "22010200070000002c0100000000000099000000000000001100ffeeddccbbaa",
-            "23010000070000002c010000000000002b01000000000000c800000000000000",
-            "24010000",
+            "2202020003000000070000002c0100000000000099000000000000001100ffeeddccbbaa",
+            "2302000003000000070000002c010000000000002b01000000000000c800000000000000",
+            "240200000102006e32",
+            "25020000efcdab8967452301",
+            "26020000efcdab8967452301060000002d010000000000001100ffeeddccbbaa",
         ];
         for (message, expected) in samples().iter().zip(golden) {
             assert_eq!(hex(&message.encode()), expected, "{}", message.name());
@@ -418,14 +539,21 @@ mod tests {
 
     #[test]
     fn unknown_versions_opcodes_and_flags_are_named() {
-        let mut bytes = StreamMessage::Goodbye.encode();
-        bytes[1] = 9;
-        let error = StreamMessage::decode(&bytes).unwrap_err().to_string();
-        assert_eq!(error, "stream version: 9 found, 1 expected");
+        let mut bytes = goodbye("").encode();
+        assert_eq!(StreamMessage::decode(&bytes), Ok(goodbye("")));
+        for version in [1, 9] {
+            bytes[1] = version;
+            let error = StreamMessage::decode(&bytes).unwrap_err().to_string();
+            assert_eq!(error, format!("stream version: {version} found, 2 expected"));
+        }
         bytes[1] = STREAM_VERSION;
         bytes[0] = 1;
         let error = StreamMessage::decode(&bytes).unwrap_err().to_string();
-        assert_eq!(error, "opcode: 1 found, a stream message (32 to 36) expected");
+        assert_eq!(error, "opcode: 1 found, a stream message (32 to 38) expected");
+        let mut bytes = goodbye("n2").encode();
+        bytes[4] = 2;
+        let error = StreamMessage::decode(&bytes).unwrap_err().to_string();
+        assert_eq!(error, "reason: 2 found, 0 or 1 expected");
         let mut bytes = samples()[0].encode();
         bytes[2] = 0x82;
         assert!(StreamMessage::decode(&bytes).is_err());

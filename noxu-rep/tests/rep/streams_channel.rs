@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use noxu_log::env::MemoryEnv;
 use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, NewEntry, Until};
 use noxu_rep::clock::Clock;
-use noxu_rep::core::feeder::Feeder;
+use noxu_rep::core::feeder::{FeedLimit, Feeder};
+use noxu_rep::core::node::Ended;
 use noxu_rep::core::replica::StreamFault;
 use noxu_rep::net::channel::{Channel, LocalChannel, LocalChannelPair};
 use noxu_rep::net::tcp::{TcpChannel, TcpConfig};
 use noxu_rep::stream::feeder::{FeederHost, FeederStream, SendStep};
-use noxu_rep::stream::replica::{Handled, ReplicaHost, ReplicaStream};
-use noxu_rep::wire::message::{Ack, Dtvlsn, Head, Position, StreamMessage};
+use noxu_rep::stream::replica::{Handled, ReplicaHost, ReplicaStream, ended};
+use noxu_rep::wire::election::LogEnd;
+use noxu_rep::wire::handshake::RejectReason;
+use noxu_rep::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, Leaving, Position, StreamMessage};
 use noxu_rep::{RepError, Result, StreamTiming};
 use noxu_util::{Fingerprint, GroupId, NULL_VLSN, Term, Vlsn};
 use parking_lot::Mutex;
@@ -22,6 +25,8 @@ use parking_lot::Mutex;
 use crate::support::{KIND, PATIENCE, assert_same_logs, entry, eventually, name};
 
 const TERM: Term = Term::new(1);
+const ERA: Era = Era { epoch: 0, term: TERM };
+const FAREWELL: Farewell = Farewell { why: Leaving::StepsDown, successor: None };
 
 fn timing() -> StreamTiming {
     StreamTiming { heartbeat: Duration::from_millis(20), silence: Duration::from_secs(10) }
@@ -71,14 +76,15 @@ impl FeederHost for Master {
         self.acks.lock().push(ack);
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::SeqCst)
+    fn closing(&self) -> Option<Farewell> {
+        self.closing.load(Ordering::SeqCst).then_some(FAREWELL)
     }
 }
 
 #[derive(Default)]
 struct Follower {
     limit: AtomicI64,
+    confirmed: Mutex<Vec<(u64, LogEnd)>>,
 }
 
 impl ReplicaHost for Follower {
@@ -93,11 +99,15 @@ impl ReplicaHost for Follower {
     }
 
     fn handle_appended(&self, _: &EntryRun) {}
+
+    fn handle_head_confirmed(&self, nonce: u64, head: LogEnd) {
+        self.confirmed.lock().push((nonce, head));
+    }
 }
 
 fn replica(log: &Log, channel: Arc<dyn Channel>, host: &Arc<Follower>) -> ReplicaStream {
     let host = Arc::clone(host);
-    ReplicaStream::new(TERM, timing(), log.clone(), channel, host, Clock::start(), NULL_VLSN)
+    ReplicaStream::new(ERA, timing(), log.clone(), channel, host, Clock::start(), NULL_VLSN)
 }
 
 /// Streams `from` into `to` while `writes` runs, until `to` holds all of `from` durably and both
@@ -112,11 +122,11 @@ fn stream(
     let master = Arc::new(Master::default());
     let follower = Arc::new(Follower::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, timing());
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), to.positions().last.next());
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, from.clone(), ours, Arc::clone(&master) as _, clock, core);
+    let feeder = FeederStream::new(from.clone(), ours, Arc::clone(&master) as _, clock, core);
     let receiving = Arc::new(replica(to, theirs, &follower));
     let hook = Arc::downgrade(&receiving);
     to.on_durable(move |durable| {
@@ -137,7 +147,7 @@ fn stream(
         master.closing.store(true, Ordering::SeqCst);
         from.wake_readers();
         sending.join().unwrap().unwrap();
-        following.join().unwrap().unwrap();
+        assert_eq!(following.join().unwrap().unwrap(), Some(FAREWELL));
         let _ = acks.join().unwrap(); // closed by the sender under its hands
     });
     master
@@ -213,7 +223,7 @@ fn entries_of_every_size_arrive_whole() {
     for channels in [local_pair(), tcp_pair()] {
         let (from, to) = (empty_log("a"), empty_log("b"));
         let frame = 1 << 20;
-        let sizes = [0, 1, 100, 65_536, frame - 73, frame - 72, frame - 71, frame, 3 * frame + 5];
+        let sizes = [0, 1, 100, 65_536, frame - 77, frame - 76, frame - 75, frame, 3 * frame + 5];
         stream(&from, &to, channels, |_| {
             for (n, size) in sizes.into_iter().enumerate() {
                 let body = vec![n as u8; size];
@@ -286,12 +296,12 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     let master = Arc::new(Master::default());
     let follower = Arc::new(Follower::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, timing());
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let (channel, host) = (Arc::clone(&ours), Arc::clone(&master));
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, from.clone(), channel, host, clock.clone(), core);
+    let feeder = FeederStream::new(from.clone(), channel, host, clock.clone(), core);
     let receiving = replica(&to, Arc::clone(&theirs), &follower);
 
     receiving.begin().unwrap();
@@ -324,9 +334,204 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     master.closing.store(true, Ordering::SeqCst);
     assert_eq!(feeder.send_some().unwrap(), SendStep::Ended);
     let frame = theirs.receive(PATIENCE).unwrap().unwrap();
-    assert_eq!(receiving.handle_frame(&frame.into()).unwrap(), Handled::Goodbye);
+    assert_eq!(receiving.handle_frame(&frame.into()).unwrap(), Handled::Goodbye(FAREWELL));
     receiving.handle_closed();
     assert_eq!(receiving.handle_timeout().unwrap(), None);
+}
+
+/// A stream by steps: whoever tests it is every thread.
+struct Steps {
+    from: Log,
+    to: Log,
+    master: Arc<Master>,
+    follower: Arc<Follower>,
+    feeder: FeederStream,
+    replica: ReplicaStream,
+    feeder_end: Arc<dyn Channel>,
+    replica_end: Arc<dyn Channel>,
+}
+
+impl Steps {
+    /// `from` fed to `to`, whose first acknowledgement has arrived.
+    fn new(from: Log, to: Log, limit: FeedLimit) -> Self {
+        let (feeder_end, replica_end) = local_pair();
+        let (master, follower) = (Arc::new(Master::default()), Arc::new(Follower::default()));
+        let clock = Clock::start();
+        let mut core = Feeder::new(ERA, timing(), limit);
+        core.handle_welcomed();
+        core.handle_synced_up(clock.now(), to.positions().last.next());
+        let (channel, host) = (Arc::clone(&feeder_end), Arc::clone(&master));
+        let core = Arc::new(Mutex::new(core));
+        let feeder = FeederStream::new(from.clone(), channel, host, clock, core);
+        let replica = replica(&to, Arc::clone(&replica_end), &follower);
+        replica.begin().unwrap();
+        let steps = Self { from, to, master, follower, feeder, replica, feeder_end, replica_end };
+        steps.answer();
+        steps
+    }
+
+    /// The feeder sends one thing and the replica takes it.
+    fn send(&self) {
+        assert_eq!(self.feeder.send_some().unwrap(), SendStep::Sent);
+        let frame = self.replica_end.receive(PATIENCE).unwrap().unwrap();
+        assert_eq!(self.replica.handle_frame(&frame.into()).unwrap(), Handled::Frame);
+    }
+
+    /// The feeder takes what the replica said.
+    fn answer(&self) {
+        assert!(self.feeder.handle_frame(&self.said().unwrap()).unwrap());
+    }
+
+    /// What the replica said, if it did.
+    fn said(&self) -> Option<Vec<u8>> {
+        self.feeder_end.receive(Duration::ZERO).unwrap()
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.feeder.send_some().unwrap(), SendStep::Wait { .. })
+    }
+}
+
+#[test]
+fn no_acknowledgement_leaves_and_no_frame_is_taken_behind_the_fence() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    steps.send();
+    steps.replica.sync().unwrap();
+    steps.answer();
+    assert_eq!(steps.replica.gate().acked(), Vlsn::new(10));
+    fill(&steps.from, 10);
+    steps.send();
+    // The vote: from the look at the log's end until the fence is up nothing moves.
+    let mut gate = steps.replica.gate();
+    assert_eq!((gate.acked(), steps.to.positions().last), (Vlsn::new(10), Vlsn::new(20)));
+    gate.fence(TERM);
+    gate.fence(Term::new(2));
+    drop(gate);
+    steps.replica.sync().unwrap();
+    assert_eq!(steps.said(), None, "20 is synced, and not acknowledged in the old term");
+    assert_eq!(steps.to.positions().durable, Vlsn::new(20));
+    let (ours, theirs) = (steps.from.positions().last, steps.to.positions().last);
+    assert_eq!(ours, theirs);
+    fill(&steps.from, 1);
+    while steps.feeder.send_some().unwrap() != SendStep::Sent {}
+    let frame = steps.replica_end.receive(PATIENCE).unwrap().unwrap();
+    let error = steps.replica.handle_frame(&frame.into()).unwrap_err();
+    assert!(matches!(error, RepError::Stream(StreamFault::Fenced { .. })), "{error}");
+    assert_eq!(steps.to.positions().last, Vlsn::new(20));
+}
+
+#[test]
+fn a_vote_waits_for_the_frame_that_is_being_handled() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let gate = steps.replica.gate();
+    assert_eq!(steps.feeder.send_some().unwrap(), SendStep::Sent);
+    let frame = steps.replica_end.receive(PATIENCE).unwrap().unwrap();
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| steps.replica.handle_frame(&frame.into()));
+        assert!(!taken.is_finished());
+        assert_eq!(steps.to.positions().last, NULL_VLSN);
+        drop(gate);
+        assert_eq!(taken.join().unwrap().unwrap(), Handled::Frame);
+    });
+    assert_eq!(steps.to.positions().last, Vlsn::new(10));
+}
+
+#[test]
+fn a_log_that_may_lack_its_end_is_whole_once_the_masters_end_is_durable_in_it() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let heard = steps.replica.heard().unwrap();
+    steps.replica.ask_head(6).unwrap();
+    steps.replica.ask_head(7).unwrap();
+    steps.answer();
+    steps.answer();
+    steps.send(); // the answer goes before entries, and 6 is void
+    assert!(steps.replica.heard().unwrap() >= heard);
+    let head = LogEnd {
+        term: TERM,
+        vlsn: Vlsn::new(10),
+        fingerprint: steps.from.positions().last_fingerprint,
+    };
+    steps.send();
+    assert_eq!(*steps.follower.confirmed.lock(), [], "received, and not durable");
+    steps.replica.sync().unwrap();
+    assert_eq!(*steps.follower.confirmed.lock(), [(7, head)]);
+
+    // Of a log that is durable already, at once.
+    steps.answer();
+    steps.replica.ask_head(8).unwrap();
+    steps.answer();
+    steps.send();
+    assert_eq!(*steps.follower.confirmed.lock(), [(7, head), (8, head)]);
+}
+
+#[test]
+fn another_history_at_the_masters_end_is_told_apart() {
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(1, 3);
+    rig.send(head, &bytes);
+    rig.await_ack(3);
+    rig.stream.ask_head(5).unwrap();
+    let vlsn = Vlsn::new(3);
+    let end = LogEnd { term: TERM, vlsn, fingerprint: Fingerprint::from_u64(9) };
+    rig.peer.send(&StreamMessage::HeadAnswer { nonce: 5, head: end }.encode()).unwrap();
+    let follower = Arc::clone(&rig.follower);
+    let error = rig.ends_with(3);
+    assert!(matches!(error, RepError::Stream(StreamFault::ForeignHead { .. })), "{error}");
+    assert_eq!(*follower.confirmed.lock(), []);
+}
+
+#[test]
+fn who_has_no_vote_receives_nothing_beyond_dtvlsn() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::Dtvlsn);
+    assert!(steps.waits());
+    steps.master.dtvlsn.store(4, Ordering::SeqCst);
+    steps.send();
+    assert_eq!(steps.to.positions().last, Vlsn::new(4));
+    steps.replica.sync().unwrap();
+    steps.answer();
+    let SendStep::Wait { until, .. } = steps.feeder.send_some().unwrap() else { panic!("sent") };
+    assert!(matches!(until, Until::Beyond(last) if last == Vlsn::new(10)), "{until:?}");
+    steps.master.dtvlsn.store(10, Ordering::SeqCst);
+    steps.send();
+    steps.replica.sync().unwrap();
+    assert_eq!(steps.follower.limit.load(Ordering::SeqCst), 10);
+    assert_same_logs(&steps.from, &steps.to);
+}
+
+#[test]
+fn the_end_of_a_stream_says_what_it_means_for_the_master() {
+    let successor = Some(name("n2"));
+    let farewell = Farewell { why: Leaving::StepsDown, successor: successor.clone() };
+    assert_eq!(ended(&Ok(Some(farewell))), Ended::Goodbye { successor });
+    let silent = RepError::silent("n1", "a message", PATIENCE);
+    assert_eq!(ended(&Err(silent)), Ended::Silent);
+    let rig = Rig::new();
+    rig.peer.close();
+    assert_eq!(ended(&Err(rig.ends_with(0))), Ended::Broken);
+    let rig = Rig::new();
+    let (head, bytes) = rig.run(2, 3);
+    rig.send(head, &bytes);
+    assert_eq!(ended(&Err(rig.ends_with(0))), Ended::Fault);
+    let refused = RejectReason::NotEstablished { node: name("n1") };
+    assert_eq!(ended(&Err(refused.clone().into())), Ended::Refused(refused));
+}
+
+#[test]
+fn an_acknowledgement_of_a_newer_term_names_it() {
+    let from = empty_log("a");
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let newer = Ack { era: Era { term: Term::new(7), ..ERA }, ..Ack::default() };
+    let error = steps.feeder.handle_frame(&StreamMessage::Ack(newer).encode()).unwrap_err();
+    let RepError::Stream(fault) = error else { panic!("{error}") };
+    assert_eq!(fault.newer_term(), Some(Term::new(7)));
 }
 
 // ---- peers that misbehave
@@ -335,7 +540,8 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
 struct Rig {
     log: Log,
     peer: Arc<dyn Channel>,
-    running: thread::JoinHandle<Result<()>>,
+    stream: Arc<ReplicaStream>,
+    running: thread::JoinHandle<Result<Option<Farewell>>>,
     follower: Arc<Follower>,
     source: Log,
 }
@@ -346,9 +552,10 @@ impl Rig {
         let (log, source) = (empty_log("b"), empty_log("a"));
         fill(&source, 10);
         let follower = Arc::new(Follower::default());
-        let stream = replica(&log, theirs, &follower);
-        let running = thread::spawn(move || stream.run());
-        Self { log, peer, running, follower, source }
+        let stream = Arc::new(replica(&log, theirs, &follower));
+        let receiving = Arc::clone(&stream);
+        let running = thread::spawn(move || receiving.run());
+        Self { log, peer, stream, running, follower, source }
     }
 
     fn run(&self, from: i64, last: i64) -> (Head, Vec<u8>) {
@@ -372,7 +579,7 @@ impl Rig {
             at += len;
         }
         let head = Head {
-            term: TERM,
+            era: ERA,
             first: Vlsn::new(from),
             previous_fingerprint: previous,
             dtvlsn: Dtvlsn::default(),
@@ -472,7 +679,7 @@ fn every_corrupted_byte_of_a_frame_ends_the_stream_and_harms_nothing() {
     let whole = StreamMessage::Entries { head, bytes: &bytes }.encode();
     drop(rig);
     // The announced DTVLSN and the flags are not part of what the entries' checks cover.
-    let checked = (0..2).chain(4..24).chain(40..whole.len());
+    let checked = (0..2).chain(4..28).chain(44..whole.len());
     for at in checked {
         let rig = Rig::new();
         let mut bad = whole.clone();
@@ -493,14 +700,21 @@ fn every_corrupted_byte_of_a_frame_ends_the_stream_and_harms_nothing() {
 fn messages_of_another_term_or_kind_end_the_stream() {
     let rig = Rig::new();
     let (head, bytes) = rig.run(1, 2);
-    rig.send(Head { term: Term::new(2), ..head }, &bytes);
+    rig.send(Head { era: Era { term: Term::new(2), ..ERA }, ..head }, &bytes);
     let error = rig.ends_with(0);
     assert!(matches!(error, RepError::Stream(StreamFault::ForeignTerm { .. })), "{error}");
 
     let rig = Rig::new();
-    rig.peer.send(&StreamMessage::Ack(Ack::default()).encode()).unwrap();
+    rig.send(Head { era: Era { epoch: 1, ..ERA }, ..head }, &bytes);
     let error = rig.ends_with(0);
-    assert!(matches!(error, RepError::ProtocolError(_)), "{error}");
+    assert!(matches!(error, RepError::Stream(StreamFault::ForeignEpoch { .. })), "{error}");
+
+    for foreign in [StreamMessage::Ack(Ack::default()), StreamMessage::HeadAsk { nonce: 1 }] {
+        let rig = Rig::new();
+        rig.peer.send(&foreign.encode()).unwrap();
+        let error = rig.ends_with(0);
+        assert!(matches!(error, RepError::ProtocolError(_)), "{error}");
+    }
 
     let rig = Rig::new();
     rig.peer.send(b"GET / HTTP/1.1\r\n").unwrap();
@@ -526,7 +740,7 @@ fn a_durable_position_with_another_fingerprint_is_an_alarm() {
     rig.await_ack(5);
     let dtvlsn = Dtvlsn { vlsn: Vlsn::new(4), fingerprint: Fingerprint::from_u64(1) };
     let position =
-        Position { term: TERM, last: Vlsn::new(5), dtvlsn, want_received: false, answer: false };
+        Position { era: ERA, last: Vlsn::new(5), dtvlsn, want_received: false, answer: false };
     rig.peer.send(&StreamMessage::Position(position).encode()).unwrap();
     let follower = Arc::clone(&rig.follower);
     let error = rig.ends_with(5);
@@ -561,11 +775,11 @@ fn a_feeder_whose_read_fails_ends_its_stream_and_sends_no_broken_frame() {
     assert!(gone > NULL_VLSN);
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, timing());
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
+    let feeder = FeederStream::new(log, ours, Arc::clone(&master) as _, clock, core);
     let error = feeder.run_sender().unwrap_err();
     assert!(matches!(error, RepError::Log(LogError::Gap { .. })), "{error}");
     assert!(theirs.receive(Duration::from_millis(10)).unwrap_err().is_disconnect());
@@ -578,13 +792,12 @@ fn an_ack_of_what_was_never_sent_ends_the_stream() {
     fill(&log, 10);
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, timing());
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
-    let lie =
-        Ack { term: TERM, received: Vlsn::new(99), durable: Vlsn::new(99), applied: NULL_VLSN };
+    let feeder = FeederStream::new(log, ours, Arc::clone(&master) as _, clock, core);
+    let lie = Ack { era: ERA, received: Vlsn::new(99), durable: Vlsn::new(99), applied: NULL_VLSN };
     theirs.send(&StreamMessage::Ack(lie).encode()).unwrap();
     thread::scope(|scope| {
         let sending = scope.spawn(|| feeder.run_sender());
@@ -666,7 +879,7 @@ fn either_side_notices_the_silence_of_the_other() {
     let (ours, theirs) = local_pair();
     let log = empty_log("b");
     let host = Arc::new(Follower::default());
-    let stream = ReplicaStream::new(TERM, short, log, theirs, host, Clock::start(), NULL_VLSN);
+    let stream = ReplicaStream::new(ERA, short, log, theirs, host, Clock::start(), NULL_VLSN);
     let error = stream.run().unwrap_err();
     assert!(silent(&error), "{error}");
     drop(ours);
@@ -675,11 +888,11 @@ fn either_side_notices_the_silence_of_the_other() {
     let log = empty_log("a");
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(TERM, short);
+    let mut core = Feeder::new(ERA, short, FeedLimit::Log);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
-    let feeder = FeederStream::new(TERM, log, ours, Arc::clone(&master) as _, clock, core);
+    let feeder = FeederStream::new(log, ours, Arc::clone(&master) as _, clock, core);
     thread::scope(|scope| {
         let sending = scope.spawn(|| feeder.run_sender());
         // Whichever thread notices first closes the channel under the other's hands.

@@ -225,13 +225,13 @@ pub(super) fn wrong(what: &'static str, found: u8, expected: &'static str) -> Co
     CodecError::OutOfRange { what, found: found.to_string(), expected }
 }
 
-fn put_log_end(out: &mut Vec<u8>, end: &LogEnd) {
+pub(crate) fn put_log_end(out: &mut Vec<u8>, end: &LogEnd) {
     out.put_u32(end.term.number());
     out.put_vlsn(end.vlsn);
     out.put_u64(end.fingerprint.as_u64());
 }
 
-fn log_end(r: &mut Reader<'_>) -> Result<LogEnd, CodecError> {
+pub(crate) fn log_end(r: &mut Reader<'_>) -> Result<LogEnd, CodecError> {
     Ok(LogEnd {
         term: Term::new(r.u32("term of the last entry")?),
         vlsn: r.vlsn("last VLSN")?,
