@@ -8,6 +8,8 @@
 pub mod clock;
 pub mod config;
 pub mod core;
+#[cfg(test)]
+mod damaged_log;
 pub mod driver;
 pub mod error;
 pub mod group;

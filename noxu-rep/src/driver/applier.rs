@@ -7,7 +7,8 @@
 //! # Invariants
 //! - `applied <= limit` except between a rollback and the limit's next advance; the state machine
 //!   sees every entry once, in VLSN order, since it was opened or rolled back.
-//! - After the first failure nothing is applied any more.
+//! - After the first failure nothing is applied any more. An entry that is damaged is no failure: what
+//!   is before it is applied, and the rest once it is mended.
 //!
 //! # Lock order
 //! `turn` -> the state machine's own locks, the log's `state`. `waiting` and `signal` are leaves.
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use noxu_log::Log;
+use noxu_log::{Log, LogError};
 use noxu_util::Vlsn;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -179,7 +180,8 @@ impl Applier {
         self.applied() < self.limit()
     }
 
-    /// Applies one run; false if the log ends below what may be applied. A committer may be at it;
+    /// Applies one run; false if the log ends below what may be applied, or is damaged there and
+    /// [`Applier::signal`] is to be called once it is mended. A committer may be at it;
     /// then this waits for its turn.
     ///
     /// # Errors
@@ -214,7 +216,7 @@ impl Applier {
         self.wake_waiters();
     }
 
-    /// Applies at most `runs` runs; false if the log ends below the limit.
+    /// Applies at most `runs` runs; false if the log ends, or is damaged, below the limit.
     fn run(&self, mut turn: MutexGuard<'_, Turn>, runs: usize) -> Result<bool> {
         turn.check()?;
         for _ in 0..runs {
@@ -222,15 +224,15 @@ impl Applier {
             if applied >= limit {
                 break;
             }
-            let step = self.log.read(applied.next(), RUN_BYTES).map_err(RepError::from);
-            let step = step.and_then(|run| match run {
-                Some(run) => {
+            let step = match self.log.read(applied.next(), RUN_BYTES) {
+                Ok(Some(run)) => {
                     let through = run.last.min(limit);
                     self.machine.apply(&run, limit).map(|()| Some(through))
                 }
                 // The limit may name entries that are still on their way to this node.
-                None => Ok(None),
-            });
+                Ok(None) | Err(LogError::Faulty { .. }) => Ok(None),
+                Err(cause) => Err(cause.into()),
+            };
             match step {
                 Ok(Some(through)) => {
                     self.applied.store(through.sequence(), Ordering::SeqCst);
@@ -268,5 +270,65 @@ impl Turn {
     fn fail(&mut self, cause: RepError) -> RepError {
         self.failed = Some(cause.to_string());
         cause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use noxu_log::EntryRun;
+    use noxu_util::NULL_VLSN;
+
+    use super::*;
+    use crate::damaged_log::damaged;
+    use crate::sync::{Checkpoint, LogReader};
+
+    /// Remembers which entries it was given.
+    #[derive(Default)]
+    struct Given(Mutex<Vec<Vlsn>>);
+
+    impl StateMachine for Given {
+        fn applied(&self) -> Vlsn {
+            self.0.lock().last().copied().unwrap_or_default()
+        }
+
+        fn apply(&self, run: &EntryRun, through: Vlsn) -> Result<()> {
+            let within = run.entries().map(|entry| entry.header.vlsn).filter(|v| *v <= through);
+            self.0.lock().extend(within);
+            Ok(())
+        }
+
+        fn roll_back_to(&self, matchpoint: Vlsn, _: &dyn LogReader) -> Result<()> {
+            self.0.lock().retain(|vlsn| *vlsn <= matchpoint);
+            Ok(())
+        }
+
+        fn checkpoint(&self) -> Result<Vlsn> {
+            Ok(NULL_VLSN)
+        }
+
+        fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
+            Err(RepError::state_machine("it has none"))
+        }
+
+        fn install_checkpoint(&self, _: Vlsn, _: &mut dyn std::io::Read) -> Result<()> {
+            Err(RepError::state_machine("it takes none"))
+        }
+    }
+
+    #[test]
+    fn a_damaged_entry_ends_a_step_like_the_logs_end_until_it_is_mended() {
+        let (log, entry) = damaged();
+        let machine = Arc::new(Given::default());
+        let applier = Applier::new(log.clone(), Arc::clone(&machine) as _, NULL_VLSN);
+        applier.raise(Vlsn::new(8));
+        while applier.step().unwrap() {}
+        assert_eq!((applier.applied(), applier.is_due()), (Vlsn::new(4), true));
+        assert!(!applier.step().unwrap(), "it is no failure, however often it is met");
+        log.repair(&entry).unwrap();
+        while applier.is_due() {
+            assert!(applier.step().unwrap());
+        }
+        let given: Vec<_> = machine.0.lock().iter().map(|vlsn| vlsn.sequence()).collect();
+        assert_eq!(given, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 }

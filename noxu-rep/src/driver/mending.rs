@@ -147,54 +147,11 @@ impl RepairView for View<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use noxu_log::env::FaultEnv;
-    use noxu_log::segment::name::parse_segment_name;
-    use noxu_log::{EntryFlags, EntryKind, GroupIdentity, LogConfig, NewEntry};
-    use noxu_util::{GroupId, NULL_VLSN, Term};
+    use noxu_util::NULL_VLSN;
 
     use super::*;
+    use crate::damaged_log::{damaged, whole};
     use crate::wire::election::{Purpose, Silence};
-
-    fn open(env: &FaultEnv) -> Log {
-        let config = LogConfig { prefill: false, ..LogConfig::default() };
-        Log::open(Arc::new(env.clone()), Path::new("/n"), config).unwrap().0
-    }
-
-    /// Ten entries, and where entry 5 begins.
-    fn filled() -> (FaultEnv, Log, u32) {
-        let env = FaultEnv::new();
-        let log = open(&env);
-        log.found(GroupIdentity {
-            id: GroupId::from_bytes([7; 16]),
-            name: "tests".parse().unwrap(),
-            segment_bytes: 1 << 20,
-        })
-        .unwrap();
-        for n in 0..10 {
-            let body = [n; 100];
-            let entry = [NewEntry::new(EntryKind(16), EntryFlags::COMMIT, &body)];
-            log.append(Term::new(1), &entry).unwrap();
-        }
-        log.sync_now().unwrap();
-        let (_, lsn) = log.header(Vlsn::new(5)).unwrap().unwrap();
-        (env, log, lsn.offset())
-    }
-
-    /// The same, with entry 5 damaged.
-    fn damaged() -> Log {
-        let (env, log, offset) = filled();
-        let segments = env.clone();
-        log.close().unwrap();
-        drop(log);
-        let names = noxu_log::env::Env::list(&segments, Path::new("/n/log")).unwrap();
-        let name = names.iter().find(|name| parse_segment_name(name).is_some()).unwrap();
-        let path = Path::new("/n/log").join(name);
-        env.corrupt(&path, u64::from(offset) + 60, 0x10).unwrap();
-        open(&env)
-    }
 
     fn ask(damage: &Damage, offset: u32) -> RepairAsk {
         RepairAsk {
@@ -210,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_damaged_entry_is_put_back_from_a_peer_in_pieces() {
-        let (log, (_, peer, _)) = (damaged(), filled());
+        let ((log, _), peer) = (damaged(), whole());
         let [damage] = damages(&log, NULL_VLSN)[..] else { panic!("{:?}", log.faulty()) };
         assert_eq!((damage.first, damage.last), (Vlsn::new(5), Vlsn::new(5)));
         assert_eq!(damages(&log, Vlsn::new(5)), [], "the checkpoint holds it");
@@ -237,7 +194,7 @@ mod tests {
 
     #[test]
     fn who_has_it_damaged_too_or_replaces_its_log_keeps_silent() {
-        let (log, (_, peer, _)) = (damaged(), filled());
+        let ((log, _), peer) = (damaged(), whole());
         let [damage] = damages(&log, NULL_VLSN)[..] else { panic!("{:?}", log.faulty()) };
         let own = answer_ask(&log, &ask(&damage, 0), false, 1 << 20).unwrap();
         assert_eq!(own.verdict, RepairVerdict::Silent(Silence::Damaged));

@@ -448,3 +448,79 @@ enum Received {
     Bytes(usize),
     Goodbye(Farewell),
 }
+
+#[cfg(test)]
+mod tests {
+    use noxu_util::{Fingerprint, NULL_VLSN};
+
+    use super::*;
+    use crate::damaged_log::damaged;
+    use crate::net::channel::LocalChannelPair;
+    use crate::wire::message::Position;
+
+    struct Nobody;
+
+    impl ReplicaHost for Nobody {
+        fn handle_may_apply(&self, _: Vlsn) {}
+
+        fn handle_dtvlsn(&self, _: Vlsn) {}
+
+        fn applied(&self) -> Vlsn {
+            NULL_VLSN
+        }
+
+        fn handle_appended(&self, _: &EntryRun) {}
+
+        fn handle_head_confirmed(&self, _: u64, _: LogEnd) {}
+    }
+
+    const ERA: Era = Era { epoch: 0, term: Term::new(1) };
+
+    /// A stream of `log`, and its master's end of the channel.
+    fn stream(log: &Log) -> (ReplicaStream, Arc<dyn Channel>) {
+        let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+        let (timing, clock) = (StreamTiming::default(), Clock::start());
+        let (channel, host) = (Arc::new(channel_a), Arc::new(Nobody));
+        let stream = ReplicaStream::new(ERA, timing, log.clone(), channel, host, clock, NULL_VLSN);
+        stream.begin().unwrap();
+        (stream, Arc::new(channel_b))
+    }
+
+    fn durable(master: &Arc<dyn Channel>) -> i64 {
+        let frame = master.receive(Duration::ZERO).unwrap().expect("an acknowledgement");
+        match StreamMessage::decode(&frame).unwrap() {
+            StreamMessage::Ack(ack) => ack.durable.sequence(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn damage_keeps_acknowledgements_back_until_it_is_mended_or_a_checkpoint_holds_it() {
+        let (log, entry) = damaged();
+        let (mended, master) = stream(&log);
+        assert_eq!(durable(&master), 4);
+        mended.handle_durable(Vlsn::new(10)).unwrap();
+        assert_eq!(master.receive(Duration::ZERO).unwrap(), None);
+        log.repair(&entry).unwrap();
+        mended.handle_durable(Vlsn::new(10)).unwrap();
+        assert_eq!(durable(&master), 10);
+
+        let (log, _) = damaged();
+        log.set_checkpoint(Vlsn::new(5));
+        assert_eq!((log.first_damaged(), log.faulty().len()), (None, 1));
+        assert_eq!(durable(&stream(&log).1), 10);
+    }
+
+    #[test]
+    fn a_damaged_entry_that_the_master_names_as_durable_is_no_fork_and_no_failure() {
+        let (log, _) = damaged();
+        let (stream, master) = stream(&log);
+        assert_eq!(durable(&master), 4);
+        let dtvlsn = Dtvlsn { vlsn: Vlsn::new(5), fingerprint: Fingerprint::from_u64(9) };
+        let last = Vlsn::new(10);
+        let position = Position { era: ERA, last, dtvlsn, want_received: false, answer: true };
+        let frame = StreamMessage::Position(position).encode();
+        assert_eq!(stream.handle_frame(&frame.into()).unwrap(), Handled::Frame);
+        assert_eq!(durable(&master), 4, "and the question is answered");
+    }
+}
