@@ -109,7 +109,7 @@ fn three_million_entries_stream_over_tcp_in_bounded_memory() {
     let timing =
         StreamTiming { heartbeat: Duration::from_millis(100), silence: Duration::from_secs(20) };
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, timing, FeedLimit::Log);
+    let mut core = Feeder::new(ERA, timing, FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));

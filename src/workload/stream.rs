@@ -48,7 +48,7 @@ pub fn stream_log(source: &Log, target: &Log, ends: ChannelPair) -> Result<Durat
     let (feeder_end, replica_end) = ends;
     let (clock, timing) = (Clock::start(), StreamTiming::default());
     let last = source.positions().last;
-    let mut feeder = Feeder::new(ERA, timing, FeedLimit::Log);
+    let mut feeder = Feeder::new(ERA, timing, FeedLimit::All);
     feeder.handle_welcomed();
     feeder.handle_synced_up(clock.now(), target.positions().last.next());
     let core = Arc::new(Mutex::new(feeder));

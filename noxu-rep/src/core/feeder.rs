@@ -49,7 +49,7 @@ impl Default for StreamTiming {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedLimit {
     /// All of it, as soon as it is there.
-    Log,
+    All,
     /// What can no longer be rolled back.
     Dtvlsn,
 }
@@ -58,7 +58,7 @@ impl FeedLimit {
     /// For a node of this kind.
     pub const fn of(kind: NodeKind) -> Self {
         match kind {
-            NodeKind::Electable | NodeKind::Arbiter => Self::Log,
+            NodeKind::Electable | NodeKind::Arbiter => Self::All,
             NodeKind::Secondary | NodeKind::Monitor => Self::Dtvlsn,
         }
     }
@@ -138,7 +138,7 @@ impl Feeder {
     /// Through where a log that ends at `last` may be sent, now that `dtvlsn` is known.
     pub fn may_send(&self, last: Vlsn, dtvlsn: Vlsn) -> Vlsn {
         match self.limit {
-            FeedLimit::Log => last,
+            FeedLimit::All => last,
             FeedLimit::Dtvlsn => last.min(dtvlsn),
         }
     }
@@ -355,7 +355,7 @@ mod tests {
 
     fn streaming() -> Feeder {
         let timing = StreamTiming { heartbeat: BEAT, silence: SILENCE };
-        let mut feeder = Feeder::new(ERA, timing, FeedLimit::Log);
+        let mut feeder = Feeder::new(ERA, timing, FeedLimit::All);
         assert_eq!((feeder.next(), feeder.poll_timeout()), (None, None));
         feeder.handle_welcomed();
         feeder.handle_synced_up(ms(0), v(11));
@@ -404,7 +404,7 @@ mod tests {
     fn who_has_no_vote_is_sent_nothing_beyond_dtvlsn() {
         let timing = StreamTiming { heartbeat: BEAT, silence: SILENCE };
         let limits = [NodeKind::Electable, NodeKind::Secondary].map(FeedLimit::of);
-        assert_eq!(limits, [FeedLimit::Log, FeedLimit::Dtvlsn]);
+        assert_eq!(limits, [FeedLimit::All, FeedLimit::Dtvlsn]);
         let [voter, other] = limits.map(|limit| Feeder::new(ERA, timing, limit));
         assert_eq!((voter.may_send(v(9), v(5)), other.may_send(v(9), v(5))), (v(9), v(5)));
         assert_eq!(other.may_send(v(9), v(12)), v(9));

@@ -122,7 +122,7 @@ fn stream(
     let master = Arc::new(Master::default());
     let follower = Arc::new(Follower::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), to.positions().last.next());
     let core = Arc::new(Mutex::new(core));
@@ -296,7 +296,7 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     let master = Arc::new(Master::default());
     let follower = Arc::new(Follower::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let (channel, host) = (Arc::clone(&ours), Arc::clone(&master));
@@ -396,7 +396,7 @@ impl Steps {
 fn no_acknowledgement_leaves_and_no_frame_is_taken_behind_the_fence() {
     let from = empty_log("a");
     fill(&from, 10);
-    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
     steps.send();
     steps.replica.sync().unwrap();
     steps.answer();
@@ -426,7 +426,7 @@ fn no_acknowledgement_leaves_and_no_frame_is_taken_behind_the_fence() {
 fn a_vote_waits_for_the_frame_that_is_being_handled() {
     let from = empty_log("a");
     fill(&from, 10);
-    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
     let gate = steps.replica.gate();
     assert_eq!(steps.feeder.send_some().unwrap(), SendStep::Sent);
     let frame = steps.replica_end.receive(PATIENCE).unwrap().unwrap();
@@ -444,7 +444,7 @@ fn a_vote_waits_for_the_frame_that_is_being_handled() {
 fn a_log_that_may_lack_its_end_is_whole_once_the_masters_end_is_durable_in_it() {
     let from = empty_log("a");
     fill(&from, 10);
-    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
     let heard = steps.replica.heard().unwrap();
     steps.replica.ask_head(6).unwrap();
     steps.replica.ask_head(7).unwrap();
@@ -527,7 +527,7 @@ fn the_end_of_a_stream_says_what_it_means_for_the_master() {
 #[test]
 fn an_acknowledgement_of_a_newer_term_names_it() {
     let from = empty_log("a");
-    let steps = Steps::new(from, empty_log("b"), FeedLimit::Log);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
     let newer = Ack { era: Era { term: Term::new(7), ..ERA }, ..Ack::default() };
     let error = steps.feeder.handle_frame(&StreamMessage::Ack(newer).encode()).unwrap_err();
     let RepError::Stream(fault) = error else { panic!("{error}") };
@@ -775,7 +775,7 @@ fn a_feeder_whose_read_fails_ends_its_stream_and_sends_no_broken_frame() {
     assert!(gone > NULL_VLSN);
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
@@ -792,7 +792,7 @@ fn an_ack_of_what_was_never_sent_ends_the_stream() {
     fill(&log, 10);
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, timing(), FeedLimit::Log);
+    let mut core = Feeder::new(ERA, timing(), FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
@@ -888,7 +888,7 @@ fn either_side_notices_the_silence_of_the_other() {
     let log = empty_log("a");
     let master = Arc::new(Master::default());
     let clock = Clock::start();
-    let mut core = Feeder::new(ERA, short, FeedLimit::Log);
+    let mut core = Feeder::new(ERA, short, FeedLimit::All);
     core.handle_welcomed();
     core.handle_synced_up(clock.now(), Vlsn::new(1));
     let core = Arc::new(Mutex::new(core));
