@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use noxu_log::env::MemoryEnv;
 use noxu_log::{EntryFlags, EntryRun, GroupIdentity, Log, LogConfig, LogError, NewEntry, Until};
-use noxu_rep::clock::Clock;
+use noxu_rep::clock::{Clock, ClockHand};
 use noxu_rep::core::feeder::{FeedLimit, Feeder};
 use noxu_rep::core::node::Ended;
 use noxu_rep::core::replica::StreamFault;
@@ -106,8 +106,17 @@ impl ReplicaHost for Follower {
 }
 
 fn replica(log: &Log, channel: Arc<dyn Channel>, host: &Arc<Follower>) -> ReplicaStream {
+    replica_at(log, channel, host, Clock::start())
+}
+
+fn replica_at(
+    log: &Log,
+    channel: Arc<dyn Channel>,
+    host: &Arc<Follower>,
+    clock: Clock,
+) -> ReplicaStream {
     let host = Arc::clone(host);
-    ReplicaStream::new(ERA, timing(), log.clone(), channel, host, Clock::start(), NULL_VLSN)
+    ReplicaStream::new(ERA, timing(), log.clone(), channel, host, clock, NULL_VLSN)
 }
 
 /// Streams `from` into `to` while `writes` runs, until `to` holds all of `from` durably and both
@@ -339,8 +348,9 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     assert_eq!(receiving.handle_timeout().unwrap(), None);
 }
 
-/// A stream by steps: whoever tests it is every thread.
+/// A stream by steps: whoever tests it is every thread, and time.
 struct Steps {
+    hand: ClockHand,
     from: Log,
     to: Log,
     master: Arc<Master>,
@@ -356,16 +366,17 @@ impl Steps {
     fn new(from: Log, to: Log, limit: FeedLimit) -> Self {
         let (feeder_end, replica_end) = local_pair();
         let (master, follower) = (Arc::new(Master::default()), Arc::new(Follower::default()));
-        let clock = Clock::start();
+        let (clock, hand) = Clock::manual();
         let mut core = Feeder::new(ERA, timing(), limit);
         core.handle_welcomed();
         core.handle_synced_up(clock.now(), to.positions().last.next());
         let (channel, host) = (Arc::clone(&feeder_end), Arc::clone(&master));
         let core = Arc::new(Mutex::new(core));
-        let feeder = FeederStream::new(from.clone(), channel, host, clock, core);
-        let replica = replica(&to, Arc::clone(&replica_end), &follower);
+        let feeder = FeederStream::new(from.clone(), channel, host, clock.clone(), core);
+        let replica = replica_at(&to, Arc::clone(&replica_end), &follower, clock);
         replica.begin().unwrap();
-        let steps = Self { from, to, master, follower, feeder, replica, feeder_end, replica_end };
+        let steps =
+            Self { hand, from, to, master, follower, feeder, replica, feeder_end, replica_end };
         steps.answer();
         steps
     }
@@ -380,6 +391,14 @@ impl Steps {
     /// The feeder takes what the replica said.
     fn answer(&self) {
         assert!(self.feeder.handle_frame(&self.said().unwrap()).unwrap());
+    }
+
+    /// What the replica acknowledged, received and durable.
+    fn acked(&self) -> (i64, i64) {
+        match StreamMessage::decode(&self.said().expect("an acknowledgement")).unwrap() {
+            StreamMessage::Ack(ack) => (ack.received.sequence(), ack.durable.sequence()),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// What the replica said, if it did.
@@ -445,13 +464,13 @@ fn a_log_that_may_lack_its_end_is_whole_once_the_masters_end_is_durable_in_it() 
     let from = empty_log("a");
     fill(&from, 10);
     let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
-    let heard = steps.replica.heard().unwrap();
+    steps.hand.set(Duration::from_millis(3));
     steps.replica.ask_head(6).unwrap();
     steps.replica.ask_head(7).unwrap();
     steps.answer();
     steps.answer();
     steps.send(); // the answer goes before entries, and 6 is void
-    assert!(steps.replica.heard().unwrap() >= heard);
+    assert_eq!(steps.replica.heard(), Some(Duration::from_millis(3)));
     let head = LogEnd {
         term: TERM,
         vlsn: Vlsn::new(10),
@@ -468,6 +487,36 @@ fn a_log_that_may_lack_its_end_is_whole_once_the_masters_end_is_durable_in_it() 
     steps.answer();
     steps.send();
     assert_eq!(*steps.follower.confirmed.lock(), [(7, head), (8, head)]);
+}
+
+#[test]
+fn a_master_that_asks_for_a_word_has_it_before_the_sync() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
+    steps.send();
+    steps.hand.set(timing().heartbeat);
+    steps.send();
+    assert!(steps.replica.is_unsynced());
+    assert_eq!(steps.acked(), (10, 0));
+    steps.replica.sync().unwrap();
+    assert_eq!((steps.acked(), steps.said()), ((10, 10), None));
+}
+
+#[test]
+fn who_was_kept_busy_for_two_heartbeats_says_a_word_before_the_sync() {
+    for (busy, words) in [(39, &[(10, 10)][..]), (40, &[(10, 0), (10, 10)][..])] {
+        let from = empty_log("a");
+        fill(&from, 10);
+        let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
+        steps.send();
+        steps.hand.set(Duration::from_millis(busy));
+        steps.replica.sync().unwrap();
+        for word in words {
+            assert_eq!(steps.acked(), *word, "after {busy} ms");
+        }
+        assert_eq!(steps.said(), None, "after {busy} ms");
+    }
 }
 
 #[test]
