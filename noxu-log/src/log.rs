@@ -34,6 +34,7 @@ use crate::keeping::keeper::Keeper;
 use crate::keeping::pins::Pins;
 use crate::keeping::retention::RetentionConfig;
 use crate::keeping::scrub::{DamagedBlock, ScrubConfig, Scrubber};
+use crate::mutant::{self, Mutant};
 use crate::reading::reader::Readers;
 use crate::rewriting::repair::Faulty;
 use crate::rewriting::truncate::Cuts;
@@ -566,7 +567,9 @@ impl Log {
         if run.first != state.end.vlsn.next() {
             return Err(LogError::Gap { requested: run.first, first: state.end.vlsn.next() });
         }
-        if run.previous_fingerprint != state.end.fingerprint {
+        if run.previous_fingerprint != state.end.fingerprint
+            && !mutant::is_on(Mutant::RunNotChained)
+        {
             return Err(LogError::ChainMismatch {
                 vlsn: run.first,
                 expected: state.end.fingerprint,

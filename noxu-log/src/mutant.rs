@@ -45,6 +45,8 @@ pub enum Mutant {
     SwappingBeforeClear,
     /// An install leaves the tail mark of the old log.
     MarkNotMovedByInstall,
+    /// Entries from elsewhere are appended whatever the entry before them is.
+    RunNotChained,
 }
 
 /// Whether `mutant` is switched on in this thread.

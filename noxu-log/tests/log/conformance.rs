@@ -7,7 +7,7 @@
 //! the state machine is in noxu-kv and noxu-rep.
 
 use noxu_log::env::{FaultEnv, MemoryEnv, Survivors};
-use noxu_log::{Cut, LogConfig, LogError};
+use noxu_log::{Cut, LogConfig, LogError, Mutant};
 use noxu_util::{Lsn, NULL_LSN, NULL_VLSN, Term};
 
 use crate::rig::{append, bodies, body, dir, fill, group, open, quiet, try_open, vlsn_of};
@@ -225,13 +225,22 @@ fn a_copy_of_the_runs_is_the_same_log_byte_for_byte() {
 fn a_run_that_does_not_continue_the_log_is_refused() {
     let log = open(&MemoryEnv::new());
     fill(&log, 1, 5, 50);
-    let other = open(&MemoryEnv::new());
+    let env = MemoryEnv::new();
+    let other = open(&env);
     let run = log.read(vlsn_of(3), 1000).unwrap().unwrap();
     assert!(matches!(other.append_run(&run), Err(LogError::Gap { .. })));
     append(&other, 1, b"another history").unwrap();
     append(&other, 1, b"another history").unwrap();
     assert!(matches!(other.append_run(&run), Err(LogError::ChainMismatch { .. })));
     assert_eq!(other.positions().last, vlsn_of(2));
+
+    // Taken all the same, it is found when the log is opened.
+    Mutant::with(Some(Mutant::RunNotChained), || other.append_run(&run)).unwrap();
+    other.sync_now().unwrap();
+    other.close().unwrap();
+    drop(other);
+    let error = try_open(&env, quiet()).unwrap_err();
+    assert!(matches!(error, LogError::ChainMismatch { vlsn, .. } if vlsn == vlsn_of(3)), "{error}");
 }
 
 #[test]
