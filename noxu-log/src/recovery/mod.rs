@@ -143,7 +143,7 @@ impl Log {
         if report.head_uncertain && !control_state.head_uncertain {
             control.update(|control| control.head_uncertain = true)?;
         }
-        found.apply(&*env, dir)?;
+        found.apply(&*env, dir, &mark.read())?;
         let seal_later = found.seal_again(&*env, dir)?;
         if control_state.clean_shutdown {
             control.update(|control| control.clean_shutdown = false)?;
@@ -305,9 +305,10 @@ impl FoundLog {
         }
     }
 
-    /// Removes left-overs, makes headers again, cuts torn ends, and syncs what is kept, so that all
-    /// of it is durable.
-    fn apply(&self, env: &dyn Env, dir: &Path) -> Result<()> {
+    /// Removes left-overs, makes headers again, cuts torn ends, and writes and syncs what is kept, so
+    /// that all of it is durable. What `mark` does not speak of is written again: after a sync that
+    /// failed the operating system shows what it could not save, and a sync of that saves nothing.
+    fn apply(&self, env: &dyn Env, dir: &Path, mark: &MarkRead) -> Result<()> {
         let log_dir = log_dir(dir);
         for path in &self.remove {
             env.remove(path).map_err(|e| LogError::io("remove", path, e))?;
@@ -326,11 +327,28 @@ impl FoundLog {
             if let Some((_, end)) = self.cuts.iter().find(|(cut, _)| *cut == number) {
                 file.set_len((*end).into()).map_err(|e| LogError::io("cut", &path, e))?;
             }
+            if let Some(from) = self.unproven_from(segment, mark) {
+                write_again(&*file, from..segment.end())
+                    .map_err(|e| LogError::io("write again", &path, e))?;
+            }
             if !mutant::is_on(Mutant::FoundNotSynced) {
                 file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
             }
         }
         env.sync_dir(&log_dir).map_err(|e| LogError::io("sync directory", &log_dir, e))
+    }
+
+    /// Where in `segment` what was never known to be synced may begin.
+    fn unproven_from(&self, segment: &Segment, mark: &MarkRead) -> Option<u32> {
+        let MarkRead::Valid(mark) = mark else { return Some(0) };
+        if mark.vlsn >= self.end.vlsn {
+            return None;
+        }
+        match segment.number().cmp(&mark.lsn.segment()) {
+            std::cmp::Ordering::Less => None,
+            std::cmp::Ordering::Equal => Some(mark.lsn.offset()),
+            std::cmp::Ordering::Greater => Some(0),
+        }
     }
 
     /// Makes the side file again of each segment that a sealed one follows: it was sealed too, and
@@ -402,6 +420,25 @@ impl FoundLog {
         self.terms.extend_from_slice(terms);
     }
 }
+
+/// Writes what a file holds in `range` over itself. A crash meanwhile changes nothing.
+fn write_again(file: &dyn EnvFile, range: std::ops::Range<u32>) -> std::io::Result<()> {
+    let mut bytes = vec![0; REWRITE_BYTES.min(range.len())];
+    let mut at = u64::from(range.start);
+    while at < u64::from(range.end) {
+        let wanted = bytes.len().min((u64::from(range.end) - at) as usize);
+        let read = file.read_at(&mut bytes[..wanted], at)?;
+        if read == 0 {
+            return Ok(());
+        }
+        file.write_at(&[IoSlice::new(&bytes[..read])], at)?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
+/// Bytes that are written again at a time.
+const REWRITE_BYTES: usize = 1 << 20;
 
 /// A sealed segment as one that is not, from its side file.
 fn reopened(env: &dyn Env, dir: &Path, number: u32) -> Result<Segment> {

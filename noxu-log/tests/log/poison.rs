@@ -45,6 +45,26 @@ fn a_failed_write_or_sync_poisons_every_later_call() {
 }
 
 #[test]
+fn what_a_failed_sync_left_in_memory_is_durable_once_a_log_was_opened_over_it() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, 3, 100);
+    log.sync_now().unwrap();
+    fill(&log, 4, 30, 700);
+    env.fail_next("sync_data", Fault::IO);
+    assert!(log.sync_now().is_err());
+    // The process is started again on a machine that runs on: it sees what the sync did not save.
+    let running = env.kill();
+    let log = open(&running);
+    let seen = log.positions();
+    assert!(seen.last > vlsn_of(3), "{seen:?}");
+    assert_eq!(seen.durable, seen.last);
+    let after = open(&running.crash_keeping(Survivors::None));
+    assert_eq!(after.positions().last, seen.last);
+    assert_eq!(after.faulty(), []);
+}
+
+#[test]
 fn a_failure_wakes_those_who_wait_and_tells_the_hook() {
     let env = FaultEnv::new();
     let log = open(&env);
