@@ -41,7 +41,7 @@ use crate::rewriting::truncate::Cuts;
 use crate::segment::cache::{FileCache, SideCache};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::scan::SummaryBuilder;
-use crate::upkeep::{Alarm, Background};
+use crate::upkeep::Background;
 use crate::writing::flusher::Flusher;
 use crate::writing::full_disk::ReadOnlyTold;
 use crate::writing::group_commit::{Room, Writer};
@@ -226,7 +226,8 @@ pub(crate) struct Shared {
     /// Held while hooks are told how far the log is durable.
     pub(crate) publishing: RwLock<()>,
     pub(crate) poison: OnceLock<LogError>,
-    pub(crate) alarm: Alarm,
+    /// It has stopped, and the hooks have not heard of it.
+    pub(crate) alarm: AtomicBool,
     pub(crate) closed: AtomicBool,
     pub(crate) unwritten_bytes: AtomicUsize,
     pub(crate) read_only_told: Mutex<ReadOnlyTold>,
@@ -790,7 +791,7 @@ impl Shared {
     /// under.
     fn tell_poisoned(&self, cause: LogError) {
         if self.config.background == Background::Caller {
-            self.alarm.raise(cause);
+            self.alarm.store(true, Ordering::Release);
             return;
         }
         let hooks = self.poison_hooks();

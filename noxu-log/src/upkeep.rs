@@ -6,9 +6,9 @@
 //! wants to be durable ([`Log::request_sync`]), the front that has come of age ([`Log::retain`]),
 //! reading sealed segments again ([`Log::scrub`]).
 
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
-use crate::error::{LogError, Result};
+use crate::error::Result;
 use crate::log::{Log, Shared};
 
 /// Who does what nobody waits for.
@@ -52,18 +52,6 @@ impl Pending {
     }
 }
 
-/// Why the log has stopped, until the hooks are told.
-#[derive(Debug, Default)]
-pub(crate) struct Alarm {
-    cause: Mutex<Option<LogError>>,
-}
-
-impl Alarm {
-    pub(crate) fn raise(&self, cause: LogError) {
-        *self.cause.lock() = Some(cause);
-    }
-}
-
 impl Log {
     /// What [`Log::upkeep`] would do now. Nothing if the log has threads, nothing but the
     /// alarm once it has stopped.
@@ -72,7 +60,7 @@ impl Log {
         if shared.config.background == Background::Threads {
             return Pending::default();
         }
-        let alarm = shared.alarm.cause.lock().is_some();
+        let alarm = shared.alarm.load(Ordering::Acquire);
         if shared.check_running().is_err() {
             return Pending { alarm, ..Pending::default() };
         }
@@ -127,9 +115,10 @@ impl Shared {
 
     /// Tells the hooks that the log has stopped. No lock is held.
     fn tell_alarm(&self) {
-        let cause = self.alarm.cause.lock().take();
-        if let Some(cause) = cause {
-            self.poison_hooks().iter().for_each(|hook| hook(&cause));
+        if self.alarm.swap(false, Ordering::AcqRel)
+            && let Some(cause) = self.poison.get()
+        {
+            self.poison_hooks().iter().for_each(|hook| hook(cause));
         }
     }
 }

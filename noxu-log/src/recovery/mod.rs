@@ -61,7 +61,7 @@ use crate::segment::header::{HeaderFault, SegmentHeader};
 use crate::segment::name::{log_dir, lost_dir, parse_segment_name, parse_side_name, segment_name};
 use crate::segment::scan::SummaryBuilder;
 use crate::segment::side_file::SideFile;
-use crate::upkeep::{Alarm, Background};
+use crate::upkeep::Background;
 use crate::writing::flusher::Flusher;
 use crate::writing::marker::{LazyMarks, MarkPolicy, Marker};
 use crate::writing::prefill::Prefill;
@@ -208,7 +208,7 @@ impl Log {
             hooks: RwLock::new(Hooks::default()),
             publishing: RwLock::new(()),
             poison: OnceLock::new(),
-            alarm: Alarm::default(),
+            alarm: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             unwritten_bytes: AtomicUsize::new(0),
             read_only_told: Mutex::default(),

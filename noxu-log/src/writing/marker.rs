@@ -196,8 +196,8 @@ impl Shared {
             done => done.map_err(|cause| self.poison(cause))?,
         }
         if !mutant::is_on(Mutant::ToldBeforeMark) {
-            let synced = self.mark_syncs.time(|| marker.mark.sync());
-            synced.map_err(|cause| self.poison(cause))?;
+            let marked = self.mark_syncs.time(|| marker.mark.sync());
+            marked.map_err(|cause| self.poison(cause))?;
         }
         let mut state = self.state.lock();
         assert!(synced.vlsn <= state.synced.vlsn, "marked {}, which is not synced", synced.vlsn);
