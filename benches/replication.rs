@@ -13,8 +13,8 @@ use noxu::workload::diverged::DivergedLogs;
 use noxu::workload::stream::{ChannelPair, local_pair, stream_log, tcp_pair};
 use noxu::workload::{TERM, fill, found_log, new_group, reopen_log};
 use noxu_kv::{Config, Store};
-use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
-use noxu_util::{NULL_VLSN, Name, Term};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
+use noxu_util::{NULL_VLSN, Name};
 
 /// Bytes that a stream ships: more than the log's tail in memory.
 const STREAM_BYTES: u64 = 128 << 20;
@@ -78,6 +78,9 @@ fn syncup(c: &mut Criterion) {
     group.finish();
 }
 
+/// How long anything may take before it counts as failed.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// Three stores in this process that replicate over TCP; the first is the master.
 struct Group {
     master: Store,
@@ -96,7 +99,7 @@ impl Group {
             Store::open(Config::new(config)).expect("a store")
         };
         let master = open(&members[0], &|config| {
-            config.role = RoleConfig::Master { term: Term::new(1) };
+            config.priority = 9;
             config.group = GroupChoice::create("bench".parse().expect("a name"), members.clone());
         });
         let address = master.node().local_addr().to_string();
@@ -104,6 +107,7 @@ impl Group {
             .iter()
             .map(|name| open(name, &|config| config.peers = vec![address.clone()]))
             .collect();
+        assert!(master.node().wait_role(Role::Master, PATIENCE), "no master");
         master.put(b"first", b"", Durability::ALL).expect("a commit of all");
         Self { master, replicas, _dir: dir }
     }
@@ -141,8 +145,8 @@ fn majority_commits(c: &mut Criterion) {
 const RESTORED_VALUE_BYTES: usize = 64 << 10;
 const RESTORED_VALUES: u32 = 4096;
 
-/// A wiped replica of a master whose log has lost its front, from opening it until it acknowledges
-/// commits again.
+/// A wiped replica of a master whose log has lost its front, from opening it until all that the master
+/// had then can be read from it.
 fn restore(c: &mut Criterion) {
     let mut nodes = Group::open();
     let mut value = vec![0; RESTORED_VALUE_BYTES];
@@ -155,16 +159,14 @@ fn restore(c: &mut Criterion) {
     nodes.master.node().drop_front(NULL_VLSN).expect("dropped");
     nodes.replicas.pop().expect("n3").close().expect("closed");
     let address = nodes.master.node().local_addr().to_string();
+    let last = nodes.master.node().log().positions().last;
     let restored = || {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = NodeConfig::new("n3".parse().expect("a name"), dir.path());
         config.peers = vec![address.clone()];
         let begin = Instant::now();
         let store = Store::open(Config::new(config)).expect("a store");
-        // A commit of all waits some time for all to be there; a restore may take longer.
-        while let Err(cause) = nodes.master.put(b"all", b"", Durability::ALL) {
-            assert!(begin.elapsed() < Duration::from_mins(1), "not restored: {cause}");
-        }
+        store.wait_applied(last, PATIENCE).expect("restored");
         let time = begin.elapsed();
         let status = store.node().status();
         assert!(status.last_restore.is_some(), "n3 came back without a restore");

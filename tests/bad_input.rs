@@ -6,9 +6,7 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 
-use crate::programs::{NodeProcess, fails, noxu};
-
-const FREE: &str = "127.0.0.1:0";
+use crate::programs::{FREE, NodeProcess, fails, noxu};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -16,12 +14,12 @@ fn path(path: &Path) -> &str {
 
 /// Arguments of a node that founds a group of its own.
 fn founder<'a>(dir: &'a Path, listen: &'a str, client_listen: &'a str) -> Vec<&'a str> {
-    let create = ["node", "--name", "n1", "--create-group", "g", "--role", "master", "--term", "1"];
+    let create = ["node", "--name", "n1", "--create-group", "g"];
     let place = ["--dir", path(dir), "--listen", listen, "--client-listen", client_listen];
     [&create[..], &place[..]].concat()
 }
 
-/// Arguments of a replica of `master`.
+/// Arguments of a node that knows another.
 fn replica<'a>(name: &'a str, dir: &'a Path, master: &'a NodeProcess) -> Vec<&'a str> {
     let place = ["--dir", path(dir), "--listen", FREE, "--client-listen", FREE];
     [&["node", "--name", name, "--peer", &master.peer_addr], &place[..]].concat()
@@ -40,7 +38,7 @@ fn a_busy_port_is_named() {
     fails(&founder(dir.path(), FREE, &addr), 1, &["--client-listen", &addr, "in use"]);
     // The directory is unharmed: the same command works as soon as the port is free.
     drop(busy);
-    NodeProcess::found("n1", dir.path(), "n1").client().call(&[b"SET", b"k", b"v"]).unwrap();
+    NodeProcess::alone("n1", dir.path()).client().call(&[b"SET", b"k", b"v"]).unwrap();
 }
 
 #[test]
@@ -56,7 +54,7 @@ fn a_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_directory_in_use_by_another_process_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let first = NodeProcess::found("n1", dir.path(), "n1");
+    let first = NodeProcess::alone("n1", dir.path());
     fails(&founder(dir.path(), FREE, FREE), 1, &[path(dir.path()), "LOCK"]);
     first.client().call(&[b"SET", b"k", b"v"]).unwrap();
 }
@@ -64,7 +62,7 @@ fn a_directory_in_use_by_another_process_is_named() {
 #[test]
 fn a_directory_of_another_node_or_group_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    NodeProcess::found("n1", dir.path(), "n1").terminate();
+    NodeProcess::alone("n1", dir.path()).terminate();
     let place = ["--dir", path(dir.path()), "--listen", FREE, "--client-listen", FREE];
     let other_node = [&["node", "--name", "n2"], &place[..]].concat();
     fails(&other_node, 1, &["n1", "n2", path(dir.path())]);
@@ -73,22 +71,32 @@ fn a_directory_of_another_node_or_group_is_refused() {
 }
 
 #[test]
-fn a_term_that_is_not_new_is_refused_and_the_known_one_named() {
+fn quorums_that_do_not_meet_are_refused_and_nothing_is_made() {
     let dir = tempfile::tempdir().unwrap();
-    NodeProcess::found("n1", dir.path(), "n1").terminate();
-    let arguments = ["node", "--name", "n1", "--dir", path(dir.path()), "--role", "master"];
-    let place = ["--term", "1", "--listen", FREE, "--client-listen", FREE];
-    fails(&[&arguments[..], &place[..]].concat(), 1, &["term 1", "above 1"]);
+    let fresh = dir.path().join("n1");
+    let arguments = [&founder(&fresh, FREE, FREE)[..], &["--members", "n1,n2,n3"]].concat();
+    for (q_rep, q_elect) in [("1", "1"), ("1", "2"), ("2", "1"), ("4", "2"), ("2", "4")] {
+        let quorums = [&arguments[..], &["--q-rep", q_rep, "--q-elect", q_elect]].concat();
+        let found = format!("q_rep {q_rep} and q_elect {q_elect} of 3 members");
+        fails(&quorums, 1, &[&found, "expected"]);
+    }
+    let others = [&founder(&fresh, FREE, FREE)[..], &["--members", "n2,n3"]].concat();
+    fails(&others, 2, &["--members n2,n3", "n1"]);
+    assert!(!fresh.exists(), "a group that cannot be founded has left a directory");
 }
 
 #[test]
 fn a_replica_of_a_foreign_group_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    let foreign = dir.path().join("n2");
-    NodeProcess::found("n2", &foreign, "n2").terminate();
-    // n2 founded a group of the same name on its own: it is another one.
-    fails(&replica("n2", &foreign, &master), 1, &["group g", "identity"]);
+    let [master, member] = NodeProcess::pair(dir.path());
+    // Founded by other nodes of the same names: it is another one.
+    let foreign = dir.path().join("foreign");
+    for node in NodeProcess::pair(&foreign) {
+        node.terminate();
+    }
+    fails(&replica("n2", &foreign.join("n2"), &master), 1, &["group g", "identity"]);
+    // One that belongs to no group yet, but to another it may.
+    member.kill();
     let fresh = dir.path().join("fresh");
     let named = [&replica("n2", &fresh, &master)[..], &["--group", "other"]].concat();
     fails(&named, 1, &["group g", "group other"]);
@@ -97,19 +105,19 @@ fn a_replica_of_a_foreign_group_is_refused_by_name() {
 #[test]
 fn a_second_node_of_the_same_name_is_refused_and_the_first_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    let first = NodeProcess::start("n2", &dir.path().join("a"), &["--peer", &master.peer_addr]);
+    let [master, first] = NodeProcess::pair(dir.path());
     master.wait_for("connected_slaves", |count| count == "1");
-    fails(&replica("n2", &dir.path().join("b"), &master), 1, &["another node named n2"]);
+    fails(&replica("n2", &dir.path().join("b"), &master), 1, &["voter n2", "has no vote"]);
     fails(&replica("n1", &dir.path().join("c"), &master), 1, &["another node named n1"]);
     master.client().call(&[b"SET", b"k", b"v"]).unwrap();
-    assert_eq!(first.info("reason").unwrap(), "following n1 in term 1");
+    assert_eq!(first.info("role").unwrap(), "slave");
+    first.wait_applied(&master.info("last_vlsn").unwrap());
 }
 
 #[test]
 fn a_stranger_to_the_group_is_told_its_members() {
     let dir = tempfile::tempdir().unwrap();
-    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
+    let [master, _n2] = NodeProcess::pair(dir.path());
     let refusal = ["no member named n9", "n1, n2"];
     fails(&replica("n9", &dir.path().join("n9"), &master), 1, &refusal);
 }
@@ -117,7 +125,7 @@ fn a_stranger_to_the_group_is_told_its_members() {
 #[test]
 fn a_flipped_byte_in_the_log_is_found_and_nothing_is_cut() {
     let dir = tempfile::tempdir().unwrap();
-    let node = NodeProcess::found("n1", dir.path(), "n1");
+    let node = NodeProcess::alone("n1", dir.path());
     let mut client = node.client();
     for i in 0..100 {
         client.call(&[b"SET", format!("key{i}").as_bytes(), &[b'v'; 100]]).unwrap();
@@ -128,8 +136,8 @@ fn a_flipped_byte_in_the_log_is_found_and_nothing_is_cut() {
     bytes[4000] ^= 0x10;
     fs::write(&file, &bytes).unwrap();
 
-    let arguments = ["node", "--name", "n1", "--dir", path(dir.path()), "--role", "master"];
-    let place = ["--term", "2", "--listen", FREE, "--client-listen", FREE];
+    let arguments = ["node", "--name", "n1", "--dir", path(dir.path())];
+    let place = ["--listen", FREE, "--client-listen", FREE];
     fails(&[&arguments[..], &place[..]].concat(), 1, &["segment 1", "offset", "expected", "found"]);
     assert_eq!(fs::read(&file).unwrap(), bytes, "opening a damaged log changed it");
     let output = noxu(&["log", "verify", path(dir.path())]);
@@ -141,23 +149,24 @@ fn a_flipped_byte_in_the_log_is_found_and_nothing_is_cut() {
 #[test]
 fn a_byte_that_rotted_in_a_sealed_segment_shows_in_the_status() {
     let dir = tempfile::tempdir().unwrap();
-    let founding = ["--create-group", "g", "--role", "master", "--term", "1"];
-    let small = ["--segment-size", "64KiB"];
-    let node = NodeProcess::start("n1", dir.path(), &[&founding[..], &small].concat());
+    let founding = ["--create-group", "g", "--segment-size", "64KiB"];
+    let node = NodeProcess::start("n1", dir.path(), &founding);
+    node.wait_master();
     let mut client = node.client();
     for i in 0..100 {
         client.call(&[b"SET", format!("key{i}").as_bytes(), &[b'v'; 2000]]).unwrap();
     }
     node.wait_for("sealed_segments", |count| count != "0");
     assert_eq!(node.info("damaged_blocks").unwrap(), "0");
+    // What is in the state is not read from the log again.
+    client.call(&[b"NOXU", b"CHECKPOINT"]).unwrap();
     assert_eq!(node.terminate(), Some(0));
     let file = segment(dir.path());
     let mut bytes = fs::read(&file).unwrap();
     bytes[4000] ^= 0x10;
     fs::write(&file, &bytes).unwrap();
 
-    let again = ["--role", "master", "--term", "2", "--scrub-interval", "1s"];
-    let node = NodeProcess::start("n1", dir.path(), &again);
+    let node = NodeProcess::start("n1", dir.path(), &["--scrub-interval", "1s"]);
     node.wait_for("damaged_blocks", |count| count == "1");
     let block = node.info("damaged0").unwrap();
     assert!(block.starts_with("segment=1,offset=0,"), "{block}");
@@ -166,8 +175,7 @@ fn a_byte_that_rotted_in_a_sealed_segment_shows_in_the_status() {
 #[test]
 fn garbage_frames_and_frames_over_the_cap_harm_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
-    let master = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    let replica = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &master.peer_addr]);
+    let [master, replica] = NodeProcess::pair(dir.path());
     for bytes in [&[0xff; 64][..], &[0, 0, 0, 0], b"GET / HTTP/1.1\r\n\r\n", &[16, 0, 0, 0, 1, 2]] {
         for node in [&master, &replica] {
             let mut stream = TcpStream::connect(&node.peer_addr).unwrap();
@@ -196,7 +204,18 @@ fn settings_that_make_no_sense_are_named() {
     fails(&["node", "--config", path(&file)], 2, &["n.toml:3", "lissten", "listen"]);
     fails(&["node", "--name", "n1"], 2, &["--dir is missing"]);
     fails(&["node", "--name", "a b", "--dir", "x"], 2, &["\"a b\"", "expected"]);
-    fails(&["node", "--name", "n1", "--dir", "x", "--role", "master"], 2, &["--term"]);
+    let node = ["node", "--name", "n1", "--dir", "x"];
+    let with = |flags: &[&'static str]| [&node[..], flags].concat();
+    fails(&with(&["--failure-timeout", "0"]), 2, &["--failure-timeout 0", "expected"]);
+    fails(&with(&["--q-elect", "2"]), 2, &["--q-elect", "--create-group"]);
+    let secondary = with(&["--create-group", "g", "--kind", "secondary"]);
+    fails(&secondary, 2, &["--create-group", "electable"]);
+    for wrong in ["x", "256"] {
+        let output = noxu(&with(&["--priority", wrong]));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--priority") && said.contains(wrong), "{said}");
+    }
 }
 
 #[test]

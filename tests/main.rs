@@ -3,6 +3,7 @@
 mod bad_input;
 mod borders;
 mod door;
+mod failover;
 mod fuzz;
 mod log_tool;
 mod memory_backend;

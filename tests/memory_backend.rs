@@ -146,6 +146,15 @@ impl Backend for MemoryBackend {
         Ok(reached)
     }
 
+    fn master(&self, _: Duration) -> Option<String> {
+        Some("127.0.0.1:7001".to_owned())
+    }
+
+    fn outcome(&self, commit: Committed, _: Duration) -> Result<&'static str, BackendError> {
+        let last = self.state.lock().vlsn;
+        Ok(if commit.vlsn <= last { "durable" } else { "open" })
+    }
+
     fn checkpoint(&self) -> Result<i64, BackendError> {
         Ok(self.state.lock().vlsn)
     }

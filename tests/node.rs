@@ -7,9 +7,7 @@ use crate::programs::{NodeProcess, noxu};
 #[test]
 fn a_killed_replica_comes_back_and_has_what_it_missed() {
     let dir = tempfile::tempdir().unwrap();
-    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
-    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
-    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    let [n1, n2, n3] = NodeProcess::group(dir.path());
     let mut client = n1.client();
     client.call(&[b"SET", b"before", b"1"]).unwrap();
     n3.kill();
@@ -21,7 +19,7 @@ fn a_killed_replica_comes_back_and_has_what_it_missed() {
         assert_eq!(client.receive().unwrap(), Answer::Status("OK".to_owned()));
     }
     let last = n1.info("last_vlsn").unwrap();
-    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    let n3 = NodeProcess::join("n3", &dir.path().join("n3"), &n1);
     for node in [&n1, &n2, &n3] {
         node.wait_applied(&last);
         assert_eq!(node.client().call_integer(&[b"DBSIZE"]).unwrap(), 501);
@@ -36,15 +34,12 @@ fn a_killed_replica_comes_back_and_has_what_it_missed() {
 #[test]
 fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
-    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
-    let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &["--peer", &n1.peer_addr]);
+    let [n1, n2, n3] = NodeProcess::group(dir.path());
     n1.client().call(&[b"SET", b"kept", b"1"]).unwrap();
     let agreed = n1.info("last_vlsn").unwrap();
     n2.wait_applied(&agreed);
     n3.wait_applied(&agreed);
     n2.kill();
-    let n3_addr = n3.peer_addr.clone();
     n3.kill();
     let mut alone = n1.client();
     alone.call(&[b"NOXU", b"DURABILITY", b"LOCAL"]).unwrap();
@@ -54,11 +49,11 @@ fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
     assert_eq!(alone.call_integer(&[b"DBSIZE"]).unwrap(), 11, "its own reads see LOCAL commits");
     n1.kill();
 
-    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--role", "master", "--term", "2"]);
-    let n3 =
-        NodeProcess::start_at("n3", &dir.path().join("n3"), &n3_addr, &["--peer", &n2.peer_addr]);
+    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--priority", "9"]);
+    let n3 = NodeProcess::join("n3", &dir.path().join("n3"), &n2);
+    n2.wait_master();
     n2.client().call(&[b"SET", b"after", b"1"]).unwrap();
-    let n1 = NodeProcess::start("n1", &dir.path().join("n1"), &["--peer", &n2.peer_addr]);
+    let n1 = NodeProcess::join("n1", &dir.path().join("n1"), &n2);
     n1.wait_applied(&n2.info("last_vlsn").unwrap());
     assert_eq!(n1.info("rollback_matchpoint").unwrap(), agreed);
     assert_eq!(n1.info("rollback_entries").unwrap(), "10");
@@ -74,8 +69,7 @@ fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
 #[test]
 fn writes_on_a_replica_name_the_master_and_the_command_line_shows_it() {
     let dir = tempfile::tempdir().unwrap();
-    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2");
-    let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--peer", &n1.peer_addr]);
+    let [n1, n2] = NodeProcess::pair(dir.path());
     let put = noxu(&["put", "greeting", "hello", "--addr", &n1.client_addr]);
     assert!(put.status.success());
     n2.wait_applied(&n1.info("last_vlsn").unwrap());
@@ -87,7 +81,7 @@ fn writes_on_a_replica_name_the_master_and_the_command_line_shows_it() {
     assert!(said.contains("READONLY") && said.contains(&n1.peer_addr), "{said}");
     let status = noxu(&["status", "--addr", &n2.client_addr, "--section", "replication"]);
     let text = String::from_utf8_lossy(&status.stdout);
-    assert!(text.contains("following n1 in term 1"), "{text}");
+    assert!(text.contains("follows") && text.contains(&n1.peer_addr), "{text}");
     let scan = noxu(&["scan", "--values", "--addr", &n2.client_addr]);
     assert_eq!(scan.stdout, b"greeting\thello\n");
 }
@@ -96,7 +90,7 @@ fn writes_on_a_replica_name_the_master_and_the_command_line_shows_it() {
 fn the_first_transaction_of_a_fresh_master_that_reads_meets_no_conflict() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..5 {
-        let n1 = NodeProcess::found("n1", &dir.path().join(round.to_string()), "n1");
+        let n1 = NodeProcess::alone("n1", &dir.path().join(round.to_string()));
         let first = n1.client().call(&[b"SET", b"k", b"v", b"NX"]).unwrap();
         assert_eq!(first, Answer::Status("OK".to_owned()));
     }
@@ -105,11 +99,30 @@ fn the_first_transaction_of_a_fresh_master_that_reads_meets_no_conflict() {
 #[test]
 fn a_majority_that_is_gone_refuses_writes_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
+    let [n1, n2, n3] = NodeProcess::group(dir.path());
+    n2.kill();
+    n3.kill();
+    n1.wait_for("connected_slaves", |count| count == "0");
     let before = n1.info("last_vlsn").unwrap();
     let said = n1.client().call(&[b"SET", b"k", b"v"]).unwrap_err().to_string();
     assert!(said.contains("NOREPLICAS") && said.contains("nothing was written"), "{said}");
     assert_eq!(n1.info("last_vlsn").unwrap(), before);
+}
+
+#[test]
+fn a_founder_takes_no_writes_before_its_members_have_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::found("n1", &dir.path().join("n1"), "n1,n2,n3");
+    let n2 = NodeProcess::join("n2", &dir.path().join("n2"), &n1);
+    let said = n1.client().call(&[b"SET", b"k", b"v"]).unwrap_err().to_string();
+    assert!(said.contains("READONLY") && said.contains("not known"), "{said}");
+    assert_eq!(n1.client().call_value(&[b"NOXU", b"MASTER", b"300"]).unwrap(), None);
+    let n3 = NodeProcess::join("n3", &dir.path().join("n3"), &n1);
+    for node in [&n3, &n2, &n1] {
+        let master = node.client().call_value(&[b"NOXU", b"MASTER", b"20000"]).unwrap();
+        assert_eq!(master.unwrap(), n1.peer_addr.as_bytes());
+    }
+    n1.client().call(&[b"SET", b"k", b"v"]).unwrap();
 }
 
 #[test]

@@ -6,6 +6,10 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use noxu::client::Client;
+use rustix::process::Signal;
+
+/// Any free port.
+pub(crate) const FREE: &str = "127.0.0.1:0";
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,15 +55,20 @@ pub(crate) struct NodeProcess {
 impl NodeProcess {
     /// Starts a node on ports of its choice and waits for its readiness line.
     pub(crate) fn start(name: &str, dir: &Path, arguments: &[&str]) -> Self {
-        Self::start_at(name, dir, "127.0.0.1:0", arguments)
+        Self::start_at(name, dir, (FREE, FREE), arguments)
     }
 
-    /// [`NodeProcess::start`] with a given address for peers.
-    pub(crate) fn start_at(name: &str, dir: &Path, listen: &str, arguments: &[&str]) -> Self {
+    /// [`NodeProcess::start`] with given addresses for peers and clients.
+    pub(crate) fn start_at(
+        name: &str,
+        dir: &Path,
+        (listen, client_listen): (&str, &str),
+        arguments: &[&str],
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_noxu"))
             .args(["node", "--exit-with-stdin", "--name", name, "--dir"])
             .arg(dir)
-            .args(["--listen", listen, "--client-listen", "127.0.0.1:0"])
+            .args(["--listen", listen, "--client-listen", client_listen])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -78,11 +87,45 @@ impl NodeProcess {
         Self { _stdin: child.stdin.take(), child, peer_addr, client_addr }
     }
 
-    /// Starts the founder of a group named `g` of these members.
+    /// Starts the founder of a group named `g`, which begins when all `members` have come. It is to
+    /// be the master, and stays it for a minute though it is alone.
     pub(crate) fn found(name: &str, dir: &Path, members: &str) -> Self {
         let create = ["--create-group", "g", "--members", members, "--segment-size", "1MiB"];
-        let arguments = [&create[..], &["--role", "master", "--term", "1"]].concat();
-        Self::start(name, dir, &arguments)
+        let lead = ["--priority", "9", "--quorum-timeout", "60000"];
+        Self::start(name, dir, &[&create[..], &lead[..]].concat())
+    }
+
+    /// The only node of a group, and its master.
+    pub(crate) fn alone(name: &str, dir: &Path) -> Self {
+        let node = Self::found(name, dir, name);
+        node.wait_master();
+        node
+    }
+
+    /// Starts a node that knows another and, with that one there, does not strive to be master.
+    pub(crate) fn join(name: &str, dir: &Path, other: &Self) -> Self {
+        Self::start(name, dir, &["--peer", &other.peer_addr, "--priority", "0"])
+    }
+
+    /// A group of n1 and n2 in directories below `dir`; n1 is master.
+    pub(crate) fn pair(dir: &Path) -> [Self; 2] {
+        let n1 = Self::found("n1", &dir.join("n1"), "n1,n2");
+        let n2 = Self::join("n2", &dir.join("n2"), &n1);
+        n1.wait_master();
+        [n1, n2]
+    }
+
+    /// A group of n1, n2 and n3 in directories below `dir`; n1 is master.
+    pub(crate) fn group(dir: &Path) -> [Self; 3] {
+        let n1 = Self::found("n1", &dir.join("n1"), "n1,n2,n3");
+        let [n2, n3] = ["n2", "n3"].map(|name| Self::join(name, &dir.join(name), &n1));
+        n1.wait_master();
+        [n1, n2, n3]
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_master(&self) {
+        self.wait_for("role", |role| role == "master");
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -123,8 +166,17 @@ impl NodeProcess {
 
     /// SIGTERM; the exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.wait_end()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end; the exit code.
+    pub(crate) fn wait_end(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 }

@@ -6,18 +6,19 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use noxu_kv::{Batch, Config, Store};
-use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
-use noxu_util::Term;
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
 
 const ENTRIES: u64 = 500_000;
+const PATIENCE: Duration = Duration::from_mins(10);
 const IN_FLIGHT: usize = 1024;
 const NO_SYNC: Durability = Durability { local: noxu_rep::SyncPolicy::NoSync, ..Durability::LOCAL };
 
-fn open(dir: &Path, term: u32) -> Store {
+fn open(dir: &Path) -> Store {
     let mut node = NodeConfig::new("n1".parse().unwrap(), dir);
-    node.role = RoleConfig::Master { term: Term::new(term) };
     node.group = GroupChoice::create("g".parse().unwrap(), vec!["n1".parse().unwrap()]);
-    Store::open(Config::new(node)).unwrap()
+    let store = Store::open(Config::new(node)).unwrap();
+    assert!(store.node().wait_role(Role::Master, PATIENCE));
+    store
 }
 
 fn key(n: u64) -> [u8; 16] {
@@ -38,16 +39,15 @@ fn fill(store: &Store, count: u64) {
         last = Some(store.submit(&put(n), NO_SYNC).unwrap());
     }
     let last = last.unwrap().vlsn();
-    store.wait_applied(last, Duration::from_mins(10)).unwrap();
-    assert!(store.node().wait_durable(last, Duration::from_mins(10)));
+    store.wait_applied(last, PATIENCE).unwrap();
+    assert!(store.node().wait_durable(last, PATIENCE));
 }
 
 /// A store whose state was lost replays its log: what a replica's applier does, from the log's files
 /// into the tree on disk.
 fn replay(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
-    fill(&open(dir.path(), 1), ENTRIES);
-    let mut term = 1;
+    fill(&open(dir.path()), ENTRIES);
     let mut group = c.benchmark_group("apply");
     group.throughput(Throughput::Elements(ENTRIES)).sample_size(10);
     group.bench_function("single_puts_100B", |b| {
@@ -55,11 +55,10 @@ fn replay(c: &mut Criterion) {
             let mut spent = Duration::ZERO;
             for _ in 0..rounds {
                 std::fs::remove_dir_all(dir.path().join("state")).unwrap();
-                term += 1;
                 let began = Instant::now();
-                let store = open(dir.path(), term);
+                let store = open(dir.path());
                 let last = store.node().log().positions().last;
-                store.wait_applied(last, Duration::from_mins(10)).unwrap();
+                store.wait_applied(last, PATIENCE).unwrap();
                 spent += began.elapsed();
             }
             spent
@@ -71,7 +70,7 @@ fn replay(c: &mut Criterion) {
 /// One thread keeps 1,024 commits in flight on a group of one.
 fn commits(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path(), 1);
+    let store = open(dir.path());
     let mut group = c.benchmark_group("commit");
     group.throughput(Throughput::Elements(1));
     let mut n = 0;
@@ -95,7 +94,7 @@ fn commits(c: &mut Criterion) {
 
 fn reads(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path(), 1);
+    let store = open(dir.path());
     fill(&store, 200_000);
     let mut group = c.benchmark_group("read");
     let mut n = 0u64;

@@ -1,8 +1,10 @@
 //! KvError: why the store could not do what it was asked.
 
-use noxu_rep::RepError;
+use noxu_rep::{RepError, Undecided};
 use noxu_util::codec::CodecError;
 use noxu_util::{Fingerprint, Vlsn};
+
+use crate::token::CommitToken;
 
 /// Result of this crate.
 pub type Result<T, E = KvError> = std::result::Result<T, E>;
@@ -45,12 +47,14 @@ pub enum KvError {
         /// How many are.
         connected: usize,
     },
-    /// Too few acknowledgements in time. The commit may yet become durable; run no second one in
-    /// its place before that is known.
-    #[error("commit {vlsn} was not acknowledged in time; it may still become durable")]
+    /// The commit is written, and whether it lasts is not known yet. Run no second one in its place
+    /// before [`Store::outcome`](crate::Store::outcome) tells.
+    #[error("commit {} of term {}: {why}; it may yet become durable, or be rolled back", .token.vlsn, .token.term)]
     OutcomeUnknown {
-        /// VLSN of the commit.
-        vlsn: Vlsn,
+        /// The commit.
+        token: CommitToken,
+        /// Why nobody can tell.
+        why: Undecided,
     },
     /// Replication failed otherwise.
     #[error(transparent)]
@@ -204,7 +208,9 @@ impl From<RepError> for KvError {
             RepError::InsufficientReplicas { needed, connected, .. } => {
                 Self::InsufficientReplicas { needed, connected }
             }
-            RepError::OutcomeUnknown { vlsn, .. } => Self::OutcomeUnknown { vlsn },
+            RepError::OutcomeUnknown { commit, why } => {
+                Self::OutcomeUnknown { token: commit.into(), why }
+            }
             RepError::Stopped { cause } => Self::Stopped { cause },
             other => Self::Replication(other),
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use noxu_log::env::{Env, RealEnv};
-use noxu_rep::{Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
+use noxu_rep::{CommitOutcome, Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
 use noxu_util::{Fingerprint, Term, Vlsn};
 
 use crate::apply::Stability;
@@ -327,6 +327,15 @@ impl Store {
         Ok(PendingCommit(Pending::Nothing(CommitToken { vlsn: at, term, fingerprint })))
     }
 
+    /// What became of a commit that was left without an answer; waits at most `timeout` until that
+    /// is certain. Any store of the group may be asked.
+    ///
+    /// # Errors
+    /// The log's, if the entry that tells cannot be read.
+    pub fn outcome(&self, token: CommitToken, timeout: Duration) -> Result<CommitOutcome> {
+        Ok(self.shared.node.outcome(&token.into(), timeout)?)
+    }
+
     /// Makes the state durable as far as it may be, so that a restart replays little, and the log's
     /// front can be dropped below it; returns the VLSN through which it is.
     pub fn checkpoint(&self) -> Result<Vlsn> {
@@ -419,7 +428,7 @@ impl Txn {
     /// # Errors
     /// [`KvError::Conflict`] if something it read or wrote was committed since its snapshot;
     /// [`KvError::NotMaster`], [`KvError::InsufficientReplicas`] with nothing written;
-    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
+    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time, or the node was deposed before.
     pub fn commit(self, durability: Durability) -> Result<CommitToken> {
         self.write(durability)?.wait()
     }
@@ -479,7 +488,7 @@ impl PendingCommit {
     /// Waits until the durability asked for is met.
     ///
     /// # Errors
-    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time.
+    /// [`KvError::OutcomeUnknown`] when too few acknowledged in time, or the node was deposed before.
     pub fn wait(self) -> Result<CommitToken> {
         if let Pending::Submitted(submitted) = &self.0 {
             submitted.wait()?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use noxu_rep::CommitId;
 use noxu_util::{Fingerprint, Term, Vlsn};
 
 /// Names a commit: its place in the log and the fingerprint of the history that led to it, so that
@@ -14,6 +15,20 @@ pub struct CommitToken {
     pub term: Term,
     /// Fingerprint of the log through it.
     pub fingerprint: Fingerprint,
+}
+
+impl From<CommitId> for CommitToken {
+    fn from(commit: CommitId) -> Self {
+        let CommitId { vlsn, term, fingerprint } = commit;
+        Self { vlsn, term, fingerprint }
+    }
+}
+
+impl From<CommitToken> for CommitId {
+    fn from(token: CommitToken) -> Self {
+        let CommitToken { vlsn, term, fingerprint } = token;
+        Self { vlsn, term, fingerprint }
+    }
 }
 
 /// How new a read must be.

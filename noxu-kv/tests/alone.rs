@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use noxu_kv::{Batch, Config, Consistency, KvError, MemoryImage, StateKind, Store};
 use noxu_log::RetentionConfig;
 use noxu_log::env::MemoryEnv;
-use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
 use noxu_util::{Name, Term};
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -17,27 +17,38 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-/// The only node of its group, master of `term`, on disk.
-fn config(dir: &Path, term: u32) -> Config {
+/// The only node of its group, on disk.
+fn config(dir: &Path) -> Config {
     let mut node = NodeConfig::new(name("n1"), dir);
-    node.role = RoleConfig::Master { term: Term::new(term) };
-    node.group =
-        GroupChoice::Create { name: name("g"), members: vec![name("n1")], segment_bytes: 1 << 20 };
+    node.group = GroupChoice::Create {
+        name: name("g"),
+        members: vec![name("n1")],
+        segment_bytes: 1 << 20,
+        q_rep: 0,
+        q_elect: 0,
+    };
     node.log.prefill = false;
     let mut config = Config::new(node);
     config.memtable_bytes = 256 << 10;
     config
 }
 
-fn in_memory(env: &Arc<MemoryEnv>, image: &MemoryImage, term: u32) -> Config {
-    let mut config = config(Path::new("/n1"), term);
+fn in_memory(env: &Arc<MemoryEnv>, image: &MemoryImage) -> Config {
+    let mut config = config(Path::new("/n1"));
     config.env = env.clone();
     config.state = StateKind::Memory(image.clone());
     config
 }
 
+/// Opens the store of the only node of a group, which elects itself.
+fn open(config: Config) -> Store {
+    let store = Store::open(config).unwrap();
+    assert!(store.node().wait_role(Role::Master, SECONDS), "{}", store.node().status().reason);
+    store
+}
+
 fn alone() -> Store {
-    Store::open(in_memory(&Arc::new(MemoryEnv::new()), &MemoryImage::default(), 1)).unwrap()
+    open(in_memory(&Arc::new(MemoryEnv::new()), &MemoryImage::default()))
 }
 
 fn put(store: &Store, key: &str, value: &str) {
@@ -100,11 +111,12 @@ fn the_log_is_dropped_by_itself_and_never_above_what_is_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = Vec::new();
     for term in 1..4 {
-        let mut config = config(dir.path(), term);
+        let mut config = config(dir.path());
         // Whatever may go is to go.
         config.node.log.retention =
             RetentionConfig { keep_bytes: 0, byte_budget: Some(1), ..RetentionConfig::default() };
-        let store = Store::open(config).unwrap();
+        let store = open(config);
+        assert_eq!(store.node().status().term, Term::new(term));
         store.wait_applied(store.node().log().positions().last, SECONDS).unwrap();
         assert_eq!(all(&store), expected, "in term {term}");
         let before = store.node().status().retention.first;
@@ -130,7 +142,8 @@ fn everything_is_there_after_a_restart_with_and_without_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = Vec::new();
     for term in 1..6 {
-        let store = Store::open(config(dir.path(), term)).unwrap();
+        let store = open(config(dir.path()));
+        assert_eq!(store.node().status().term, Term::new(term));
         store.transact(|_| Ok(())).unwrap();
         store.wait_applied(store.node().log().positions().last, SECONDS).unwrap();
         assert_eq!(all(&store), expected, "in term {term}");
@@ -152,7 +165,7 @@ fn everything_is_there_after_a_restart_with_and_without_a_checkpoint() {
 #[test]
 fn a_crash_of_the_state_replays_the_log_after_the_checkpoint() {
     let (env, image) = (Arc::new(MemoryEnv::new()), MemoryImage::default());
-    let store = Store::open(in_memory(&env, &image, 1)).unwrap();
+    let store = open(in_memory(&env, &image));
     put(&store, "a", "1");
     let last = store.node().log().positions().last;
     assert!(store.node().wait_durable(last, SECONDS));
@@ -161,12 +174,12 @@ fn a_crash_of_the_state_replays_the_log_after_the_checkpoint() {
     put(&store, "b", "2");
     store.delete(b"a", Durability::MAJORITY).unwrap();
     drop(store);
-    let store = Store::open(in_memory(&env, &image, 2)).unwrap();
+    let store = open(in_memory(&env, &image));
     store.put(b"c", b"3", Durability::MAJORITY).unwrap();
     assert_eq!((get(&store, "a"), get(&store, "b")), (None, Some("2".into())));
     drop(store);
     // The state is lost altogether, the log is not.
-    let store = Store::open(in_memory(&env, &MemoryImage::default(), 3)).unwrap();
+    let store = open(in_memory(&env, &MemoryImage::default()));
     put(&store, "d", "4");
     assert_eq!(all(&store).len(), 3);
 }
@@ -281,7 +294,7 @@ fn large_values_and_large_transactions_survive_a_restart() {
     let key = vec![b'k'; noxu_kv::MAX_KEY_BYTES];
     let large = vec![7u8; noxu_kv::MAX_VALUE_BYTES];
     {
-        let store = Store::open(config(dir.path(), 1)).unwrap();
+        let store = open(config(dir.path()));
         let before = store.node().log().positions().last;
         store.put(&key, &large, Durability::LOCAL).unwrap();
         assert_eq!(store.node().log().positions().last, before.next(), "one entry");
@@ -290,7 +303,7 @@ fn large_values_and_large_transactions_survive_a_restart() {
             .unwrap();
         assert!(store.node().log().positions().last > before.plus(8), "split into entries");
     }
-    let store = Store::open(config(dir.path(), 2)).unwrap();
+    let store = open(config(dir.path()));
     store.wait_applied(store.node().log().positions().last, SECONDS).unwrap();
     assert!(store.get(&key).unwrap().unwrap()[..] == large[..]);
     assert_eq!(all(&store).len(), 3001);
@@ -299,9 +312,9 @@ fn large_values_and_large_transactions_survive_a_restart() {
 #[test]
 fn limits_are_errors_that_name_them_and_write_nothing() {
     let env = Arc::new(MemoryEnv::new());
-    let mut config = in_memory(&env, &MemoryImage::default(), 1);
+    let mut config = in_memory(&env, &MemoryImage::default());
     config.max_transaction_bytes = 1000;
-    let store = Store::open(config).unwrap();
+    let store = open(config);
     let last = store.node().log().positions().last;
     let mut batch = Batch::default();
     assert!(matches!(batch.put(b"", b"v"), Err(KvError::KeyEmpty)));
@@ -320,11 +333,11 @@ fn limits_are_errors_that_name_them_and_write_nothing() {
 #[test]
 fn a_directory_in_use_cannot_be_opened_twice() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(config(dir.path(), 1)).unwrap();
-    let error = Store::open(config(dir.path(), 2)).err().unwrap().to_string();
+    let store = open(config(dir.path()));
+    let error = Store::open(config(dir.path())).err().unwrap().to_string();
     assert!(error.contains("in use") || error.contains("lock"), "{error}");
     drop(store);
-    Store::open(config(dir.path(), 2)).unwrap();
+    open(config(dir.path()));
 }
 
 #[test]

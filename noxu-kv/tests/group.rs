@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use noxu_kv::{Batch, CommitToken, Config, Consistency, KvError, Store};
-use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
-use noxu_util::{Name, Term, Vlsn};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
+use noxu_util::{Name, Vlsn};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -20,11 +20,15 @@ impl Dirs {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// A node that becomes master only to hand over, of the group of its peers.
     fn config(&self, node: &str, peers: &[&Store]) -> Config {
         let dir: &Path = self.0.path();
         let mut node = NodeConfig::new(name(node), dir.join(node));
         node.peers = peers.iter().map(|peer| peer.node().local_addr().to_string()).collect();
         node.group = GroupChoice::Join { name: Some(name("g")) };
+        node.priority = 0;
+        // A master that is alone goes on writing LOCAL for as long as a test may take.
+        node.election.quorum_timeout = Duration::from_mins(1);
         node.log.prefill = false;
         node.limits.insufficient_replicas_timeout = Duration::from_secs(10);
         node.limits.ack_timeout = Duration::from_secs(10);
@@ -33,30 +37,54 @@ impl Dirs {
         config
     }
 
-    fn founder_config(&self, node: &str) -> Config {
+    /// The founder of a group of `members`, of which it is to be the master.
+    fn founder_config(&self, node: &str, members: &[&str]) -> Config {
         let mut config = self.config(node, &[]);
-        config.node.role = RoleConfig::Master { term: Term::new(1) };
+        config.node.priority = 9;
         config.node.group = GroupChoice::Create {
             name: name("g"),
-            members: vec![name("a"), name("b"), name("c")],
+            members: members.iter().map(|member| name(member)).collect(),
             segment_bytes: 1 << 20,
+            q_rep: 0,
+            q_elect: 0,
         };
         config
     }
 
     fn founder(&self, node: &str) -> Store {
-        Store::open(self.founder_config(node)).unwrap()
+        Store::open(self.founder_config(node, &["a", "b", "c"])).unwrap()
     }
 
-    fn master(&self, node: &str, term: u32, peers: &[&Store]) -> Store {
+    /// A group of three whose master is the first.
+    fn group(&self) -> [Store; 3] {
+        self.group_with(|_| {})
+    }
+
+    /// [`Dirs::group`] with other settings of its master.
+    fn group_with(&self, set: impl FnOnce(&mut Config)) -> [Store; 3] {
+        let mut config = self.founder_config("a", &["a", "b", "c"]);
+        set(&mut config);
+        let a = Store::open(config).unwrap();
+        let (b, c) = (self.replica("b", &[&a]), self.replica("c", &[&a]));
+        [master(a), b, c]
+    }
+
+    /// A node that becomes master when it meets a majority without one.
+    fn candidate(&self, node: &str, peers: &[&Store]) -> Store {
         let mut config = self.config(node, peers);
-        config.node.role = RoleConfig::Master { term: Term::new(term) };
+        config.node.priority = 9;
         Store::open(config).unwrap()
     }
 
     fn replica(&self, node: &str, peers: &[&Store]) -> Store {
         Store::open(self.config(node, peers)).unwrap()
     }
+}
+
+/// Waits until this node is master.
+fn master(store: Store) -> Store {
+    assert!(store.node().wait_role(Role::Master, SECONDS), "{:#?}", store.node().status());
+    store
 }
 
 fn contents(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -86,9 +114,7 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 #[test]
 fn replicas_hold_what_the_master_holds_and_read_their_writes_by_token() {
     let dirs = Dirs::new();
-    let a = dirs.founder("a");
-    let b = dirs.replica("b", &[&a]);
-    let c = dirs.replica("c", &[&a]);
+    let [a, b, c] = dirs.group();
     let mut last = None;
     for n in 0..200u32 {
         let key = (n % 60).to_be_bytes();
@@ -115,8 +141,7 @@ fn replicas_hold_what_the_master_holds_and_read_their_writes_by_token() {
 #[test]
 fn a_write_on_a_replica_names_the_master() {
     let dirs = Dirs::new();
-    let a = dirs.founder("a");
-    let b = dirs.replica("b", &[&a]);
+    let [a, b, _c] = dirs.group();
     let token = a.put(b"k", b"v", Durability::MAJORITY).unwrap();
     b.read(Consistency::At(token, SECONDS)).unwrap();
     let mut txn = b.begin().unwrap();
@@ -131,10 +156,9 @@ fn a_write_on_a_replica_names_the_master() {
 fn a_writer_that_waits_for_missing_replicas_holds_up_no_local_writer() {
     let dirs = Dirs::new();
     let waits = Duration::from_secs(3);
-    let mut config = dirs.founder_config("a");
-    config.node.limits.insufficient_replicas_timeout = waits;
-    let a = Store::open(config).unwrap();
-    let replicas = [dirs.replica("b", &[&a]), dirs.replica("c", &[&a])];
+    let [a, b, c] =
+        dirs.group_with(|config| config.node.limits.insufficient_replicas_timeout = waits);
+    let replicas = [b, c];
     a.put(b"k", b"v", Durability::ALL).unwrap();
     for replica in &replicas {
         replica.close().unwrap();
@@ -162,7 +186,8 @@ fn a_transaction_begun_before_its_master_may_serve_commits_without_a_conflict() 
     let a = dirs.founder("a");
     let mut txn = a.begin().unwrap();
     txn.put(b"k", b"v").unwrap();
-    let _b = dirs.replica("b", &[&a]);
+    let _replicas = [dirs.replica("b", &[&a]), dirs.replica("c", &[&a])];
+    let a = master(a);
     txn.commit(Durability::MAJORITY).unwrap();
     assert_eq!(a.get(b"k").unwrap().unwrap(), b"v");
 }
@@ -170,9 +195,11 @@ fn a_transaction_begun_before_its_master_may_serve_commits_without_a_conflict() 
 #[test]
 fn a_policy_that_cannot_be_met_writes_nothing() {
     let dirs = Dirs::new();
-    let mut config = dirs.founder_config("a");
-    config.node.limits.insufficient_replicas_timeout = Duration::from_millis(50);
-    let a = Store::open(config).unwrap();
+    let [a, b, c] = dirs.group_with(|config| {
+        config.node.limits.insufficient_replicas_timeout = Duration::from_millis(50);
+    });
+    drop((b, c));
+    until("a master alone", || a.node().status().replicas.is_empty());
     let last = a.node().log().positions().last;
     let error = a.put(b"k", b"v", Durability::MAJORITY).unwrap_err();
     assert!(matches!(error, KvError::InsufficientReplicas { .. }), "{error}");
@@ -182,9 +209,7 @@ fn a_policy_that_cannot_be_met_writes_nothing() {
 #[test]
 fn commits_of_a_lost_master_are_rolled_back_and_majority_commits_are_not() {
     let dirs = Dirs::new();
-    let a = dirs.founder("a");
-    let b = dirs.replica("b", &[&a]);
-    let c = dirs.replica("c", &[&a]);
+    let [a, b, c] = dirs.group();
     for n in 0..50u32 {
         a.put(&n.to_be_bytes(), b"kept", Durability::ALL).unwrap();
     }
@@ -205,8 +230,9 @@ fn commits_of_a_lost_master_are_rolled_back_and_majority_commits_are_not() {
     assert_eq!(a.get(b"kept").unwrap().unwrap(), b"lost", "visible on the old master");
     drop(a);
 
-    let b = dirs.master("b", 2, &[]);
+    let b = dirs.candidate("b", &[]);
     let c = dirs.replica("c", &[&b]);
+    let b = master(b);
     let other = b.put(b"other", b"history", Durability::MAJORITY).unwrap();
     let a = dirs.replica("a", &[&b]);
     assert_equal_at(other, &[&b, &c, &a]);
@@ -229,17 +255,12 @@ fn commits_of_a_lost_master_are_rolled_back_and_majority_commits_are_not() {
 #[test]
 fn a_deposed_master_rolls_back_in_place_and_ends_what_saw_the_lost_commits() {
     let dirs = Dirs::new();
-    // The next master's address must be known to the first before it listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
-    let mut config = dirs.founder_config("a");
-    config.node.peers = vec![address.clone()];
-    let a = Store::open(config).unwrap();
-    let b = dirs.replica("b", &[&a]);
+    // The group knows an address of it at which nobody listens: only who is told better reaches it.
+    let [a, b, c] =
+        dirs.group_with(|config| config.node.advertise = Some("127.0.0.1:1".to_owned()));
     let kept = a.put(b"k", b"kept", Durability::MAJORITY).unwrap();
     b.read(Consistency::At(kept, SECONDS)).unwrap();
-    drop(b);
+    drop((b, c));
     let below = a.snapshot().unwrap();
     let lost = a.put(b"k", b"lost", Durability::LOCAL).unwrap();
     a.wait_applied(lost.vlsn, SECONDS).unwrap();
@@ -249,11 +270,10 @@ fn a_deposed_master_rolls_back_in_place_and_ends_what_saw_the_lost_commits() {
     txn.put(b"k", b"again").unwrap();
     assert_eq!(above.get(b"k").unwrap().unwrap(), b"lost");
 
-    let mut config = dirs.config("b", &[]);
-    config.node.role = RoleConfig::Master { term: Term::new(2) };
-    config.node.listen = address;
-    let b = Store::open(config).unwrap();
+    let b = dirs.candidate("b", &[]);
     let c = dirs.replica("c", &[&b]);
+    let b = master(b);
+    assert_eq!(a.node().role(), Role::Master, "nobody has told it");
     let other = b.put(b"k", b"other", Durability::MAJORITY).unwrap();
     c.read(Consistency::At(other, SECONDS)).unwrap();
     drop(c);
@@ -273,8 +293,7 @@ fn a_deposed_master_rolls_back_in_place_and_ends_what_saw_the_lost_commits() {
 #[test]
 fn a_checkpoint_of_one_store_installs_into_another_under_load() {
     let dirs = Dirs::new();
-    let a = dirs.founder("a");
-    let b = dirs.replica("b", &[&a]);
+    let [a, b, c] = dirs.group();
     let mut pending = Vec::new();
     for n in 0..3000u32 {
         let mut batch = Batch::default();
@@ -296,11 +315,11 @@ fn a_checkpoint_of_one_store_installs_into_another_under_load() {
         a.put(&n.to_be_bytes(), b"while it streams", Durability::LOCAL).unwrap();
         n += 1;
     }
-    drop(b);
+    drop((b, c));
 
     // Another group's store takes it over as its state.
     let other = Dirs::new();
-    let copy = other.founder("a");
+    let copy = master(Store::open(other.founder_config("a", &["a"])).unwrap());
     let held = copy.snapshot().unwrap();
     let machine = copy.node().machine();
     assert!(machine.install_checkpoint(vlsn, &mut &bytes[..bytes.len() - 1]).is_err());
@@ -314,9 +333,7 @@ fn a_checkpoint_of_one_store_installs_into_another_under_load() {
 #[test]
 fn a_replica_that_was_away_catches_up_and_replays_what_it_had_not_flushed() {
     let dirs = Dirs::new();
-    let a = dirs.founder("a");
-    let b = dirs.replica("b", &[&a]);
-    let mut c = dirs.replica("c", &[&a]);
+    let [a, b, mut c] = dirs.group();
     for round in 0..4u32 {
         for n in 0..400u32 {
             let key = (n * 31 % 997).to_be_bytes();

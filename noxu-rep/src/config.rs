@@ -5,38 +5,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use noxu_log::{DEFAULT_SEGMENT_BYTES, LogConfig};
-use noxu_util::{Name, Term};
+use noxu_util::Name;
 
 use crate::core::feeder::StreamTiming;
+use crate::core::node::ElectionTiming;
 use crate::driver::master::MasterLimits;
-use crate::status::RollbackReport;
-
-/// What a node is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RoleConfig {
-    /// The master of a term that is above every term known. Until elections exist, whoever starts
-    /// the node says so.
-    Master {
-        /// The term.
-        term: Term,
-    },
-    /// A replica of whichever peer is master.
-    Replica,
-}
+use crate::status::{RollbackReport, StateChange};
+use crate::wire::handshake::NodeKind;
 
 /// Which group a node belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupChoice {
-    /// Founds the group if the directory is fresh; the node must be its first master.
+    /// Founds the group if the directory is fresh, once every member has introduced itself. One
+    /// node of a group does; the others join.
     Create {
         /// Name of the group.
         name: Name,
-        /// Its voters, this node included.
+        /// Its voters, this node included; each is bound to the directory it has at that moment.
         members: Vec<Name>,
         /// Length of its log segments, in bytes.
         segment_bytes: u32,
+        /// Copies that make an entry durable; 0 for a majority. Together with `q_elect` more than
+        /// there are members.
+        q_rep: u8,
+        /// Votes that elect a master; 0 for a majority. More than half of the members.
+        q_elect: u8,
     },
-    /// Belongs to the group of the directory, or of the first master it meets.
+    /// Belongs to the group of the directory, or of whoever founds one with this node or, failing
+    /// that, of the first master it meets.
     Join {
         /// Name of the group, if only one of that name will do.
         name: Option<Name>,
@@ -44,14 +40,17 @@ pub enum GroupChoice {
 }
 
 impl GroupChoice {
-    /// [`GroupChoice::Create`] with the default segment size.
+    /// [`GroupChoice::Create`] with the default segment size and majorities.
     pub fn create(name: Name, members: Vec<Name>) -> Self {
-        Self::Create { name, members, segment_bytes: DEFAULT_SEGMENT_BYTES }
+        Self::Create { name, members, segment_bytes: DEFAULT_SEGMENT_BYTES, q_rep: 0, q_elect: 0 }
     }
 }
 
 /// Told of a rollback.
 pub type RollbackHook = Arc<dyn Fn(&RollbackReport) + Send + Sync>;
+
+/// Told of what a node has become.
+pub type StateListener = Arc<dyn Fn(&StateChange) + Send + Sync>;
 
 /// How a node is opened.
 #[derive(Clone)]
@@ -64,20 +63,23 @@ pub struct NodeConfig {
     pub listen: String,
     /// Address that peers can reach it at, if not the one listened on.
     pub advertise: Option<String>,
-    /// What it is to be.
-    pub role: RoleConfig,
-    /// Addresses of the other nodes.
+    /// What it is for.
+    pub kind: NodeKind,
+    /// The higher, the sooner it campaigns when there is no master; 0 for a node that becomes master
+    /// only to hand over to another. Default 1.
+    pub priority: u8,
+    /// Addresses of other nodes; those of the group's voters are known to the group besides.
     pub peers: Vec<String>,
     /// Its group.
     pub group: GroupChoice,
     /// Limits while it is master.
     pub limits: MasterLimits,
+    /// How long it waits for what in elections.
+    pub election: ElectionTiming,
     /// How long a peer is given to answer a dial.
     pub dial_timeout: Duration,
     /// How long a shutdown of the master waits for its replicas to have everything.
     pub shutdown_grace: Duration,
-    /// How long a replica that comes too early is kept waiting for a mastership.
-    pub early_replica_wait: Duration,
     /// How long a voter that is away keeps its place in this node's log, within the budgets of the
     /// log's retention; one that stays away longer is restored. Default 1 day.
     pub absence_grace: Duration,
@@ -85,10 +87,12 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Called after each rollback, by a thread of the node.
     pub on_rollback: Option<RollbackHook>,
+    /// Told of each change of what the node is, in order, by one thread of its own.
+    pub on_state: Option<StateListener>,
 }
 
 impl NodeConfig {
-    /// A replica named `name` in `dir` that joins any group, listening on an ephemeral port of the
+    /// A node named `name` in `dir` that joins any group, listening on an ephemeral port of the
     /// loopback interface.
     pub fn new(name: Name, dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -96,16 +100,18 @@ impl NodeConfig {
             dir: dir.into(),
             listen: "127.0.0.1:0".to_owned(),
             advertise: None,
-            role: RoleConfig::Replica,
+            kind: NodeKind::Electable,
+            priority: 1,
             peers: Vec::new(),
             group: GroupChoice::Join { name: None },
             limits: MasterLimits::default(),
+            election: ElectionTiming::default(),
             dial_timeout: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(1),
-            early_replica_wait: Duration::from_secs(1),
             absence_grace: Duration::from_hours(24),
             log: LogConfig::default(),
             on_rollback: None,
+            on_state: None,
         }
     }
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use noxu_log::{EntryError, LogError};
 use noxu_util::codec::CodecError;
-use noxu_util::{Name, Term, Vlsn};
+use noxu_util::{Name, Vlsn};
 
 use crate::core::replica::StreamFault;
 
 use crate::net::dispatcher::Refusal;
+use crate::outcome::{CommitId, Undecided};
 use crate::wire::handshake::RejectReason;
 
 /// Result of replication calls.
@@ -155,6 +156,17 @@ pub enum RepError {
         fault: EntryError,
     },
 
+    /// Entries of this node's log are damaged, and the master cannot tell what they were.
+    #[error("entries {first} to {last} are damaged here, and {master} cannot tell what they were")]
+    Damaged {
+        /// The first of them.
+        first: Vlsn,
+        /// The last.
+        last: Vlsn,
+        /// The master.
+        master: Name,
+    },
+
     /// The log failed.
     #[error(transparent)]
     Log(LogError),
@@ -176,17 +188,6 @@ pub enum RepError {
     Stopped {
         /// Why.
         cause: String,
-    },
-
-    /// A term asked for is not above every term known.
-    #[error("term {asked} refused: {holder} knows term {known}; choose a term above {known}")]
-    TermTooLow {
-        /// The term asked for.
-        asked: Term,
-        /// The highest term found.
-        known: Term,
-        /// Who knows it.
-        holder: String,
     },
 
     /// The directory belongs to another node or group than the configuration names.
@@ -226,13 +227,14 @@ pub enum RepError {
         expected: String,
     },
 
-    /// Too few acknowledgements in time. The write may yet become durable.
-    #[error("VLSN {vlsn} not acknowledged within {waited:?}; it may still become durable")]
+    /// The commit is written, and whether it lasts is not known yet: see
+    /// [`Node::outcome`](crate::Node::outcome).
+    #[error("commit {commit}: {why}; it may yet become durable, or be rolled back")]
     OutcomeUnknown {
         /// The commit.
-        vlsn: Vlsn,
-        /// How long the call waited.
-        waited: Duration,
+        commit: CommitId,
+        /// Why nobody can tell.
+        why: Undecided,
     },
 }
 

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! Term   wall clock ms u64, term u32, name of the master (u16 length)
-//! Group  version u8 = 1, member count u16, names (u16 length each)
 //! Group  version u8 = 2, q_rep u8, q_elect u8, voter count u16,
 //!        per voter: name (u16 length), incarnation u64, kind u8, address (u16 length)
 //! ```
 //!
-//! Version 2 is the [`Electorate`]: it binds each voter to one directory, which elections need.
+//! A Group entry is an [`Electorate`]: it binds each voter to one directory. Its version 1, a list of
+//! names, was never released.
 
 use noxu_log::MAX_GROUP_CONFIG_BYTES;
 use noxu_util::codec::{CodecError, Put, Reader};
@@ -15,17 +15,9 @@ use noxu_util::{Incarnation, Name, Term};
 
 use crate::core::quorums::{BadQuorums, Quorums};
 
-/// Who belongs to the group, as a Group entry says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GroupConfig {
-    /// The voters.
-    pub members: Vec<Name>,
-}
-
 /// Most members of a group.
 pub const MAX_MEMBERS: usize = 31;
 
-const GROUP_VERSION: u8 = 1;
 const ELECTORATE_VERSION: u8 = 2;
 const MAX_ADDRESS_BYTES: usize = 300;
 
@@ -131,9 +123,7 @@ impl Electorate {
 
     /// Its quorums, if they are lawful.
     pub fn quorums(&self) -> Result<Quorums, BadQuorums> {
-        let n = self.voters.len();
-        let size = |asked: u8| if asked == 0 { n / 2 + 1 } else { usize::from(asked) };
-        Quorums::check(n, size(self.q_rep), size(self.q_elect))
+        quorums_of(self.voters.len(), self.q_rep, self.q_elect)
     }
 
     /// The voter of this name.
@@ -212,41 +202,13 @@ impl Electorate {
     }
 }
 
-impl GroupConfig {
-    /// As a Group entry's body and in the control file.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.put_u8(GROUP_VERSION);
-        out.put_u16(self.members.len() as u16);
-        for member in &self.members {
-            out.put_text(member.as_str());
-        }
-        out
-    }
-
-    /// From a Group entry's body.
-    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        let mut r = Reader::new(bytes);
-        let version = r.u8("group version")?;
-        if version != GROUP_VERSION {
-            return Err(CodecError::OutOfRange {
-                what: "group version",
-                found: version.to_string(),
-                expected: "1",
-            });
-        }
-        let count = usize::from(r.u16("member count")?);
-        if count > MAX_MEMBERS {
-            return Err(CodecError::OutOfRange {
-                what: "member count",
-                found: count.to_string(),
-                expected: "at most 31",
-            });
-        }
-        let members = (0..count).map(|_| r.name("member")).collect::<Result<_, _>>()?;
-        r.finish("group configuration")?;
-        Ok(Self { members })
-    }
+/// The quorums of `n` voters; 0 asks for a majority.
+///
+/// # Errors
+/// What is wrong with the sizes.
+pub fn quorums_of(n: usize, q_rep: u8, q_elect: u8) -> Result<Quorums, BadQuorums> {
+    let size = |asked: u8| if asked == 0 { n / 2 + 1 } else { usize::from(asked) };
+    Quorums::check(n, size(q_rep), size(q_elect))
 }
 
 /// The body of a Term entry.
@@ -261,20 +223,6 @@ pub(crate) fn term_body(wall_clock_ms: u64, term: Term, master: &Name) -> Vec<u8
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_is_read_back_and_damage_is_an_error() {
-        let members = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
-        let config = GroupConfig { members };
-        let bytes = config.encode();
-        assert_eq!(bytes, b"\x01\x03\x00\x02\x00n1\x02\x00n2\x02\x00n3");
-        assert_eq!(GroupConfig::decode(&bytes), Ok(config));
-        for len in 0..bytes.len() {
-            assert!(GroupConfig::decode(&bytes[..len]).is_err(), "{len}");
-        }
-        assert!(GroupConfig::decode(&[1, 0xff, 0xff]).is_err());
-        assert!(GroupConfig::decode(&[2, 0, 0]).is_err());
-    }
 
     fn electorate(names: &[&str]) -> Electorate {
         let voter = |(at, name): (usize, &&str)| Voter {
@@ -315,7 +263,7 @@ mod tests {
         ] {
             assert!(Electorate::decode(&bad.encode()).is_err(), "{bad:?}");
         }
-        assert!(Electorate::decode(&GroupConfig { members: Vec::new() }.encode()).is_err());
+        assert!(Electorate::decode(b"\x01\x00\x00").is_err(), "a list of names");
     }
 
     #[test]

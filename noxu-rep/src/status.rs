@@ -14,8 +14,10 @@ use crate::restore::{Progress, Restored};
 pub enum Role {
     /// Takes writes and feeds the others.
     Master,
-    /// Follows a master, or looks for one.
+    /// Follows a master.
     Replica,
+    /// Neither: looks for a master, campaigns, mends its log, or waits for its group to be founded.
+    Unknown,
     /// Replaces its log and state by a peer's.
     Restoring,
     /// Neither any more: shut down or failed.
@@ -27,10 +29,26 @@ impl std::fmt::Display for Role {
         f.write_str(match self {
             Self::Master => "master",
             Self::Replica => "replica",
+            Self::Unknown => "unknown",
             Self::Restoring => "restoring",
             Self::Stopped => "stopped",
         })
     }
+}
+
+/// What a node has become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// What it does.
+    pub role: Role,
+    /// Its term.
+    pub term: Term,
+    /// The master, as far as it is known.
+    pub master: Option<Name>,
+    /// Where the master is reached, as far as it is known.
+    pub master_address: Option<String>,
+    /// Why, in words.
+    pub reason: String,
 }
 
 /// A rollback that happened.
@@ -76,6 +94,8 @@ pub struct Status {
     pub group: Option<GroupIdentity>,
     /// The group's voters, as far as known.
     pub members: Vec<Name>,
+    /// Whether this node is one of them: by its name and this very directory.
+    pub is_voter: bool,
     /// What it does.
     pub role: Role,
     /// The reason for that, in words.

@@ -5,21 +5,22 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use noxu_log::{MarkPolicy, RetentionConfig, SEGMENT_BYTES_RANGE, ScrubConfig};
-use noxu_util::{Name, Term};
+use noxu_rep::ElectionTiming;
+use noxu_util::Name;
 use serde::Deserialize;
 
 use super::error::CliError;
 use super::sizes::{parse_age, parse_bytes};
 use crate::door::DurabilityName;
 
-/// What a node starts as, until there are elections.
+/// What a node is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum RoleName {
-    /// Writes the log, from a new term on
-    Master,
-    /// Follows a master
-    Replica,
+pub(super) enum KindName {
+    /// Votes and may become master, if the group counts it among its members
+    Electable,
+    /// Follows the master, never votes, and never holds what may yet be rolled back
+    Secondary,
 }
 
 /// The flags; each may also stand in the file, with `_` for `-`.
@@ -43,7 +44,8 @@ pub(super) struct NodeFlags {
     /// Address of another node of the group; repeat for each
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<String>,
-    /// Found a new group with this name (only on an empty directory; needs --role master)
+    /// Found a new group with this name, once all its members have come (on an empty directory; one
+    /// node of a group does this, the others are just started)
     #[arg(long, value_name = "GROUP")]
     create_group: Option<String>,
     /// Names of all voting nodes of the new group, this one included [default: this one alone]
@@ -52,12 +54,24 @@ pub(super) struct NodeFlags {
     /// Refuse to join a group of another name
     #[arg(long, value_name = "GROUP", conflicts_with = "create_group")]
     group: Option<String>,
-    /// Start as master or replica [default: replica]
+    /// What the node is for [default: electable]
     #[arg(long, value_enum)]
-    role: Option<RoleName>,
-    /// With --role master: its term, above every term the group has seen
-    #[arg(long, value_name = "NUMBER")]
-    term: Option<u32>,
+    kind: Option<KindName>,
+    /// The higher, the sooner it becomes master when there is none; 0: only to hand over [default: 1]
+    #[arg(long, value_name = "0-255")]
+    priority: Option<u8>,
+    /// A master not heard for so long is taken for gone, in milliseconds [default: 1000]
+    #[arg(long, value_name = "MS")]
+    failure_timeout: Option<u64>,
+    /// A master that has not heard from enough voters for so long steps down, in milliseconds [default: 2000]
+    #[arg(long, value_name = "MS")]
+    quorum_timeout: Option<u64>,
+    /// With --create-group: copies that make a commit durable [default: a majority]
+    #[arg(long, value_name = "COUNT")]
+    q_rep: Option<u8>,
+    /// With --create-group: votes that elect a master [default: a majority]
+    #[arg(long, value_name = "COUNT")]
+    q_elect: Option<u8>,
     /// Durability of clients that choose none [default: majority]
     #[arg(long, value_name = "NAME")]
     durability: Option<DurabilityName>,
@@ -111,8 +125,12 @@ struct NodeFile {
     #[serde(default)]
     members: Vec<String>,
     group: Option<String>,
-    role: Option<RoleName>,
-    term: Option<u32>,
+    kind: Option<KindName>,
+    priority: Option<u8>,
+    failure_timeout: Option<u64>,
+    quorum_timeout: Option<u64>,
+    q_rep: Option<u8>,
+    q_elect: Option<u8>,
     durability: Option<String>,
     segment_size: Option<String>,
     keep_bytes: Option<String>,
@@ -137,6 +155,10 @@ pub(super) enum GroupSetting {
         members: Vec<Name>,
         /// Size of its segments.
         segment_bytes: u32,
+        /// Copies that make a commit durable; 0 for a majority.
+        q_rep: u8,
+        /// Votes that elect a master; 0 for a majority.
+        q_elect: u8,
     },
     /// Join, or be in, the one the peers are in.
     Join {
@@ -160,8 +182,12 @@ pub(super) struct NodeSettings {
     pub(super) peers: Vec<String>,
     /// Group.
     pub(super) group: GroupSetting,
-    /// Term of a master; none for a replica.
-    pub(super) master_term: Option<Term>,
+    /// What it is for.
+    pub(super) kind: KindName,
+    /// How soon it becomes master.
+    pub(super) priority: u8,
+    /// How long it waits for what in elections.
+    pub(super) election: ElectionTiming,
     /// Default durability of clients.
     pub(super) durability: DurabilityName,
     /// How much log is kept.
@@ -206,20 +232,27 @@ impl NodeFlags {
             self.name.as_ref().or(file.name.as_ref()).ok_or_else(|| missing("--name"))?,
         )?;
         let dir = self.dir.clone().or(file.dir).ok_or_else(|| missing("--dir"))?;
-        let role = self.role.or(file.role).unwrap_or(RoleName::Replica);
-        let master_term = match (role, self.term.or(file.term)) {
-            (RoleName::Master, Some(0)) => {
-                return Err(CliError::Usage("--term 0 found, 1 or more expected".to_owned()));
-            }
-            (RoleName::Master, Some(term)) => Some(Term::new(term)),
-            (RoleName::Master, None) => {
-                return Err(CliError::Usage("--role master needs --term".to_owned()));
-            }
-            (RoleName::Replica, Some(_)) => {
-                return Err(CliError::Usage("--term needs --role master".to_owned()));
-            }
-            (RoleName::Replica, None) => None,
+        let kind = self.kind.or(file.kind).unwrap_or(KindName::Electable);
+        let usual = ElectionTiming::default();
+        let timeout = |flag, own: Option<u64>, file: Option<u64>, usual| match own.or(file) {
+            Some(0) => Err(CliError::Usage(format!("{flag} 0 found, 1 or more expected"))),
+            Some(millis) => Ok(Duration::from_millis(millis)),
+            None => Ok(usual),
         };
+        let failure_timeout = timeout(
+            "--failure-timeout",
+            self.failure_timeout,
+            file.failure_timeout,
+            usual.failure_timeout,
+        )?;
+        let quorum_timeout = timeout(
+            "--quorum-timeout",
+            self.quorum_timeout,
+            file.quorum_timeout,
+            // Whoever gives only the other means both.
+            usual.quorum_timeout.max(failure_timeout),
+        )?;
+        let election = ElectionTiming { failure_timeout, quorum_timeout, ..usual };
         let peers = if self.peers.is_empty() { file.peers } else { self.peers.clone() };
         let durability = match (self.durability, file.durability) {
             (Some(durability), _) => durability,
@@ -238,9 +271,11 @@ impl NodeFlags {
         let create = self.create_group.as_ref().or(file.create_group.as_ref());
         let members = if self.members.is_empty() { &file.members } else { &self.members };
         let segment_size = self.segment_size.as_ref().or(file.segment_size.as_ref());
+        let q_rep = self.q_rep.or(file.q_rep);
+        let q_elect = self.q_elect.or(file.q_elect);
         let group = if let Some(group) = create {
-            if master_term.is_none() {
-                return Err(CliError::Usage("--create-group needs --role master".to_owned()));
+            if kind != KindName::Electable {
+                return Err(CliError::Usage("--create-group needs an electable node".to_owned()));
             }
             let segment_bytes = match segment_size {
                 Some(text) => parse_bytes(text)
@@ -261,11 +296,15 @@ impl NodeFlags {
                 name: self::name("--create-group", group)?,
                 members: voters(&name, members)?,
                 segment_bytes,
+                q_rep: q_rep.unwrap_or(0),
+                q_elect: q_elect.unwrap_or(0),
             }
         } else {
-            if !members.is_empty() || segment_size.is_some() {
+            if !members.is_empty() || segment_size.is_some() || q_rep.is_some() || q_elect.is_some()
+            {
                 return Err(CliError::Usage(
-                    "--members and --segment-size belong to --create-group: an existing group has its own"
+                    "--members, --segment-size, --q-rep and --q-elect belong to --create-group: an \
+                     existing group has its own"
                         .to_owned(),
                 ));
             }
@@ -332,7 +371,9 @@ impl NodeFlags {
                 .unwrap_or("127.0.0.1:7379".to_owned()),
             peers,
             group,
-            master_term,
+            kind,
+            priority: self.priority.or(file.priority).unwrap_or(1),
+            election,
             durability,
             kept,
             tail_mark,
@@ -402,7 +443,7 @@ mod tests {
         let path = dir.path().join("node.toml");
         std::fs::write(
             &path,
-            "name = \"n9\"\ndir = \"data\"\nrole = \"master\"\nterm = 4\ncreate_group = \"g\"\n\
+            "name = \"n9\"\ndir = \"data\"\npriority = 4\nquorum_timeout = 700\ncreate_group = \"g\"\n\
              members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
              keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n\
              tail_mark = \"lazy\"\nscrub_rate = \"1MiB\"\nscrub_interval = \"1d\"\n",
@@ -411,7 +452,9 @@ mod tests {
         let flags = NodeFlags {
             config: Some(path),
             name: Some("n1".into()),
-            term: Some(7),
+            priority: Some(7),
+            failure_timeout: Some(300),
+            q_elect: Some(2),
             max_log_bytes: Some("9MiB".into()),
             scrub_interval: Some("5s".into()),
             ..NodeFlags::default()
@@ -422,7 +465,10 @@ mod tests {
         assert_eq!((kept.keep_age, kept.max_age), (Duration::from_hours(1), None));
         assert_eq!(settings.name.as_str(), "n1");
         assert_eq!(settings.dir, Path::new("data"));
-        assert_eq!(settings.master_term, Some(Term::new(7)));
+        assert_eq!((settings.priority, settings.kind), (7, KindName::Electable));
+        let election = settings.election;
+        assert_eq!(election.failure_timeout, Duration::from_millis(300));
+        assert_eq!(election.quorum_timeout, Duration::from_millis(700));
         assert_eq!(settings.durability, DurabilityName::Local);
         assert_eq!(settings.tail_mark, MarkPolicy::Lazy);
         let seconds = Duration::from_secs(5);
@@ -432,10 +478,12 @@ mod tests {
         assert_eq!(never.settings().unwrap().scrub, None);
         assert_eq!(self::flags().settings().unwrap().scrub, Some(ScrubConfig::default()));
         assert_eq!(self::flags().settings().unwrap().tail_mark, MarkPolicy::Strict);
-        let GroupSetting::Create { segment_bytes, members, .. } = settings.group else {
+        let GroupSetting::Create { segment_bytes, members, q_rep, q_elect, .. } = settings.group
+        else {
             panic!("the file creates a group")
         };
         assert_eq!((segment_bytes, members.len()), (1 << 20, 2));
+        assert_eq!((q_rep, q_elect), (0, 2));
     }
 
     #[test]
@@ -450,14 +498,14 @@ mod tests {
     #[test]
     fn settings_that_make_no_sense_together_are_refused() {
         assert!(error(&NodeFlags::default()).contains("--name is missing"));
-        let master = || NodeFlags { role: Some(RoleName::Master), ..flags() };
-        assert!(error(&master()).contains("--term"));
-        assert!(error(&NodeFlags { term: Some(1), ..flags() }).contains("--role master"));
-        assert!(error(&NodeFlags { create_group: Some("g".into()), ..flags() }).contains("master"));
+        assert!(error(&NodeFlags { failure_timeout: Some(0), ..flags() }).contains("1 or more"));
+        assert!(error(&NodeFlags { q_rep: Some(1), ..flags() }).contains("--create-group"));
         assert!(
             error(&NodeFlags { members: vec!["n1".into()], ..flags() }).contains("--create-group")
         );
-        let create = || NodeFlags { term: Some(1), create_group: Some("g".into()), ..master() };
+        let create = || NodeFlags { create_group: Some("g".into()), ..flags() };
+        let secondary = NodeFlags { kind: Some(KindName::Secondary), ..create() };
+        assert!(error(&secondary).contains("electable"));
         let foreign = NodeFlags { members: vec!["n2".into()], ..create() };
         assert!(error(&foreign).contains("does not hold this node, n1"));
         let much = NodeFlags { keep_bytes: Some("17GiB".into()), ..flags() };

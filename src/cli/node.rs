@@ -8,22 +8,23 @@ use std::time::Duration;
 use clap::Args;
 use noxu_kv::{Config, KvError, Store};
 use noxu_log::{LogConfig, RetentionConfig};
-use noxu_rep::{GroupChoice, NodeConfig, RepError, RoleConfig};
+use noxu_rep::{GroupChoice, NodeConfig, NodeKind, RepError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::config::{GroupSetting, NodeFlags, NodeSettings};
+use super::config::{GroupSetting, KindName, NodeFlags, NodeSettings};
 use super::error::CliError;
 use crate::door::{Door, DoorConfig, StoreBackend};
 
 /// Run one node of a group until SIGTERM
 #[derive(Debug, Args)]
 #[command(after_help = "When it is ready, the node prints one line:
-  noxu ready name=n1 role=master listen=127.0.0.1:7001 client=127.0.0.1:7379 group=orders dir=data/n1
+  noxu ready name=n1 role=unknown listen=127.0.0.1:7001 client=127.0.0.1:7379 group=none dir=data/n1
+Its role is what it knows at that moment: the group chooses its master by itself, and INFO tells.
 SIGTERM and SIGINT shut it down in order. RUST_LOG sets what it reports to standard error.
 
 Examples:
-  noxu node --name n1 --dir data/n1 --role master --term 1 --create-group orders --members n1,n2,n3
+  noxu node --name n1 --dir data/n1 --create-group orders --members n1,n2,n3
   noxu node --name n2 --dir data/n2 --listen 127.0.0.1:7002 --client-listen 127.0.0.1:7380 --peer 127.0.0.1:7001
   noxu node --config n3.toml
 
@@ -129,11 +130,15 @@ fn announce(store: &Store, door: &Door, settings: &NodeSettings) -> Result<(), C
 
 fn node_config(settings: &NodeSettings) -> NodeConfig {
     let group = match &settings.group {
-        GroupSetting::Create { name, members, segment_bytes } => GroupChoice::Create {
-            name: name.clone(),
-            members: members.clone(),
-            segment_bytes: *segment_bytes,
-        },
+        GroupSetting::Create { name, members, segment_bytes, q_rep, q_elect } => {
+            GroupChoice::Create {
+                name: name.clone(),
+                members: members.clone(),
+                segment_bytes: *segment_bytes,
+                q_rep: *q_rep,
+                q_elect: *q_elect,
+            }
+        }
         GroupSetting::Join { name } => GroupChoice::Join { name: name.clone() },
     };
     let kept = &settings.kept;
@@ -153,10 +158,12 @@ fn node_config(settings: &NodeSettings) -> NodeConfig {
         },
         absence_grace: kept.absence_grace,
         listen: settings.listen.clone(),
-        role: match settings.master_term {
-            Some(term) => RoleConfig::Master { term },
-            None => RoleConfig::Replica,
+        kind: match settings.kind {
+            KindName::Electable => NodeKind::Electable,
+            KindName::Secondary => NodeKind::Secondary,
         },
+        priority: settings.priority,
+        election: settings.election,
         peers: settings.peers.clone(),
         group,
         ..NodeConfig::new(settings.name.clone(), &settings.dir)

@@ -65,7 +65,7 @@ impl std::str::FromStr for DurabilityName {
 #[non_exhaustive]
 pub enum BackendError {
     /// This node does not take writes; ask the master.
-    #[error("READONLY this node is a replica, the master is {}", master.as_deref().unwrap_or("not known here"))]
+    #[error("READONLY this node is not the master, that is {}", master.as_deref().unwrap_or("not known here"))]
     NotMaster {
         /// Address of the master's door (or its name, where the address is not known).
         master: Option<String>,
@@ -88,11 +88,12 @@ pub enum BackendError {
     },
     /// Written, but nobody knows yet whether it will last.
     #[error(
-        "UNKNOWN the write at VLSN {vlsn} was not acknowledged in time, it may yet become durable"
+        "UNKNOWN {commit} is written and was not acknowledged, ask NOXU OUTCOME {commit} what became \
+         of it"
     )]
     OutcomeUnknown {
-        /// VLSN of the commit.
-        vlsn: i64,
+        /// The commit.
+        commit: Committed,
     },
     /// The request is beyond a limit or makes no sense here.
     #[error("ERR {reason}")]
@@ -117,6 +118,28 @@ pub struct Committed {
     pub term: u32,
     /// Fingerprint of the log through it.
     pub fingerprint: u64,
+}
+
+impl std::fmt::Display for Committed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { vlsn, term, fingerprint } = self;
+        write!(f, "{vlsn}:{term}:{fingerprint:016x}")
+    }
+}
+
+impl std::str::FromStr for Committed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let mut parts = text.splitn(3, ':');
+            let vlsn = parts.next()?.parse().ok().filter(|vlsn| *vlsn >= 0)?;
+            let term = parts.next()?.parse().ok()?;
+            let fingerprint = u64::from_str_radix(parts.next()?, 16).ok()?;
+            Some(Self { vlsn, term, fingerprint })
+        };
+        parse().ok_or_else(|| format!("{text:?} is no commit: expected VLSN:TERM:FINGERPRINT"))
+    }
 }
 
 /// A node's place in the group, as `ROLE` answers it.
@@ -180,6 +203,11 @@ pub trait Backend: Send + Sync {
     fn info(&self) -> Vec<InfoSection>;
     /// Waits until everything through `vlsn` is applied here; the VLSN reached.
     fn wait_applied(&self, vlsn: i64, timeout: Duration) -> Result<i64, BackendError>;
+    /// Where the master is reached by its peers, once that is known; waits at most `timeout`.
+    fn master(&self, timeout: Duration) -> Option<String>;
+    /// What became of a commit: "durable", "rolled-back", "open" or "forgotten"; waits at most
+    /// `timeout` while it is open.
+    fn outcome(&self, commit: Committed, timeout: Duration) -> Result<&'static str, BackendError>;
     /// Makes the applied state durable; the VLSN through which it is.
     fn checkpoint(&self) -> Result<i64, BackendError>;
     /// Drops the log's front below the last checkpoint; the first VLSN kept.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::backend::DurabilityName;
+use super::backend::{Committed, DurabilityName};
 
 /// A command on keys: what `MULTI` may queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +95,18 @@ pub(super) enum Command {
         /// VLSN to wait for.
         vlsn: i64,
         /// How long.
+        timeout: Duration,
+    },
+    /// `NOXU MASTER timeout_ms`
+    Master {
+        /// How long to wait for word of a master.
+        timeout: Duration,
+    },
+    /// `NOXU OUTCOME vlsn:term:fingerprint [timeout_ms]`
+    Outcome {
+        /// The commit, as `NOXU TOKEN` and the answer `UNKNOWN` name it.
+        commit: Committed,
+        /// How long to wait while it is open.
         timeout: Duration,
     },
     /// `NOXU CHECKPOINT`
@@ -234,7 +246,8 @@ impl Command {
 }
 
 fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
-    let known = "NOXU knows DURABILITY [name], TOKEN, WAIT vlsn ms, CHECKPOINT and DROP-FRONT";
+    let known = "NOXU knows DURABILITY [name], TOKEN, WAIT vlsn ms, MASTER ms, OUTCOME \
+                 commit [ms], CHECKPOINT and DROP-FRONT";
     Ok(match (subcommand(rest).as_deref(), &rest[1..]) {
         (Some("durability"), []) => Command::ShowDurability,
         (Some("durability"), [name]) => Command::SetDurability(
@@ -244,6 +257,17 @@ fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
         (Some("wait"), [vlsn, timeout_ms]) => Command::Wait {
             vlsn: number(vlsn, "a VLSN")? as i64,
             timeout: Duration::from_millis(number(timeout_ms, "a time in ms")?).min(MAX_WAIT),
+        },
+        (Some("master"), [timeout_ms]) => Command::Master {
+            timeout: Duration::from_millis(number(timeout_ms, "a time in ms")?).min(MAX_WAIT),
+        },
+        (Some("outcome"), [commit, rest @ ..]) if rest.len() <= 1 => Command::Outcome {
+            commit: text(commit).parse().map_err(BadCommand)?,
+            timeout: match rest {
+                [timeout_ms] => Duration::from_millis(number(timeout_ms, "a time in ms")?),
+                _ => Duration::ZERO,
+            }
+            .min(MAX_WAIT),
         },
         (Some("checkpoint"), []) => Command::Checkpoint,
         (Some("drop-front"), []) => Command::DropFront,

@@ -337,12 +337,22 @@ impl Connection<'_> {
             }
             Command::Token => {
                 self.settle();
-                let Committed { vlsn, term, fingerprint } = self.last_commit;
-                Ok(bulk(&format!("{vlsn}:{term}:{fingerprint:016x}")))
+                Ok(bulk(&self.last_commit.to_string()))
             }
             Command::Wait { vlsn, timeout } => {
                 self.settle();
                 backend.wait_applied(vlsn, timeout).map(BytesFrame::Integer)
+            }
+            Command::Master { timeout } => {
+                self.settle();
+                Ok(match backend.master(timeout) {
+                    Some(address) => bulk(&address),
+                    None => BytesFrame::Null,
+                })
+            }
+            Command::Outcome { commit, timeout } => {
+                self.settle();
+                backend.outcome(commit, timeout).map(bulk)
             }
             Command::Checkpoint => {
                 self.settle();

@@ -47,6 +47,7 @@ fn replication_lines(status: &Status) -> Vec<Line> {
         lines.push(line("group_id", group.id.to_string()));
         let members: Vec<_> = status.members.iter().map(ToString::to_string).collect();
         lines.push(line("members", members.join(",")));
+        lines.push(line("voter", if status.is_voter { "yes" } else { "no" }.to_owned()));
     }
     lines.push(line("connected_slaves", status.replicas.len().to_string()));
     for (index, replica) in status.replicas.iter().enumerate() {

@@ -4,9 +4,9 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
-use noxu_kv::{Batch, KvError, Store, Txn, Value};
-use noxu_rep::{Durability, Node, Role};
-use noxu_util::{NULL_VLSN, Vlsn};
+use noxu_kv::{Batch, CommitToken, KvError, Store, Txn, Value};
+use noxu_rep::{CommitOutcome, Durability, Node, Role};
+use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
 
 use super::backend::{
     Backend, BackendError, Committed, DurabilityName, InfoSection, PendingCommit, RoleReply,
@@ -51,7 +51,9 @@ impl From<KvError> for BackendError {
             KvError::InsufficientReplicas { connected, needed } => {
                 Self::InsufficientReplicas { connected, needed }
             }
-            KvError::OutcomeUnknown { vlsn } => Self::OutcomeUnknown { vlsn: vlsn.sequence() },
+            KvError::OutcomeUnknown { token, .. } => {
+                Self::OutcomeUnknown { commit: committed(token) }
+            }
             KvError::Replication(_)
             | KvError::Stopped { .. }
             | KvError::ConsistencyTimeout { .. }
@@ -59,6 +61,14 @@ impl From<KvError> for BackendError {
             | KvError::Io { .. } => Self::Unavailable { reason: error.to_string() },
             other => Self::Refused { reason: other.to_string() },
         }
+    }
+}
+
+fn committed(token: CommitToken) -> Committed {
+    Committed {
+        vlsn: token.vlsn.sequence(),
+        term: token.term.number(),
+        fingerprint: token.fingerprint.as_u64(),
     }
 }
 
@@ -120,6 +130,24 @@ impl Backend for StoreBackend {
     fn wait_applied(&self, vlsn: i64, timeout: Duration) -> Result<i64, BackendError> {
         self.store.wait_applied(Vlsn::new(vlsn.max(0)), timeout)?;
         Ok(self.node().applied().sequence())
+    }
+
+    fn master(&self, timeout: Duration) -> Option<String> {
+        self.node().wait_master(timeout)
+    }
+
+    fn outcome(&self, commit: Committed, timeout: Duration) -> Result<&'static str, BackendError> {
+        let token = CommitToken {
+            vlsn: Vlsn::new(commit.vlsn),
+            term: Term::new(commit.term),
+            fingerprint: Fingerprint::from_u64(commit.fingerprint),
+        };
+        Ok(match self.store.outcome(token, timeout)? {
+            CommitOutcome::Durable => "durable",
+            CommitOutcome::RolledBack => "rolled-back",
+            CommitOutcome::Open => "open",
+            CommitOutcome::Forgotten => "forgotten",
+        })
     }
 
     fn checkpoint(&self) -> Result<i64, BackendError> {
@@ -202,11 +230,6 @@ impl Transaction for StoreTransaction<'_> {
 
 impl PendingCommit for noxu_kv::PendingCommit {
     fn wait(self: Box<Self>) -> Result<Committed, BackendError> {
-        let token = Self::wait(*self)?;
-        Ok(Committed {
-            vlsn: token.vlsn.sequence(),
-            term: token.term.number(),
-            fingerprint: token.fingerprint.as_u64(),
-        })
+        Ok(committed(Self::wait(*self)?))
     }
 }

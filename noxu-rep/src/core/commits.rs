@@ -355,6 +355,9 @@ impl<W> Commits<W> {
     }
 
     fn advance(&mut self) -> Changed {
+        if self.closed {
+            return Changed::default(); // another term may decide about all of it by now
+        }
         let mut changed = Changed { dtvlsn: self.advance_dtvlsn(), ..Changed::default() };
         for index in 0..self.classes.len() {
             let class = self.classes[index].class;

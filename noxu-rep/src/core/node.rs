@@ -83,6 +83,7 @@ pub struct NodeCore {
     /// The highest term met anywhere.
     seen: Term,
     links: BTreeMap<Name, PeerCard>,
+    /// What others told last; of use while there is a link to them.
     standings: BTreeMap<Name, Standing>,
     state: State,
     /// How this node stands, as others were told last, and when.
@@ -303,6 +304,17 @@ impl NodeCore {
         }
     }
 
+    /// Whether it follows `master` in `term`, its own: only then may the log be cut or replaced in
+    /// that master's name, or a stream of it be taken.
+    pub fn follows(&self, master: &Name, term: Term) -> bool {
+        self.following().is_some_and(|followed| {
+            followed.is_open()
+                && followed.master == *master
+                && followed.term == term
+                && term == self.promised.term
+        })
+    }
+
     /// When [`NodeCore::handle_timeout`] is due; `None` if time changes nothing.
     pub fn poll_timeout(&self) -> Option<Now> {
         let own = match &self.state {
@@ -336,8 +348,8 @@ impl NodeCore {
             Input::Message { from, message } => self.handle_message(now, facts, &from, message),
             Input::LinkUp(card) => self.handle_link(now, facts, card),
             Input::LinkDown { name } => {
+                // How it stands may have come on its own new link already, and is not told twice.
                 self.links.remove(&name);
-                self.standings.remove(&name);
             }
             Input::Joiner { peer, address } => self.handle_joiner(now, peer, address),
             Input::AskTerm { term, master } => self.handle_ask_term(now, term, &master),

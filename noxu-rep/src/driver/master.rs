@@ -21,12 +21,15 @@ use crate::clock::Clock;
 use crate::core::commits::{Admissible, Changed, Commits, Outcome, WaiterId};
 use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
 use crate::core::feeder::{FeedLimit, Feeder, Lag, StreamTiming};
+use crate::core::node::Contact;
 use crate::core::quorum::{Acked, Quorum, SessionId};
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
+use crate::outcome::{CommitId, Undecided};
 use crate::stream::feeder::FeederHost;
+use crate::wire::election::Peer;
 use crate::wire::handshake::NodeKind;
 use crate::wire::message::{Ack, Era, Farewell, Leaving};
 
@@ -69,6 +72,9 @@ pub struct Master {
     farewell: OnceLock<Farewell>,
     feeders: Mutex<BTreeMap<SessionId, Arc<FeederSession>>>,
     next_session: AtomicU64,
+    /// Called once, when the term's first entry is durable on a quorum.
+    on_term_durable: Box<dyn Fn() + Send + Sync>,
+    term_durable: AtomicBool,
 }
 
 struct State {
@@ -76,19 +82,44 @@ struct State {
     /// Writers that wait before their first entry.
     waiting: usize,
     /// Why the mastership is over.
-    closed: Option<String>,
+    closed: Option<Closed>,
+}
+
+/// Why a mastership is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Closed {
+    cause: String,
+    /// The whole node stops, and not only its mastership.
+    stops: bool,
+}
+
+impl Closed {
+    /// What a writer with nothing written is told.
+    fn refusal(&self) -> RepError {
+        if self.stops {
+            RepError::Stopped { cause: self.cause.clone() }
+        } else {
+            RepError::NotMaster { master: None }
+        }
+    }
 }
 
 impl State {
     /// Takes no more writes, for the first `cause` that there is.
-    fn stop_writes(&mut self, cause: &str) {
-        self.closed.get_or_insert_with(|| cause.to_owned());
+    fn stop_writes(&mut self, cause: &str, stops: bool) {
+        self.closed.get_or_insert_with(|| Closed { cause: cause.to_owned(), stops });
         self.commits.handle_writes_stopped();
+    }
+
+    /// Nothing counts any more.
+    fn end(&mut self, cause: &str, stops: bool) {
+        self.stop_writes(cause, stops);
+        self.commits.handle_closed();
     }
 
     fn check_open(&self) -> Result<()> {
         match &self.closed {
-            Some(cause) => Err(RepError::Stopped { cause: cause.clone() }),
+            Some(closed) => Err(closed.refusal()),
             None => Ok(()),
         }
     }
@@ -110,8 +141,23 @@ pub struct FeederSession {
     pub incarnation: Incarnation,
     /// Where the replica can be reached.
     pub address: String,
+    /// What it is for.
+    pub kind: NodeKind,
+    /// Whether the configuration binds this directory to a vote.
+    pub(crate) counts: bool,
     pub(crate) channel: Arc<dyn Channel>,
     pub(crate) core: Arc<Mutex<Feeder>>,
+}
+
+/// A replica that passed its handshake.
+pub(crate) struct NewSession {
+    pub(crate) name: Name,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) address: String,
+    pub(crate) kind: NodeKind,
+    pub(crate) epoch: u32,
+    pub(crate) counts: bool,
+    pub(crate) channel: Arc<dyn Channel>,
 }
 
 /// A replica as its master sees it.
@@ -142,6 +188,7 @@ impl Master {
         limits: MasterLimits,
         applier: Arc<Applier>,
         housekeeper: Arc<Housekeeper>,
+        on_term_durable: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let mut commits = Commits::new(quorum, term_entry, dtvlsn);
         let last = log.positions().last;
@@ -167,6 +214,8 @@ impl Master {
             farewell: OnceLock::new(),
             feeders: Mutex::default(),
             next_session: AtomicU64::new(1),
+            on_term_durable,
+            term_durable: AtomicBool::new(false),
         }
     }
 
@@ -178,7 +227,7 @@ impl Master {
     /// Waits until a commit under `durability` may be written.
     ///
     /// # Errors
-    /// `InsufficientReplicas`; [`RepError::Stopped`].
+    /// `InsufficientReplicas`; `NotMaster` or `Stopped` if the mastership has ended.
     pub fn admit(self: &Arc<Self>, durability: Durability) -> Result<Admission> {
         if self.is_admitted(durability) {
             return Ok(Admission { master: Arc::clone(self), durability });
@@ -192,7 +241,7 @@ impl Master {
         loop {
             match self.admission(&state, durability) {
                 Admit::Yes(admission) => return Ok(admission),
-                Admit::Closed(cause) => return Err(RepError::Stopped { cause }),
+                Admit::Closed => return Err(state.check_open().expect_err("closed")),
                 Admit::Room => {
                     let (left, _) = left(self.limits.ack_timeout);
                     if left.is_zero() {
@@ -252,7 +301,7 @@ impl Master {
             Admissible::Replicas { needed, connected } => Admit::Replicas { needed, connected },
             Admissible::Room => Admit::Room,
             Admissible::Applied(vlsn) => Admit::Applied(vlsn),
-            Admissible::Closed => Admit::Closed(state.closed.clone().unwrap_or_default()),
+            Admissible::Closed => Admit::Closed,
         }
     }
 
@@ -298,20 +347,15 @@ impl Master {
     }
 
     /// A replica passed its handshake. An older session of the same node is closed.
-    pub(crate) fn open_session(
-        &self,
-        name: Name,
-        incarnation: Incarnation,
-        kind: NodeKind,
-        address: String,
-        channel: Arc<dyn Channel>,
-    ) -> Arc<FeederSession> {
+    pub(crate) fn open_session(&self, new: NewSession) -> Arc<FeederSession> {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let era = Era { epoch: self.log.control().ballot().epoch, term: self.term };
+        let NewSession { name, incarnation, address, kind, epoch, counts, channel } = new;
+        let era = Era { epoch, term: self.term };
         let mut core = Feeder::new(era, self.limits.timing, FeedLimit::of(kind));
         core.handle_welcomed();
         let core = Arc::new(Mutex::new(core));
-        let session = Arc::new(FeederSession { id, name, incarnation, address, channel, core });
+        let session =
+            Arc::new(FeederSession { id, name, incarnation, address, kind, counts, channel, core });
         let mut feeders = self.feeders.lock();
         let older: Vec<_> =
             feeders.values().filter(|s| s.name == session.name).map(Arc::clone).collect();
@@ -400,6 +444,9 @@ impl Master {
         if waiting {
             self.changed.notify_all();
         }
+        if dtvlsn >= self.term_entry && !self.term_durable.swap(true, Ordering::AcqRel) {
+            (self.on_term_durable)();
+        }
         if changed.dtvlsn {
             if idle {
                 // Nothing else is to come that DTVLSN could ride with.
@@ -474,7 +521,7 @@ impl Master {
     /// Takes no more writes; those written may still be reported.
     pub(crate) fn stop_writes(&self, cause: &str) {
         let mut state = self.state.lock();
-        state.stop_writes(cause);
+        state.stop_writes(cause, true);
         self.publish_admitted(&state);
         drop(state);
         self.changed.notify_all();
@@ -494,26 +541,42 @@ impl Master {
         }
     }
 
-    /// Ends the mastership: writers and waiters get [`RepError::Stopped`], the streams a goodbye.
-    pub(crate) fn close(&self, cause: &str) {
-        self.leave(cause, Farewell { why: Leaving::Closing, successor: None });
-    }
-
-    /// The same for a node that stays, whose `successor` it is to be if it names one.
-    pub(crate) fn step_down(&self, cause: &str, successor: Option<Name>) {
-        self.leave(cause, Farewell { why: Leaving::StepsDown, successor });
-    }
-
-    fn leave(&self, cause: &str, farewell: Farewell) {
+    /// Ends the mastership: writers and waiters are told, and the streams say goodbye, with the name
+    /// of the node that is to be master next.
+    pub(crate) fn close(&self, cause: &str, why: Leaving, successor: Option<Name>) {
+        self.farewell.get_or_init(|| Farewell { why, successor });
         let mut state = self.state.lock();
-        state.stop_writes(cause);
+        state.end(cause, why == Leaving::Closing);
         self.publish_admitted(&state);
-        state.commits.handle_closed();
-        self.farewell.get_or_init(|| farewell);
         self.closing.store(true, Ordering::Release);
         self.settle(state, Changed::default());
         self.changed.notify_all();
         self.log.wake_readers();
+    }
+
+    /// As [`Master::close`], and cuts the streams at once.
+    pub(crate) fn abort(&self, cause: &str) {
+        self.close(cause, Leaving::Closing, None);
+        self.close_channels();
+    }
+
+    /// As long as this is held, nothing is written and nothing counts.
+    pub(crate) fn gate(&self) -> MasterGate<'_> {
+        MasterGate { state: self.state.lock() }
+    }
+
+    /// When each voter was last heard, and how far it is.
+    pub(crate) fn contacts(&self) -> Vec<Contact> {
+        let feeders = self.feeders.lock();
+        let streaming = feeders.values().filter_map(|session| {
+            let core = session.core.lock();
+            Some(Contact {
+                peer: Peer { name: session.name.clone(), incarnation: session.incarnation },
+                heard: core.last_heard()?,
+                durable: core.acked().durable,
+            })
+        });
+        streaming.collect()
     }
 
     /// Cuts all streams.
@@ -526,8 +589,21 @@ impl Master {
 
     fn closed_cause(&self) -> Option<String> {
         self.closing.load(Ordering::Acquire).then(|| {
-            self.state.lock().closed.clone().unwrap_or_else(|| "the mastership ended".to_owned())
+            let closed = self.state.lock().closed.clone();
+            closed.map_or_else(|| "the mastership ended".to_owned(), |closed| closed.cause)
         })
+    }
+}
+
+/// Holds a mastership still.
+pub(crate) struct MasterGate<'a> {
+    state: MutexGuard<'a, State>,
+}
+
+impl MasterGate<'_> {
+    /// From now on nothing is written and nothing counts, for good.
+    pub(crate) fn fence(&mut self, cause: &str) {
+        self.state.end(cause, false);
     }
 }
 
@@ -575,8 +651,8 @@ pub enum Admit {
     Room,
     /// This VLSN has to be applied first.
     Applied(Vlsn),
-    /// The mastership is over, for this reason.
-    Closed(String),
+    /// The mastership is over.
+    Closed,
 }
 
 /// Leave to write a commit under one policy. It speaks of the moment it was given in: a replica
@@ -609,7 +685,7 @@ impl Admission {
     /// [`Submitted::wait`]; until then only the log's background sync is sure to come.
     ///
     /// # Errors
-    /// With nothing written: [`RepError::Stopped`], the log's.
+    /// With nothing written: `NotMaster` or `Stopped` if the mastership has ended; the log's.
     ///
     /// # Panics
     /// If the batch does not end in a commit.
@@ -691,7 +767,7 @@ impl Submitted {
             return Some(Ok(()));
         }
         if let Some(cause) = self.master.closed_cause() {
-            return Some(Err(RepError::Stopped { cause }));
+            return Some(Err(self.undecided(Undecided::MastershipEnded(cause))));
         }
         (self.master.clock.now() >= self.deadline).then(|| Err(self.unknown()))
     }
@@ -709,7 +785,8 @@ impl Submitted {
     /// A thread that waits syncs the log itself if nobody is at it, instead of waking another.
     ///
     /// # Errors
-    /// `OutcomeUnknown` once `ack_timeout` has passed since the write; `Stopped`; the log's.
+    /// `OutcomeUnknown` once `ack_timeout` has passed since the write, or when the mastership has
+    /// ended before; the log's.
     pub fn wait(&self) -> Result<()> {
         if !self.is_satisfied() {
             match self.local {
@@ -738,7 +815,8 @@ impl Submitted {
                 Outcome::Satisfied => Ok(()),
                 Outcome::TimedOut => Err(this.unknown()),
                 Outcome::Closed => {
-                    Err(RepError::Stopped { cause: this.master.closed_cause().unwrap_or_default() })
+                    let cause = this.master.closed_cause().unwrap_or_default();
+                    Err(this.undecided(Undecided::MastershipEnded(cause)))
                 }
             });
         };
@@ -808,7 +886,16 @@ impl Submitted {
         self.master.bounds[self.class.index()].load(Ordering::Acquire) >= self.vlsn.sequence()
     }
 
+    /// Names the commit for ever.
+    pub fn id(&self) -> CommitId {
+        CommitId { vlsn: self.vlsn, term: self.master.term, fingerprint: self.fingerprint }
+    }
+
     fn unknown(&self) -> RepError {
-        RepError::OutcomeUnknown { vlsn: self.vlsn, waited: self.master.limits.ack_timeout }
+        self.undecided(Undecided::TimedOut(self.master.limits.ack_timeout))
+    }
+
+    fn undecided(&self, why: Undecided) -> RepError {
+        RepError::OutcomeUnknown { commit: self.id(), why }
     }
 }

@@ -1,16 +1,30 @@
 //! Mending: what a log tells others of entries that they cannot read any more, and how it takes its
 //! own back.
 //!
+//! An elected master asks the voters over links before its term begins. A replica asks the master
+//! that it follows, in their conversation, between handshake and syncup: question and answer are the
+//! election messages of that name, and the first other message goes on to the syncup.
+//!
 //! # Not here: who asks whom, what an answer is worth and when a damaged tail is cut off
 //! (core/repair.rs, core/node.rs); the proof that bytes belong where they go (noxu-log's chain).
 
+use std::ops::Range;
+use std::time::Duration;
+
 use bytes::Bytes;
-use noxu_log::{ChainState, EntryRun, Log, LogError};
+use noxu_log::{Anchor, ChainState, EntryRun, Faulty, Log, LogError};
 use noxu_util::Vlsn;
+use parking_lot::Mutex;
 
 use crate::core::repair::{Damage, RepairView, answer};
-use crate::error::Result;
-use crate::wire::election::{Mark, RepairAnswer, RepairAsk, RepairVerdict};
+use crate::error::{RepError, Result};
+use crate::net::channel::Channel;
+use crate::stream::syncup_protocol::SYNCUP_TIMEOUT;
+use crate::wire::election::{
+    Body, ElectionMsg, MAX_REPAIR_BYTES, Mark, Purpose, RepairAnswer, RepairAsk, RepairVerdict,
+    Silence,
+};
+use crate::wire::message::Era;
 
 /// What is damaged above `checkpoint`: what the state machine still needs.
 pub fn damages(log: &Log, checkpoint: Vlsn) -> Vec<Damage> {
@@ -25,7 +39,8 @@ pub fn damages(log: &Log, checkpoint: Vlsn) -> Vec<Damage> {
         .collect()
 }
 
-/// The answer of `log` to a voter that asks for entries, with at most `max_bytes` of them.
+/// The answer of `log` to a voter that asks for entries, with at most `max_bytes` of them, or
+/// [`MAX_REPAIR_BYTES`] if that is less.
 ///
 /// # Errors
 /// The log's, if what it holds turns out to be unreadable only now.
@@ -35,26 +50,36 @@ pub fn answer_ask(
     installing: bool,
     max_bytes: usize,
 ) -> Result<RepairAnswer> {
-    let control = log.control().state();
-    let verdict = answer(&View { log, installing, uncertain: control.head_uncertain }, ask);
+    let ballot = log.control().ballot();
+    let positions = log.positions();
+    let view = View {
+        log,
+        installing,
+        uncertain: ballot.head_uncertain,
+        last: positions.last,
+        anchor: positions.anchor,
+        faulty: log.faulty(),
+    };
+    let verdict = answer(&view, ask);
     let through = match verdict {
         RepairVerdict::Have => Some(ask.last),
         RepairVerdict::Part { through } => Some(through),
         RepairVerdict::Never | RepairVerdict::Silent(_) => None,
     };
-    let whole = match through {
-        Some(through) => entry_bytes(log, ask.first, through)?,
-        None => Vec::new(),
+    let max_bytes = max_bytes.min(MAX_REPAIR_BYTES);
+    let window = ask.offset as usize..(ask.offset as usize).saturating_add(max_bytes);
+    let (bytes, total) = match through {
+        Some(through) => entry_bytes(log, ask.first, through, window)?,
+        None => (Vec::new(), 0),
     };
-    let rest = whole.get(ask.offset as usize..).unwrap_or_default();
     Ok(RepairAnswer {
         nonce: ask.nonce,
         first: ask.first,
         verdict,
-        commit_floor: control.commit_floor,
-        total: whole.len() as u32,
+        commit_floor: ballot.commit_floor,
+        total: total as u32,
         offset: ask.offset,
-        bytes: rest[..rest.len().min(max_bytes)].to_vec(),
+        bytes,
     })
 }
 
@@ -80,20 +105,159 @@ pub fn put_back(log: &Log, damage: &Damage, bytes: Vec<u8>) -> Result<bool> {
     }
 }
 
-/// The bytes of the entries `first` through `last`, all of which `log` holds.
-fn entry_bytes(log: &Log, first: Vlsn, last: Vlsn) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut next = first;
+/// What a master says about damaged entries of a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// These are they, if the chain agrees.
+    Bytes(Vec<u8>),
+    /// The first of them was never in its log.
+    Never,
+    /// It has dropped that part of its log.
+    Dropped,
+    /// It cannot tell at the moment.
+    Nothing,
+}
+
+/// The replica's half: asks the master at the other end of `channel` for the entries of `damage`.
+///
+/// # Errors
+/// The channel's; `ProtocolError` for an answer that makes no sense.
+pub fn ask_master(
+    channel: &dyn Channel,
+    era: Era,
+    damage: &Damage,
+    nonce: u64,
+    max_entry_bytes: usize,
+) -> Result<Told> {
+    let most = (damage.last.since(damage.first) + 1).saturating_mul(max_entry_bytes as u64);
+    let mut bytes: Vec<u8> = Vec::new();
+    loop {
+        let ask = RepairAsk {
+            purpose: Purpose::Mending,
+            nonce,
+            first: damage.first,
+            last: damage.last,
+            before: damage.before,
+            after: damage.after,
+            offset: bytes.len() as u32,
+        };
+        let question = ElectionMsg { epoch: era.epoch, term: era.term, body: Body::RepairAsk(ask) };
+        channel.send(&question.encode())?;
+        let frame = channel.receive(SYNCUP_TIMEOUT)?;
+        let frame = frame.ok_or_else(|| silent(channel, "an answer about damaged entries"))?;
+        let message = ElectionMsg::decode(&frame)?;
+        let Body::RepairAnswer(answer) = message.body else {
+            return Err(RepError::protocol(channel.peer(), "RepairAnswer", message.body.name()));
+        };
+        let lawful = (message.epoch, message.term) == (era.epoch, era.term)
+            && (answer.nonce, answer.first) == (nonce, damage.first)
+            && answer.offset as usize == bytes.len()
+            && u64::from(answer.total) <= most
+            && bytes.len() + answer.bytes.len() <= answer.total as usize;
+        if !lawful {
+            let found = format!("{answer:?}").chars().take(200).collect::<String>();
+            return Err(RepError::protocol(channel.peer(), "an answer to what was asked", found));
+        }
+        match answer.verdict {
+            RepairVerdict::Never => return Ok(Told::Never),
+            RepairVerdict::Silent(Silence::BelowAnchor) => return Ok(Told::Dropped),
+            RepairVerdict::Silent(_) | RepairVerdict::Part { .. } => return Ok(Told::Nothing),
+            RepairVerdict::Have => {}
+        }
+        let more = !answer.bytes.is_empty();
+        bytes.extend_from_slice(&answer.bytes);
+        if bytes.len() == answer.total as usize {
+            return Ok(Told::Bytes(bytes));
+        }
+        if !more {
+            return Err(RepError::protocol(channel.peer(), "more bytes", "none"));
+        }
+    }
+}
+
+/// The master's half: answers what a replica asks about its damaged entries. Returns the first frame
+/// that is about something else.
+///
+/// # Errors
+/// The channel's; the log's.
+pub fn answer_replica(channel: &dyn Channel, log: &Log, era: Era) -> Result<Vec<u8>> {
+    loop {
+        let frame = channel.receive(SYNCUP_TIMEOUT)?;
+        let frame = frame.ok_or_else(|| silent(channel, "a syncup message"))?;
+        let Ok(ElectionMsg { epoch, term, body: Body::RepairAsk(ask) }) =
+            ElectionMsg::decode(&frame)
+        else {
+            return Ok(frame);
+        };
+        if (epoch, term) != (era.epoch, era.term) {
+            let found = format!("one of epoch {epoch}, term {term}");
+            return Err(RepError::protocol(channel.peer(), "a question of this term", found));
+        }
+        let body = Body::RepairAnswer(answer_ask(log, &ask, false, MAX_REPAIR_BYTES)?);
+        channel.send(&ElectionMsg { epoch, term, body }.encode())?;
+    }
+}
+
+fn silent(channel: &dyn Channel, awaited: &str) -> RepError {
+    RepError::silent(channel.peer(), awaited, SYNCUP_TIMEOUT)
+}
+
+/// A channel whose first frame was received before.
+pub(crate) struct Resumed<'a> {
+    channel: &'a dyn Channel,
+    first: Mutex<Option<Vec<u8>>>,
+}
+
+impl<'a> Resumed<'a> {
+    pub(crate) fn new(channel: &'a dyn Channel, first: Vec<u8>) -> Self {
+        Self { channel, first: Mutex::new(Some(first)) }
+    }
+}
+
+impl Channel for Resumed<'_> {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        self.channel.send(frame)
+    }
+
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        match self.first.lock().take() {
+            Some(first) => Ok(Some(first)),
+            None => self.channel.receive(timeout),
+        }
+    }
+
+    fn close(&self) {
+        self.channel.close();
+    }
+
+    fn peer(&self) -> String {
+        self.channel.peer()
+    }
+}
+
+/// Of the bytes of the entries `first` through `last`, all of which `log` holds, those in `window`,
+/// and how many there are in all. Only entries that reach into the window are read.
+fn entry_bytes(
+    log: &Log,
+    first: Vlsn,
+    last: Vlsn,
+    window: Range<usize>,
+) -> Result<(Vec<u8>, usize)> {
+    let (mut bytes, mut at, mut next) = (Vec::new(), 0, first);
     while next <= last {
         // Cut off meanwhile: what is missing at the end does not fit at the other side either.
         let Some((header, _)) = log.header(next)? else { break };
-        let Some(run) = log.read(next, header.entry_bytes())? else { break };
-        let len = bytes.len() + header.entry_bytes();
-        run.parts.iter().for_each(|part| bytes.extend_from_slice(part));
-        bytes.truncate(len);
+        let end = at + header.entry_bytes();
+        let within = at.max(window.start)..end.min(window.end);
+        if !within.is_empty() {
+            let Some(run) = log.read(next, header.entry_bytes())? else { break };
+            let entry = run.parts.concat();
+            bytes.extend_from_slice(&entry[within.start - at..within.end - at]);
+        }
+        at = end;
         next = next.next();
     }
-    Ok(bytes)
+    Ok((bytes, at))
 }
 
 fn mark(chain: &ChainState) -> Mark {
@@ -105,6 +269,9 @@ struct View<'a> {
     log: &'a Log,
     installing: bool,
     uncertain: bool,
+    last: Vlsn,
+    anchor: Anchor,
+    faulty: Vec<Faulty>,
 }
 
 impl RepairView for View<'_> {
@@ -117,31 +284,29 @@ impl RepairView for View<'_> {
     }
 
     fn anchor(&self) -> Vlsn {
-        self.log.positions().anchor.vlsn
+        self.anchor.vlsn
     }
 
     fn last(&self) -> Vlsn {
-        self.log.positions().last
+        self.last
     }
 
     fn mark(&self, vlsn: Vlsn) -> Option<Mark> {
         if vlsn.is_null() {
             return Some(Mark::default());
         }
-        let anchor = self.log.positions().anchor;
-        if vlsn == anchor.vlsn {
-            return Some(Mark { term: anchor.term, fingerprint: anchor.fingerprint });
+        if vlsn == self.anchor.vlsn {
+            return Some(Mark { term: self.anchor.term, fingerprint: self.anchor.fingerprint });
         }
         if let Ok(Some((header, _))) = self.log.header(vlsn) {
             return Some(mark(&header.chain()));
         }
         // What follows a damaged run tells its end.
-        let runs = self.log.faulty();
-        runs.iter().find(|faulty| faulty.last == vlsn).map(|faulty| mark(&faulty.after))
+        self.faulty.iter().find(|faulty| faulty.last == vlsn).map(|faulty| mark(&faulty.after))
     }
 
     fn is_damaged(&self, first: Vlsn, last: Vlsn) -> bool {
-        self.log.faulty().iter().any(|faulty| faulty.first <= last && first <= faulty.last)
+        self.faulty.iter().any(|faulty| faulty.first <= last && first <= faulty.last)
     }
 }
 

@@ -3,9 +3,15 @@
 
 pub mod applier;
 pub(crate) mod checkpointer;
+pub mod feeding;
+pub(crate) mod follower;
+pub mod following;
 pub mod housekeeper;
+pub mod life;
+pub(crate) mod links;
 pub mod master;
 pub mod mending;
-pub(crate) mod replica_loop;
+pub mod opening;
+pub(crate) mod running;
 pub(crate) mod seat;
 pub(crate) mod services;

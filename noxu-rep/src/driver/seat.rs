@@ -9,33 +9,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use noxu_log::env::Env;
-use noxu_log::{Log, LogError, OpenReport};
 use parking_lot::{Mutex, RwLock};
 
-use crate::config::{NodeConfig, RoleConfig};
-use crate::driver::housekeeper::Housekeeper;
+use super::housekeeper::Housekeeper;
+use super::opening::{HousekeeperSlot, Opened, open_log};
+use super::running::Running;
 use crate::error::{RepError, Result};
-use crate::node::Inner;
 use crate::restore::install;
-
-/// Opens the log of a node. One with entries that cannot be read is refused: a node must not
-/// acknowledge, ship or vote on what it does not have.
-pub(crate) fn open_sound(env: &Arc<dyn Env>, config: &NodeConfig) -> Result<(Log, OpenReport)> {
-    let (log, report) = Log::open(Arc::clone(env), &config.dir, config.log.clone())?;
-    let Some(faulty) = report.faulty.first() else { return Ok((log, report)) };
-    let refused = LogError::from(faulty);
-    let _ = log.close(); // what it is refused for says more
-    Err(refused.into())
-}
-
-/// The housekeeper of the present life, for the state machine; none while there is no log.
-pub(crate) type HousekeeperSlot = Arc<RwLock<Option<Arc<Housekeeper>>>>;
 
 /// Where a node's present life is found.
 pub(crate) struct Seat {
     env: Arc<dyn Env>,
     housekeeper: HousekeeperSlot,
-    current: RwLock<Arc<Inner>>,
+    current: RwLock<Arc<Running>>,
     restorer: Mutex<Restorer>,
 }
 
@@ -50,7 +36,7 @@ impl Seat {
     pub(crate) fn new(
         env: Arc<dyn Env>,
         housekeeper: HousekeeperSlot,
-        first: &Arc<Inner>,
+        first: &Arc<Running>,
     ) -> Arc<Self> {
         let seat = Arc::new(Self {
             env,
@@ -63,12 +49,8 @@ impl Seat {
     }
 
     /// The present life.
-    pub(crate) fn current(&self) -> Arc<Inner> {
+    pub(crate) fn current(&self) -> Arc<Running> {
         Arc::clone(&self.current.read())
-    }
-
-    pub(crate) fn env(&self) -> &Arc<dyn Env> {
-        &self.env
     }
 
     /// A restore was fetched and committed: ends the present life and begins the next, in a thread
@@ -85,41 +67,37 @@ impl Seat {
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seat.next_life(&old)));
             match outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(cause)) => old.die(&format!("restoring: {cause}")),
-                Err(_) => old.die("the thread restore panicked"),
+                Ok(Err(cause)) => old.life.die(&format!("restoring: {cause}")),
+                Err(_) => old.life.die("the thread restore panicked"),
             }
         };
         match std::thread::Builder::new().name("noxu-restore".to_owned()).spawn(run) {
             Ok(thread) => restorer.thread = Some(thread),
             Err(cause) => {
                 drop(restorer);
-                self.current().fail(&format!("no thread for the restore: {cause}"));
+                self.current().life.fail(&format!("no thread for the restore: {cause}"));
             }
         }
     }
 
-    fn next_life(self: &Arc<Self>, old: &Arc<Inner>) -> Result<()> {
-        *self.housekeeper.write() = None;
+    fn next_life(self: &Arc<Self>, old: &Arc<Running>) -> Result<()> {
         old.retire()?;
-        let machine = Arc::clone(old.applier.machine());
-        let mut config = old.config.clone();
-        // Whatever it was opened as: a restored log is not one to be master with at once.
-        config.role = RoleConfig::Replica;
-        let clock = old.clock.clone();
+        let life = &old.life;
+        let machine = Arc::clone(life.applier.machine());
+        let (config, clock) = (life.config.clone(), life.clock.clone());
         let restored = install::install(&self.env, &config.dir, &config.log, &*machine, &clock)?;
         tracing::info!(node = %config.name, ?restored, "restored");
-        let (log, _) = open_sound(&self.env, &config)?;
+        let (log, _) = open_log(&self.env, &config)?;
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
         *self.housekeeper.write() = Some(Arc::clone(&housekeeper));
-        let next = Inner::new(log, clock, housekeeper, config, machine, old.dispatcher());
-        next.note_restored(old, restored);
+        let (env, slot) = (Arc::clone(&self.env), Arc::clone(&self.housekeeper));
+        let opened = Opened { env, config, clock, log, housekeeper, slot, machine };
+        let next = Running::new(opened, old.dispatcher())?;
+        next.life.note_restored(life, restored);
         next.take_seat(self);
         *self.current.write() = Arc::clone(&next);
-        old.handle_replaced();
-        let started = next.start();
-        if let Err(cause) = &started {
-            next.fail(&format!("starting after a restore: {cause}"));
-        }
+        life.handle_replaced();
+        next.start();
         Ok(())
     }
 

@@ -46,13 +46,18 @@ pub struct RestoreProvider {
     node: Name,
     log: Log,
     machine: Arc<dyn StateMachine>,
+    may_serve: MayServe,
     sessions: AtomicUsize,
 }
 
+/// Whether a node gives its log and state away at the moment; the reason if not.
+pub type MayServe = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 impl RestoreProvider {
-    /// A provider for the log and state machine of the node named `node`.
-    pub fn new(node: Name, log: Log, machine: Arc<dyn StateMachine>) -> Self {
-        Self { node, log, machine, sessions: AtomicUsize::new(0) }
+    /// A provider for the log and state machine of the node named `node`. A session begins if
+    /// `may_serve` lets it: what a session is to reach is the end of an established master's log.
+    pub fn new(node: Name, log: Log, machine: Arc<dyn StateMachine>, may_serve: MayServe) -> Self {
+        Self { node, log, machine, may_serve, sessions: AtomicUsize::new(0) }
     }
 
     /// Serves one session to its end.
@@ -87,6 +92,7 @@ impl RestoreProvider {
                 crate::wire::handshake::RejectReason::WrongGroup { name, ours, theirs }.into()
             );
         }
+        (self.may_serve)()?;
         // The log may hold commits that are finished but not sealed yet.
         self.log.seal_through(self.log.control().state().commit_floor)?;
         let (mut session, head, offers) = self.begin(mine, &node)?;

@@ -5,7 +5,8 @@
 //! - The bitmap is saved after the data it speaks of is synced.
 //! - `COMMIT` is written after everything else is verified and durable, and only for a log that
 //!   reaches the master's last entry as of the session's first answer: so a voter never ends up
-//!   behind what it once acknowledged.
+//!   behind what it once acknowledged; and only with leave, for a node that does not follow the
+//!   master of that term any more must keep the log that it votes with.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::IoSlice;
@@ -68,7 +69,9 @@ impl Restoring {
 }
 
 /// Fetches everything from the provider at the other end of `channel` into the `restore/` directory
-/// of `node_dir`, resuming what an earlier call left, and commits it there. The channel is closed.
+/// of `node_dir`, resuming what an earlier call left. Then `permit` is asked, with the provider's
+/// term, whether it may replace the log; if so it is committed there, else `None` is returned. The
+/// channel is closed.
 ///
 /// # Errors
 /// `ProtocolError`, `NetworkError`, `Closed` for the connection; `RestoreRefused` with the
@@ -79,8 +82,10 @@ pub fn fetch(
     restoring: &Restoring,
     channel: &dyn Channel,
     progress: &mut dyn FnMut(&Progress),
-) -> Result<Progress> {
-    let fetched = Fetch::begin(&**env, node_dir, restoring, channel, progress).and_then(Fetch::run);
+    permit: &mut dyn FnMut(Term) -> bool,
+) -> Result<Option<Progress>> {
+    let fetched = Fetch::begin(env, node_dir, restoring, channel, progress)
+        .and_then(|fetch| fetch.run(permit));
     channel.close();
     fetched.map_err(|error| error.with_peer(|| channel.peer()))
 }
@@ -103,12 +108,13 @@ struct Fetch<'a> {
 
 impl<'a> Fetch<'a> {
     fn begin(
-        env: &'a dyn Env,
+        env: &'a Arc<dyn Env>,
         node_dir: &'a Path,
         restoring: &'a Restoring,
         channel: &'a dyn Channel,
         report: &'a mut dyn FnMut(&Progress),
     ) -> Result<Self> {
+        let env = &**env;
         let dir = restore_dir(node_dir);
         env.create_dir_all(&dir).map_err(|e| LogError::io("create directory", &dir, e))?;
         let marker = if let Some(marker) = Marker::load(env, &dir)? {
@@ -120,7 +126,7 @@ impl<'a> Fetch<'a> {
                 env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?;
             }
             env.sync_dir(&dir).map_err(|e| LogError::io("sync directory", &dir, e))?;
-            let marker = Marker { session: noxu_util::Incarnation::random().as_u64() };
+            let marker = Marker { session: env.entropy() };
             marker.save(env, &dir)?;
             marker
         };
@@ -139,12 +145,12 @@ impl<'a> Fetch<'a> {
         })
     }
 
-    fn run(mut self) -> Result<Progress> {
+    fn run(mut self, permit: &mut dyn FnMut(Term) -> bool) -> Result<Option<Progress>> {
         if let Some(commit) = Commit::load(self.env, &self.dir)?
             && commit.session == self.marker.session
         {
             self.advance(Phase::Committed);
-            return Ok(self.progress);
+            return Ok(Some(self.progress));
         }
         let manifest = self.ask_manifest()?;
         self.advance(Phase::Segments);
@@ -166,11 +172,14 @@ impl<'a> Fetch<'a> {
         self.fetch_tail(&manifest.head, &mut commit)?;
         self.sync_data()?;
         self.env.sync_dir(&self.dir).map_err(|e| LogError::io("sync directory", &self.dir, e))?;
+        if !permit(manifest.head.term) {
+            return Ok(None);
+        }
         commit.save(self.env, &self.dir)?;
         self.advance(Phase::Committed);
         // The provider need not hear of it: its pin goes with the connection.
         let _ = self.channel.send(&RestoreMsg::Done.encode());
-        Ok(self.progress)
+        Ok(Some(self.progress))
     }
 
     fn advance(&mut self, phase: Phase) {

@@ -177,7 +177,8 @@ impl Master {
             let anchor = log.drop_front(v(dropped), |_| b"configuration".to_vec()).unwrap();
             assert!(anchor > NULL_VLSN && anchor <= v(dropped), "anchor {anchor}");
         }
-        let provider = Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine));
+        let provider =
+            Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, Box::new(|| Ok(()))));
         Self { provider, log }
     }
 
@@ -194,7 +195,8 @@ impl Master {
             scope.spawn(|| {
                 let _ = self.provider.run(&channel_b);
             });
-            fetch(env, dir(), restoring, &channel_a, &mut |_| {})
+            let fetched = fetch(env, dir(), restoring, &channel_a, &mut |_| {}, &mut |_| true);
+            fetched.map(|progress| progress.expect("permitted"))
         })
     }
 }
@@ -329,11 +331,12 @@ fn a_session_that_broke_off_is_resumed_and_no_block_is_fetched_twice() {
         scope.spawn(|| {
             let _ = master.provider.run(&channel_b);
         });
-        fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
+        let mut report = |progress: &Progress| {
             if progress.blocks_done == total / 2 {
                 channel_a.close();
             }
-        })
+        };
+        fetch(&env, dir(), &restoring(), &channel_a, &mut report, &mut |_| true)
     });
     assert!(broken.is_err_and(|err| err.is_disconnect()));
     assert!(is_pending(&*env, dir()).unwrap() && !is_committed(&*env, dir()).unwrap());
@@ -363,12 +366,12 @@ fn the_front_is_pinned_while_a_session_lasts() {
     let mut seen = Vec::new();
     thread::scope(|scope| {
         let serving = scope.spawn(|| master.provider.run(&channel_b));
-        fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
+        let mut report = |progress: &Progress| {
             if progress.phase == Phase::Tail {
                 seen.extend(held());
             }
-        })
-        .unwrap();
+        };
+        fetch(&env, dir(), &restoring(), &channel_a, &mut report, &mut |_| true).unwrap();
         serving.join().unwrap().unwrap();
     });
     assert!(!seen.is_empty() && seen.iter().all(|place| place.from == first), "{seen:?}");
@@ -383,12 +386,13 @@ fn a_session_that_has_lost_its_place_ends_and_says_so() {
     let refused = thread::scope(|scope| {
         let serving = scope.spawn(|| master.provider.run(&channel_b));
         let mut dropped = false;
-        let fetched = fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
+        let mut report = |progress: &Progress| {
             if progress.phase == Phase::Segments && !dropped {
                 dropped = true;
                 master.run_out_of_budget();
             }
-        });
+        };
+        let fetched = fetch(&env, dir(), &restoring(), &channel_a, &mut report, &mut |_| true);
         let served = serving.join().unwrap().unwrap_err();
         let lost = matches!(served, RepError::Log(LogError::LostPlace { .. }));
         assert!(lost, "{served}");
@@ -506,7 +510,9 @@ fn meddle(
             }
             near.channel_b.close();
         });
-        fetch(env, dir(), &restoring(), &near.channel_a, &mut |_| {})
+        let channel = &near.channel_a;
+        let fetched = fetch(env, dir(), &restoring(), channel, &mut |_| {}, &mut |_| true);
+        fetched.map(|progress| progress.expect("permitted"))
     })
 }
 
@@ -672,11 +678,12 @@ fn a_full_disk_ends_the_session_and_it_resumes_when_there_is_space() {
         scope.spawn(|| {
             let _ = master.provider.run(&channel_b);
         });
-        fetch(&env, dir(), &restoring(), &channel_a, &mut |progress| {
+        let mut report = |progress: &Progress| {
             if progress.blocks_done == 3 {
                 faulty.set_full(true);
             }
-        })
+        };
+        fetch(&env, dir(), &restoring(), &channel_a, &mut report, &mut |_| true)
     });
     let Err(RepError::Log(error)) = full else { panic!("{full:?}") };
     assert!(error.is_storage_full(), "{error}");

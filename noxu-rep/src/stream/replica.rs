@@ -159,9 +159,22 @@ impl ReplicaStream {
     /// # Errors
     /// Whatever else ended the stream.
     pub fn run(&self) -> Result<Option<Farewell>> {
-        let outcome = self.receive_all();
+        let outcome = self.receive_all().or_else(|cause| self.last_words(cause));
         self.handle_closed();
         outcome
+    }
+
+    /// A master that closes sends its farewell first: who meets the closed channel with an
+    /// acknowledgement has it still to read.
+    fn last_words(&self, cause: RepError) -> Result<Option<Farewell>> {
+        if cause.is_disconnect() {
+            while let Ok(Some(frame)) = self.channel.receive(Duration::ZERO) {
+                if let Ok(StreamMessage::Goodbye(farewell)) = StreamMessage::decode(&frame) {
+                    return Ok(Some(farewell));
+                }
+            }
+        }
+        Err(cause)
     }
 
     /// The stream is over, for whatever reason. Idempotent.
@@ -201,6 +214,12 @@ impl ReplicaStream {
     /// [`AckGate::fence`], for a term that nothing is compared for.
     pub fn fence(&self, below: Term) {
         self.gate().fence(below);
+    }
+
+    /// Ends the stream. On return no frame of it is handled any more.
+    pub fn halt(&self) {
+        self.channel.close();
+        self.fence(Term::new(u32::MAX));
     }
 
     /// When the master was last heard; `None` once the stream has ended.

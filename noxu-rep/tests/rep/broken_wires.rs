@@ -82,8 +82,7 @@ fn committers_in_any_number_get_their_places_in_log_order_and_both_replicas_the_
 
 #[test]
 fn another_version_is_spoken_if_both_can_and_a_clock_that_is_off_only_warns() {
-    let mut rig = Rig::new(pair());
-    rig.start_master(0, 1);
+    let rig = Rig::with_lone_master(pair());
     let connect = |lowest, highest| {
         let channel = dial(&rig.door(0).address(), FEEDER_SERVICE_NAME, SOON).unwrap();
         let mut hello = hello("n2", 5);

@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use noxu_log::env::RealEnv;
-use noxu_log::{Log, LogConfig};
 use noxu_rep::{AckPolicy, Durability, RepError, SyncPolicy};
 
-use crate::support::{Group, Member, MuteReplica, PATIENCE, entry, eventually, open};
+use crate::support::{Group, Member, MuteReplica, PATIENCE, entry, eventually, incarnation};
 
 const ALL_POLICIES: [Durability; 5] = [
     Durability::MAJORITY,
@@ -56,7 +54,7 @@ fn a_commit_that_was_waited_for_is_applied_on_the_master() {
 #[test]
 fn a_group_of_one_commits_alone() {
     let group = Group::of(1);
-    let node = group.master("n1", 1);
+    let node = group.master("n1");
     for policy in ALL_POLICIES {
         let vlsn = node.commit("x", policy).unwrap();
         assert!(node.node.wait_durable(vlsn, PATIENCE));
@@ -67,9 +65,9 @@ fn a_group_of_one_commits_alone() {
 #[test]
 fn with_a_majority_gone_before_the_write_nothing_is_written() {
     let group = Group::of(3);
-    let mut config = group.master_config("n1", 1, &[]);
+    let mut config = group.master_config("n1", &[]);
     config.limits.insufficient_replicas_timeout = Duration::from_millis(200);
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let replicas = [group.replica("n2", &master), group.replica("n3", &master)];
     master.commit("both", Durability::ALL).unwrap();
     replicas[0].node.shutdown().unwrap();
@@ -100,7 +98,7 @@ fn with_a_majority_gone_before_the_write_nothing_is_written() {
 #[test]
 fn what_only_the_master_holds_becomes_durable_when_a_replica_returns() {
     let group = Group::of(2);
-    let master = group.master("n1", 1);
+    let master = group.master("n1");
     let replica = group.replica("n2", &master);
     master.commit("first", Durability::MAJORITY).unwrap();
     drop(replica);
@@ -115,16 +113,16 @@ fn what_only_the_master_holds_becomes_durable_when_a_replica_returns() {
 #[test]
 fn a_commit_whose_replica_leaves_after_the_write_is_unknown_and_resolves_later() {
     let group = Group::of(2);
-    let mut config = group.master_config("n1", 1, &[]);
+    let mut config = group.master_config("n1", &[]);
     config.limits.ack_timeout = Duration::from_millis(300);
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let replica = group.replica("n2", &master);
     master.commit("warm", Durability::MAJORITY).unwrap();
     drop(replica);
     eventually("n2 is gone", || master.node.status().replicas.is_empty());
 
     // Connected, so that the write begins; gone without an acknowledgement.
-    let mute = mute_voter(&group, &master);
+    let mute = mute_voter(&master);
     let pending = master.node.submit(&[entry(b"x")], Durability::MAJORITY).unwrap();
     let (told, outcome) = mpsc::channel();
     pending.on_done(move |result| told.send(result).unwrap());
@@ -132,7 +130,7 @@ fn a_commit_whose_replica_leaves_after_the_write_is_unknown_and_resolves_later()
     assert!(pending.wait_timeout(Duration::from_millis(1)).is_none());
     drop(mute);
     let unknown = |result: Result<(), RepError>| match result {
-        Err(RepError::OutcomeUnknown { vlsn, .. }) => assert_eq!(vlsn, pending.vlsn()),
+        Err(RepError::OutcomeUnknown { commit, .. }) => assert_eq!(commit, pending.id()),
         other => panic!("{other:?}"),
     };
     unknown(pending.wait());
@@ -146,13 +144,8 @@ fn a_commit_whose_replica_leaves_after_the_write_is_unknown_and_resolves_later()
 }
 
 /// Takes the place of n2 in the group's books without its data: same name, same incarnation.
-fn mute_voter(group: &Group, master: &Member) -> MuteReplica {
-    let incarnation = {
-        let env = Arc::new(RealEnv::new());
-        let (log, _) = Log::open(env, &group.dir("n2"), LogConfig::default()).unwrap();
-        log.control().state().incarnation
-    };
-    let mute = MuteReplica::connect("n2", incarnation.as_u64(), master).unwrap();
+fn mute_voter(master: &Member) -> MuteReplica {
+    let mute = MuteReplica::connect("n2", incarnation(1), master).unwrap();
     eventually("the mute replica is connected", || master.node.status().replicas.len() == 1);
     mute
 }
@@ -160,14 +153,14 @@ fn mute_voter(group: &Group, master: &Member) -> MuteReplica {
 #[test]
 fn writes_wait_for_the_replicas_instead_of_failing_at_once() {
     let group = Group::of(2);
-    let master = group.master("n1", 1);
+    let master = group.lone_master("n1");
     let address = master.address();
     let master = Arc::new(master);
     let writer = {
         let master = Arc::clone(&master);
         std::thread::spawn(move || master.commit("early", Durability::MAJORITY))
     };
-    let replica = open(group.config("n2", &[address])).unwrap();
+    let replica = group.open(group.config("n2", &[address])).unwrap();
     let vlsn = writer.join().unwrap().unwrap();
     assert!(replica.node.wait_applied(vlsn, PATIENCE).unwrap());
 }
@@ -202,10 +195,10 @@ fn a_callback_is_called_once_with_the_outcome() {
 #[test]
 fn a_writer_without_acks_is_slowed_at_the_bound_and_majority_commits_still_pass() {
     let group = Group::of(3);
-    let mut config = group.master_config("n1", 1, &[]);
+    let mut config = group.master_config("n1", &[]);
     config.limits.max_unreplicated_bytes = 256 << 10;
     config.limits.ack_timeout = Duration::from_secs(1);
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let two = group.replica("n2", &master);
     let three = group.replica("n3", &master);
     master.commit("warm", Durability::ALL).unwrap();
@@ -243,11 +236,16 @@ fn dtvlsn_is_what_was_fsynced_on_a_majority_across_restarts() {
         assert!(node.node.log().control().state().commit_floor >= vlsn);
     }
     drop(nodes);
-    let alone = group.master("n2", 2);
-    assert!(alone.node.dtvlsn() >= vlsn);
-    assert!(alone.node.dtvlsn() < alone.last(), "the new term is on no majority");
-    assert_eq!(alone.node.status().replicas.len(), 0);
-    assert!(alone.node.wait_applied(vlsn, PATIENCE).unwrap());
+    let two = group.master("n2");
+    assert!(two.node.dtvlsn() >= vlsn, "it knows without asking anybody");
+    assert!(two.node.wait_applied(vlsn, PATIENCE).unwrap());
+    drop(two);
+    let alone = group.lone_master("n2");
+    let on_two = alone.last();
+    assert!(alone.node.wait_durable(on_two, PATIENCE));
+    let local = alone.commit("local", Durability::LOCAL).unwrap();
+    assert!(alone.node.dtvlsn() < local, "it is on no majority");
+    assert!(alone.node.dtvlsn() >= on_two);
 }
 
 #[test]

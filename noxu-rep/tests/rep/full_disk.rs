@@ -23,7 +23,8 @@ fn a_replica_with_a_full_disk_stops_acknowledging_and_catches_up_by_itself() {
     let stuck = rig.status(2).positions.durable;
     assert!(stuck < rig.last(0));
     eventually("the master does without it", || rig.status(0).replicas.len() == 1);
-    assert_eq!(rig.status(2).role, Role::Replica, "it did not stop");
+    assert_eq!(rig.node(2).failure(), None, "it did not stop");
+    eventually("it follows nobody meanwhile", || rig.status(2).role == Role::Unknown);
     let reason = rig.status(2).last_error.unwrap_or_default();
     assert!(reason.contains("read-only"), "{reason}");
     rig.put(0, "meanwhile", &VALUE, Durability::MAJORITY).unwrap();
@@ -101,7 +102,7 @@ fn a_deposed_master_with_a_full_disk_rolls_back_and_follows_when_there_is_room()
         rig.put(0, &format!("lost {n}"), &VALUE, Durability::LOCAL).unwrap();
     }
     rig.stop(0);
-    rig.start_master(1, 2);
+    rig.start_master(1);
     rig.start_replica(2);
     rig.put(1, "kept", &VALUE, Durability::MAJORITY).unwrap();
     let room = 16 << 10; // for the lost entries and the control file's neighbours

@@ -2,8 +2,10 @@
 //! area; `support` has nodes on real disks, `rig` a group behind doors on disks that can crash.
 
 mod broken_wires;
+mod damaged;
 mod door;
 mod durability_policies;
+mod elections;
 mod full_disk;
 mod restore_nodes;
 mod retention_nodes;
@@ -11,6 +13,7 @@ mod rig;
 mod rollback_and_rejoin;
 mod rollback_in_place;
 mod state_map;
+mod strangers;
 mod streams_channel;
 mod streams_nodes;
 mod stuck_disk;

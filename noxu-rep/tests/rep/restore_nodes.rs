@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use noxu_rep::{Durability, RepError, Role, RoleConfig};
-use noxu_util::{NULL_VLSN, Term};
+use std::time::Duration;
 
-use crate::support::{Group, Member, PATIENCE, entry, eventually, open, reopen, streaming};
+use noxu_rep::{Durability, Role};
+use noxu_util::NULL_VLSN;
+
+use crate::support::{Group, Member, PATIENCE, entry, eventually, streaming};
 
 /// Writes about `mib` MiB in segments of 1 MiB.
 fn load(master: &Member, mib: usize) {
@@ -25,7 +27,7 @@ fn assert_restored(master: &Member, restored: &Member) {
     let last = master.commit("after the restore", Durability::MAJORITY).unwrap();
     eventually("it is restored", || restored.node.status().last_restore.is_some());
     assert!(restored.node.wait_applied(last, PATIENCE).unwrap(), "{:?}", restored.node.status());
-    assert_eq!(restored.node.role(), Role::Replica);
+    assert!(restored.node.wait_role(Role::Replica, PATIENCE), "{:?}", restored.node.status());
     assert_eq!(master.ledger.bodies(), restored.ledger.bodies());
     let (a, b) = (master.node.log().positions(), restored.node.log().positions());
     assert_eq!((a.last, a.last_lsn, a.last_fingerprint), (b.last, b.last_lsn, b.last_fingerprint));
@@ -40,18 +42,20 @@ fn a_wiped_replica_restores_itself_and_streams_on() {
     assert!(wiped.node.wait_applied(nodes[0].last(), PATIENCE).unwrap());
     drop(wiped);
     drop_front(&nodes[0]);
-    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    group.wipe("n3");
     let back = group.replica("n3", &nodes[0]);
     assert_restored(&nodes[0], &back);
     eventually("both stream", || streaming(&nodes[0]) == 2);
-    nodes[0].commit("all three", Durability::ALL).unwrap();
+    let vlsn = nodes[0].commit("all three", Durability::MAJORITY).unwrap();
+    assert!(back.node.wait_applied(vlsn, PATIENCE).unwrap());
+    assert!(!back.node.status().is_voter, "a new directory has no vote");
     assert!(back.node.status().positions.anchor.vlsn > NULL_VLSN, "it has its front again");
 
     // It starts again from its own directory, without another restore.
     let (last, ledger) = (back.last(), Arc::clone(&back.ledger));
     drop(back);
     let config = group.config("n3", &[nodes[0].address()]);
-    let again = reopen(config.clone(), ledger).unwrap();
+    let again = group.reopen(config.clone(), ledger).unwrap();
     eventually("it synced up", || again.node.status().last_syncup.is_some());
     assert_eq!(again.node.status().last_syncup.unwrap().matchpoint, last);
     assert!(again.node.status().last_restore.is_none());
@@ -60,11 +64,7 @@ fn a_wiped_replica_restores_itself_and_streams_on() {
 
     // With a state machine that has lost what the log no longer holds, it restores once more.
     drop(again);
-    let mut master = config.clone();
-    master.role = RoleConfig::Master { term: Term::new(9) };
-    let refused = open(master).err().unwrap();
-    assert!(matches!(refused, RepError::StateBehindLog { .. }), "{refused}");
-    let empty = open(config).unwrap();
+    let empty = group.open(config).unwrap();
     assert_restored(&nodes[0], &empty);
 }
 
@@ -82,13 +82,33 @@ fn a_replica_that_was_away_for_too_long_restores_itself() {
 }
 
 #[test]
+fn a_voter_whose_state_is_behind_its_log_is_no_master_before_it_is_restored() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    drop(nodes.pop());
+    load(&nodes[0], 5);
+    drop_front(&nodes[0]);
+    let back = group.replica("n3", &nodes[0]);
+    assert_restored(&nodes[0], &back);
+    nodes[0].commit("all three", Durability::ALL).unwrap();
+    drop(back);
+    let ledger = Arc::clone(&nodes[0].ledger);
+    drop(nodes.remove(0));
+    // It has all of the log and a vote to win; what its state machine had is gone.
+    let empty = group.master("n3");
+    assert!(!empty.node.wait_role(Role::Master, Duration::from_millis(300)));
+    let back = group.reopen(group.master_config("n1", &[]), ledger).unwrap();
+    assert_restored(&back, &empty);
+}
+
+#[test]
 fn commits_go_on_while_a_replica_restores() {
     let group = Group::of(3);
     let mut nodes = group.start();
     load(&nodes[0], 8);
     drop(nodes.pop());
     drop_front(&nodes[0]);
-    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    group.wipe("n3");
     let back = group.replica("n3", &nodes[0]);
     for n in 0..300 {
         nodes[0].commit(&n.to_string(), Durability::MAJORITY).unwrap();
@@ -103,7 +123,7 @@ fn a_node_can_be_shut_down_while_it_restores() {
     load(&nodes[0], 8);
     drop(nodes.pop());
     drop_front(&nodes[0]);
-    std::fs::remove_dir_all(group.dir("n3")).unwrap();
+    group.wipe("n3");
     for _ in 0..5 {
         let back = group.replica("n3", &nodes[0]);
         eventually("it has begun", || {

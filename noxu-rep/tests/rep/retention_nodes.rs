@@ -9,7 +9,7 @@ use noxu_rep::{Durability, NodeConfig};
 use noxu_util::NULL_VLSN;
 
 use crate::support::{
-    Group, Member, MuteReplica, PATIENCE, entry, eventually, open, reopen, streaming,
+    Group, Member, MuteReplica, PATIENCE, entry, eventually, incarnation, streaming,
 };
 
 const MIB: u64 = 1 << 20;
@@ -26,9 +26,9 @@ fn within(byte_budget: u64, mut config: NodeConfig) -> NodeConfig {
 
 /// n1 as master with that budget, n2 as its replica, of a group of three.
 fn start(group: &Group, byte_budget: u64) -> Vec<Member> {
-    let mut config = within(byte_budget, group.master_config("n1", 1, &[]));
+    let mut config = within(byte_budget, group.master_config("n1", &[]));
     config.limits.timing.silence = PATIENCE;
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let replica = group.replica("n2", &master);
     let nodes = vec![master, replica];
     eventually("the replica streams", || streaming(&nodes[0]) == 1);
@@ -52,7 +52,7 @@ fn n3() -> Holder {
 fn a_slow_replica_holds_the_log_within_the_budget_and_is_restored_beyond_it() {
     let group = Group::of(3);
     let nodes = start(&group, 8 * MIB);
-    let mute = MuteReplica::connect("n3", 77, &nodes[0]).unwrap();
+    let mute = MuteReplica::connect("n3", incarnation(2), &nodes[0]).unwrap();
     eventually("its place is held", || {
         nodes[0].node.status().retention.holders.iter().any(|place| place.holder == n3())
     });
@@ -95,7 +95,7 @@ fn a_member_that_is_away_keeps_its_place_and_catches_up_without_a_restore() {
         let held = matches!(&report.held_by, HeldBy::Pin { holder, .. } if *holder == n3());
         held && report.holders.iter().any(|place| place.holder == n3() && place.is_away)
     });
-    let back = reopen(group.config("n3", &[nodes[0].address()]), ledger).unwrap();
+    let back = group.reopen(group.config("n3", &[nodes[0].address()]), ledger).unwrap();
     let last_written = nodes[0].last();
     assert!(back.node.wait_applied(last_written, PATIENCE).unwrap());
     let status = back.node.status();
@@ -132,9 +132,9 @@ fn a_dead_member_does_not_fill_the_disk() {
 #[test]
 fn the_place_of_a_member_that_stays_away_too_long_is_given_up() {
     let group = Group::of(3);
-    let mut config = within(1 << 40, group.master_config("n1", 1, &[]));
+    let mut config = within(1 << 40, group.master_config("n1", &[]));
     config.absence_grace = Duration::from_millis(200);
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let replica = group.replica("n2", &master);
     let away = group.replica("n3", &master);
     eventually("both stream", || streaming(&master) == 2);

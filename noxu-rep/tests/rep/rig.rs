@@ -1,21 +1,27 @@
 //! Rig: a group of nodes in one process, on disks in memory, each behind a door.
+//!
+//! The group is founded by hand, in each directory before it is opened for the first time. Who is
+//! to be master is started with [`MASTER_PRIORITY`], the others with 0, so that they elect nobody
+//! else however long they are without it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, RealEnv, Survivors, read_whole};
 use noxu_log::{GroupIdentity, Log, LogConfig, LostEntries, NewEntry};
 use noxu_rep::{
-    Durability, GroupChoice, MasterLimits, Node, NodeConfig, Result, Role, RoleConfig, Status,
-    StreamTiming, Submitted,
+    Durability, GroupChoice, MasterLimits, Node, NodeConfig, Result, Role, Status, StreamTiming,
+    Submitted,
 };
-use noxu_util::{GroupId, Incarnation, Name, Term, Vlsn};
+use noxu_util::{GroupId, Name, Term, Vlsn};
 
 use crate::door::Door;
 use crate::state_map::{PUT, StateMap, parse_put, put_body, put_entry};
 use crate::stuck_disk::StuckDisk;
 pub(crate) use crate::support::eventually;
+use crate::support::{MASTER_PRIORITY, election_timing, electorate, incarnation};
 
 /// Longest wait for what must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -76,6 +82,8 @@ struct Seat {
     dir: PathBuf,
     disk: SeatDisk,
     door: Door,
+    /// Another way to it, for those who are told.
+    side_door: Door,
     running: Option<Running>,
 }
 
@@ -88,6 +96,8 @@ enum SeatDisk {
 struct Running {
     node: Node,
     map: Arc<StateMap>,
+    /// It is to be master, and nobody has seen yet that it is.
+    is_awaited: AtomicBool,
 }
 
 impl Rig {
@@ -105,17 +115,18 @@ impl Rig {
                 Disk::Real => SeatDisk::Plain(Arc::new(RealEnv::new())),
             },
             door: Door::new(),
+            side_door: Door::new(),
             running: None,
         };
         let seats = (1..=options.members).map(seat).collect();
         Self { options, seats, _temp: temp }
     }
 
-    /// A group with node 0 as master of term 1 and all others as its replicas, everything of the
+    /// A group with node 0 as master and all others as its replicas, everything of the
     /// start replicated.
     pub(crate) fn running(options: Options) -> Self {
         let mut rig = Self::new(options);
-        rig.start_master(0, 1);
+        rig.start_master(0);
         for number in 1..rig.seats.len() {
             rig.start_replica(number);
         }
@@ -125,48 +136,68 @@ impl Rig {
         rig
     }
 
+    /// A group with node 0 as master, elected by the others, which are gone again.
+    pub(crate) fn with_lone_master(options: Options) -> Self {
+        let mut rig = Self::running(options);
+        for number in 1..rig.seats.len() {
+            rig.stop(number);
+        }
+        eventually("the master is alone", || rig.status(0).replicas.is_empty());
+        rig
+    }
+
     // ---- starting and stopping
 
-    pub(crate) fn config(&self, number: usize, role: RoleConfig) -> NodeConfig {
+    pub(crate) fn config(&self, number: usize, priority: u8) -> NodeConfig {
         let seat = &self.seats[number];
-        let group = name(self.options.group);
-        let members = self.seats.iter().map(|seat| seat.name.clone()).collect();
         let others = self.seats.iter().filter(|other| other.name != seat.name);
         NodeConfig {
-            role,
+            priority,
             advertise: Some(seat.door.address()),
             peers: others.map(|other| other.door.address()).collect(),
-            group: match role {
-                RoleConfig::Master { .. } => GroupChoice::Create {
-                    name: group,
-                    members,
-                    segment_bytes: self.options.segment_bytes,
-                },
-                RoleConfig::Replica => GroupChoice::Join { name: Some(group) },
-            },
+            group: GroupChoice::Join { name: Some(name(self.options.group)) },
             limits: self.options.limits,
-            early_replica_wait: Duration::from_millis(20),
+            election: election_timing(),
             log: self.options.log.clone(),
             ..NodeConfig::new(seat.name.clone(), &seat.dir)
         }
     }
 
-    pub(crate) fn start_master(&mut self, number: usize, term: u32) {
-        let config = self.config(number, RoleConfig::Master { term: Term::new(term) });
-        self.start(number, config).unwrap();
+    /// Starts the node that is to be master, once enough others run.
+    pub(crate) fn start_master(&mut self, number: usize) {
+        self.start(number, self.config(number, MASTER_PRIORITY)).unwrap();
     }
 
     pub(crate) fn start_replica(&mut self, number: usize) {
-        let config = self.config(number, RoleConfig::Replica);
-        self.start(number, config).unwrap();
+        self.start(number, self.config(number, 0)).unwrap();
+    }
+
+    /// Starts `master` and `replicas` where they reach each other and the rest of the group neither
+    /// reaches them nor, as long as its doors lead nowhere, is reached.
+    pub(crate) fn start_apart(&mut self, master: usize, replicas: &[usize]) {
+        let all: Vec<usize> = std::iter::once(master).chain(replicas.iter().copied()).collect();
+        for number in &all {
+            let mut config =
+                self.config(*number, if *number == master { MASTER_PRIORITY } else { 0 });
+            config.advertise = Some(self.seats[*number].side_door.address());
+            let others = all.iter().filter(|other| *other != number);
+            config.peers = others.map(|other| self.seats[*other].side_door.address()).collect();
+            self.start(*number, config).unwrap();
+        }
     }
 
     pub(crate) fn start(&mut self, number: usize, config: NodeConfig) -> Result<()> {
         assert!(self.seats[number].running.is_none(), "node {number} runs");
+        if self.env(number).list(self.dir(number)).map_or(true, |files| files.is_empty()) {
+            prepare(self, number, 0, |_| {});
+        }
+        let is_awaited = AtomicBool::new(config.priority == MASTER_PRIORITY);
+        let apart = config.advertise.as_ref() == Some(&self.seats[number].side_door.address());
         let (node, map) = open_node(self.env(number), config)?;
         let seat = &mut self.seats[number];
-        seat.door.lead_to(Some(node.local_addr()));
-        seat.running = Some(Running { node, map });
+        let door = if apart { &seat.side_door } else { &seat.door };
+        door.lead_to(Some(node.local_addr()));
+        seat.running = Some(Running { node, map, is_awaited });
         Ok(())
     }
 
@@ -175,6 +206,7 @@ impl Rig {
         let running = self.seats[number].running.take().expect("running");
         running.node.shutdown().expect("shut down");
         self.seats[number].door.lead_to(None);
+        self.seats[number].side_door.lead_to(None);
     }
 
     /// The node's machine loses power: of what it did not sync, a part survives that follows from
@@ -182,6 +214,7 @@ impl Rig {
     pub(crate) fn crash(&mut self, number: usize, seed: u64) {
         let seat = &mut self.seats[number];
         seat.door.lead_to(None);
+        seat.side_door.lead_to(None);
         let running = seat.running.take().expect("running");
         let SeatDisk::Fault(env) = &seat.disk else { panic!("a disk that cannot crash") };
         let survives = env.crash_keeping(Survivors::Random(seed));
@@ -256,6 +289,7 @@ impl Rig {
         value: &[u8],
         durability: Durability,
     ) -> Result<Submitted> {
+        self.await_elected(number);
         let body = put_body(key, value);
         let outcome = self.node(number).commit(&[put_entry(&body, true)], durability);
         if outcome.is_err() {
@@ -270,14 +304,30 @@ impl Rig {
     pub(crate) fn put_all(&self, number: usize, keys: &[&str], durability: Durability) -> Vlsn {
         let bodies: Vec<_> = keys.iter().map(|key| put_body(key, key.as_bytes())).collect();
         let entries = transaction(&bodies);
+        self.await_elected(number);
         self.node(number).commit(&entries, durability).expect("committed").vlsn()
     }
 
     // ---- waiting
 
+    /// Waits until node `number` is master if that is what it was started for; only once, for what
+    /// becomes of it later is the test's matter.
+    pub(crate) fn await_elected(&self, number: usize) {
+        let running = self.seats[number].running.as_ref().expect("running");
+        if running.is_awaited.swap(false, Ordering::Relaxed) {
+            let elected = running.node.wait_role(Role::Master, SOON);
+            assert!(elected, "n{} is no master: {:#?}", number + 1, self.status(number));
+        }
+    }
+
     /// Waits until replica `number` has synced up since it was started, holds the log of the master
     /// and has applied all of it. At once for the master itself.
     pub(crate) fn await_fed(&self, number: usize) {
+        for seat in 0..self.seats.len() {
+            if self.seats[seat].running.is_some() {
+                self.await_elected(seat);
+            }
+        }
         if self.node(number).role() != Role::Master {
             eventually("it syncs up", || self.status(number).last_syncup.is_some());
         }
@@ -304,6 +354,7 @@ impl Rig {
 
     /// Waits until so many replicas stream from master `number`.
     pub(crate) fn await_streams(&self, number: usize, count: usize) {
+        self.await_elected(number);
         eventually("the replicas stream", || {
             let status = self.status(number);
             let streams = status.replicas.iter().filter(|r| !r.acked.received.is_null());
@@ -350,6 +401,7 @@ impl Drop for Rig {
             // A frozen peer must not hold up the end of a test that has failed.
             seat.door.set_silent(false);
             seat.door.lead_to(None);
+            seat.side_door.lead_to(None);
             if let SeatDisk::Stuck(disk) = &seat.disk {
                 disk.set_stuck(false);
             }
@@ -423,12 +475,12 @@ pub(crate) fn identity(options: &Options) -> GroupIdentity {
 pub(crate) fn prepare(rig: &Rig, number: usize, term: u32, fill: impl FnOnce(&Log)) {
     let (log, _) = Log::open(rig.env(number), rig.dir(number), rig.options.log.clone()).unwrap();
     log.found(identity(&rig.options)).unwrap();
-    let members = (0..rig.options.members).map(|n| rig.name(n).clone()).collect();
-    let config = noxu_rep::group::GroupConfig { members }.encode();
+    let addresses: Vec<_> = rig.seats.iter().map(|seat| seat.door.address()).collect();
+    let config = electorate(&addresses).encode();
     log.control()
         .update(|control| {
             control.node = Some(rig.name(number).clone());
-            control.incarnation = Incarnation::from_u64(1 + number as u64);
+            control.incarnation = incarnation(number);
             control.term = Term::new(term);
             control.group_config = config.into();
         })

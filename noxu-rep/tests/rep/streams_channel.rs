@@ -556,6 +556,15 @@ fn who_has_no_vote_receives_nothing_beyond_dtvlsn() {
 }
 
 #[test]
+fn a_farewell_is_heard_though_the_channel_closes_before_it_is_read() {
+    let (feeder_end, replica_end) = local_pair();
+    let receiving = replica(&empty_log("b"), replica_end, &Arc::default());
+    feeder_end.send(&StreamMessage::Goodbye(FAREWELL).encode()).unwrap();
+    feeder_end.close();
+    assert_eq!(receiving.run().unwrap(), Some(FAREWELL));
+}
+
+#[test]
 fn the_end_of_a_stream_says_what_it_means_for_the_master() {
     let successor = Some(name("n2"));
     let farewell = Farewell { why: Leaving::StepsDown, successor: successor.clone() };

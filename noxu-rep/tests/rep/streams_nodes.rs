@@ -8,10 +8,10 @@ use noxu_rep::net::channel::Channel;
 use noxu_rep::net::dispatcher::{FEEDER_SERVICE_NAME, dial};
 use noxu_rep::wire::handshake::{Hello, RejectReason, handshake_as_replica};
 use noxu_rep::wire::message::StreamMessage;
-use noxu_rep::{Durability, GroupChoice, RepError, StreamTiming};
+use noxu_rep::{Durability, GroupChoice, NodeKind, RepError, Role, StreamTiming};
 
 use crate::support::{
-    Group, MuteReplica, PATIENCE, entry, eventually, hello, name, open, streaming,
+    Group, MuteReplica, PATIENCE, entry, eventually, hello, incarnation, name, streaming,
 };
 
 #[test]
@@ -67,14 +67,14 @@ fn one_thread_keeps_many_commits_in_flight() {
 #[test]
 fn a_lone_commit_is_visible_on_the_replicas_at_once_not_at_the_next_heartbeat() {
     let group = Group::of(3);
-    let mut config = group.master_config("n1", 1, &[]);
+    let mut config = group.master_config("n1", &[]);
     config.limits.timing =
         StreamTiming { heartbeat: Duration::from_secs(20), silence: Duration::from_mins(1) };
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let replicas = ["n2", "n3"].map(|node| {
         let mut config = group.config(node, &[master.address()]);
         config.limits.timing.silence = Duration::from_mins(1);
-        open(config).unwrap()
+        group.open(config).unwrap()
     });
     master.commit("warm", Durability::ALL).unwrap();
     let started = Instant::now();
@@ -110,12 +110,12 @@ fn a_replica_that_was_away_catches_up() {
 #[test]
 fn a_silent_replica_is_dropped_and_the_commits_go_on() {
     let group = Group::of(3);
-    let mut config = group.master_config("n1", 1, &[]);
+    let mut config = group.master_config("n1", &[]);
     config.limits.timing =
         StreamTiming { heartbeat: Duration::from_millis(30), silence: Duration::from_millis(300) };
-    let master = open(config).unwrap();
+    let master = group.open(config).unwrap();
     let _two = group.replica("n2", &master);
-    let mute = MuteReplica::connect("n3", 33, &master).unwrap();
+    let mute = MuteReplica::connect("n3", incarnation(2), &master).unwrap();
     eventually("both are connected", || master.node.status().replicas.len() == 2);
     master.commit("x", Durability::MAJORITY).unwrap();
     let frame = mute.channel.receive(PATIENCE).unwrap().unwrap();
@@ -135,8 +135,9 @@ fn a_duplicate_name_a_stranger_and_a_foreign_group_are_refused_by_name() {
             other => panic!("{other:?}"),
         }
     };
-    let reason = refused(&hello("n2", 1));
-    assert!(matches!(reason, RejectReason::DuplicateNode { .. }), "{reason}");
+    // Another directory than the one that is bound to the name, and is connected.
+    let reason = refused(&hello("n2", 77));
+    assert!(matches!(reason, RejectReason::NotBound { .. }), "{reason}");
     let reason = refused(&hello("n1", 1));
     assert!(matches!(reason, RejectReason::DuplicateNode { .. }), "{reason}");
     let reason = refused(&hello("n9", 1));
@@ -155,35 +156,36 @@ fn a_node_of_another_group_says_why_it_does_not_follow() {
     let group = Group::of(1);
     let other = Group::of(2);
     drop(other.start());
-    let master = group.master("n1", 1);
-    let stray = open(other.config("n2", &[master.address()])).unwrap();
-    eventually("the reason is shown", || stray.node.status().last_error.is_some());
-    let reason = stray.node.status().last_error.unwrap();
-    assert!(reason.contains("two groups of one name"), "{reason}");
+    let master = group.master("n1");
+    let stray = other.open(other.config("n2", &[master.address()])).unwrap();
+    // Shown until the next address has been tried, and as the cause when it gives up.
+    eventually("the reason is shown", || {
+        let reasons = [stray.node.status().last_error, stray.node.failure()];
+        reasons.iter().flatten().any(|reason| reason.contains("two groups of one name"))
+    });
+    assert_ne!(stray.node.role(), Role::Replica);
 }
 
 #[test]
 fn an_early_replica_waits_for_its_master() {
     let group = Group::of(2);
-    let address = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().to_string()
-    };
-    let early = open(group.config("n2", std::slice::from_ref(&address))).unwrap();
-    let mut config = group.master_config("n1", 1, &[]);
-    config.listen = address;
-    let master = open(config).unwrap();
+    let early = group.open(group.config("n2", &[group.door("n1").address()])).unwrap();
+    assert_eq!(early.node.role(), Role::Unknown);
+    let master = group.master("n1");
     let vlsn = master.commit("x", Durability::MAJORITY).unwrap();
     assert!(early.node.wait_applied(vlsn, PATIENCE).unwrap());
 }
 
 #[test]
 fn a_replica_finds_the_master_through_another_replica() {
-    let group = Group::of(3);
-    let master = group.master("n1", 1);
+    let group = Group::of(2);
+    let master = group.master("n1");
     let two = group.replica("n2", &master);
     eventually("n2 streams", || streaming(&master) == 1);
-    let three = group.replica("n3", &two);
+    // No voter: nothing but its peer tells it of the group.
+    let mut config = group.config("n3", &[two.address()]);
+    config.kind = NodeKind::Secondary;
+    let three = group.open(config).unwrap();
     let vlsn = master.commit("x", Durability::ALL).unwrap();
     assert!(three.node.wait_applied(vlsn, PATIENCE).unwrap());
     assert_eq!(three.node.status().master, Some(master.address()));
@@ -244,11 +246,12 @@ fn steady_writes_survive_replicas_that_come_and_go() {
 
 #[test]
 fn a_node_may_join_only_a_group_of_the_name_it_was_given() {
-    let group = Group::of(2);
-    let master = group.master("n1", 1);
+    let group = Group::of(1);
+    let master = group.master("n1");
+    master.await_elected();
     let mut config = group.config("n2", &[master.address()]);
     config.group = GroupChoice::Join { name: Some(name("billing")) };
-    let stray = open(config).unwrap();
+    let stray = group.open(config).unwrap();
     eventually("the reason is shown", || stray.node.status().last_error.is_some());
     let reason = stray.node.status().last_error.unwrap();
     assert!(reason.contains("group orders, not group billing"), "{reason}");

@@ -1,12 +1,15 @@
 //! Support: nodes in temporary directories, a state machine that remembers what it was given.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use noxu_log::env::{Env, RealEnv};
-use noxu_log::{EntryFlags, EntryKind, EntryRun, Log, LogConfig, NewEntry};
+use noxu_log::env::RealEnv;
+use noxu_log::{EntryFlags, EntryKind, EntryRun, GroupIdentity, Log, LogConfig, NewEntry};
+use noxu_rep::group::{Electorate, Voter, VoterKind};
 use noxu_rep::net::dispatcher::{FEEDER_SERVICE_NAME, dial};
 use noxu_rep::net::tcp::TcpChannel;
 use noxu_rep::stream::syncup::{SyncupView, VlsnEntry};
@@ -15,15 +18,48 @@ use noxu_rep::wire::handshake::{
     Capabilities, Hello, NodeKind, VersionRange, handshake_as_replica,
 };
 use noxu_rep::{
-    Checkpoint, Durability, GroupChoice, LogReader, Node, NodeConfig, RepError, Result, RoleConfig,
+    Checkpoint, Durability, ElectionTiming, LogReader, Node, NodeConfig, RepError, Result, Role,
     StateMachine, StreamTiming,
 };
-use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
+use noxu_util::{GroupId, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
+use crate::door::Door;
+
 /// Longest time that anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Priority of the node that is to be master; the others have 0, so that they elect nobody else
+/// however long they are without it.
+pub(crate) const MASTER_PRIORITY: u8 = 9;
+
+/// A master keeps writing without the others, as long as a test may take; elections are quick.
+pub(crate) fn election_timing() -> ElectionTiming {
+    ElectionTiming {
+        quorum_timeout: PATIENCE,
+        campaign_timeout: Duration::from_millis(200),
+        retry: Duration::from_millis(20),
+        startup_wait: Duration::from_millis(20),
+        ..ElectionTiming::default()
+    }
+}
+
+/// Number of the directory that is bound to the vote of a group's node `number`, from 0.
+pub(crate) fn incarnation(number: usize) -> Incarnation {
+    Incarnation::from_u64(1 + number as u64)
+}
+
+/// A group of voters n1, n2, ... at these addresses.
+pub(crate) fn electorate(addresses: &[String]) -> Electorate {
+    let voter = |(number, address): (usize, &String)| Voter {
+        name: name(&format!("n{}", number + 1)),
+        incarnation: incarnation(number),
+        kind: VoterKind::Data,
+        address: address.clone(),
+    };
+    Electorate { voters: addresses.iter().enumerate().map(voter).collect(), q_rep: 0, q_elect: 0 }
+}
 
 /// Kind of the entries that tests write.
 pub(crate) const KIND: EntryKind = EntryKind(16);
@@ -159,14 +195,28 @@ impl Checkpoint for LedgerCheckpoint {
 pub(crate) struct Member {
     pub(crate) node: Node,
     pub(crate) ledger: Arc<Ledger>,
+    address: String,
+    /// It is to be master, and nobody has seen yet that it is.
+    is_awaited: AtomicBool,
 }
 
 impl Member {
+    /// Where others reach it.
     pub(crate) fn address(&self) -> String {
-        self.node.local_addr().to_string()
+        self.address.clone()
+    }
+
+    /// Waits until it is master if that is what it was opened for; only once, for what becomes of it
+    /// later is the test's matter.
+    pub(crate) fn await_elected(&self) {
+        if self.is_awaited.swap(false, Ordering::Relaxed) {
+            let elected = self.node.wait_role(Role::Master, PATIENCE);
+            assert!(elected, "no master: {:#?}", self.node.status());
+        }
     }
 
     pub(crate) fn commit(&self, body: &str, durability: Durability) -> Result<Vlsn> {
+        self.await_elected();
         Ok(self.node.commit(&[entry(body.as_bytes())], durability)?.vlsn())
     }
 
@@ -199,27 +249,72 @@ pub(crate) fn log_bytes(log: &Log) -> Vec<u8> {
     bytes
 }
 
-/// Directories for the nodes of one group.
+/// Directories for the nodes of one group, founded by hand, and the doors they are reached through.
 pub(crate) struct Group {
     dir: TempDir,
     members: Vec<Name>,
+    doors: RefCell<BTreeMap<String, Arc<Door>>>,
 }
 
 impl Group {
     /// A group of nodes n1, n2, ...
     pub(crate) fn of(count: usize) -> Self {
         let members = (1..=count).map(|n| name(&format!("n{n}"))).collect();
-        Self { dir: tempfile::tempdir().unwrap(), members }
+        let doors = RefCell::default();
+        let group = Self { dir: tempfile::tempdir().unwrap(), members, doors };
+        group.found();
+        group
+    }
+
+    fn found(&self) {
+        let addresses: Vec<_> =
+            self.members.iter().map(|node| self.door(node.as_str()).address()).collect();
+        let config = electorate(&addresses).encode();
+        let identity =
+            GroupIdentity { id: GroupId::random(), name: name("orders"), segment_bytes: 1 << 20 };
+        for (number, node) in self.members.iter().enumerate() {
+            let log_config = LogConfig { prefill: false, ..LogConfig::default() };
+            let env = Arc::new(RealEnv::new());
+            let (log, _) = Log::open(env, &self.dir(node.as_str()), log_config).unwrap();
+            log.found(identity.clone()).unwrap();
+            log.control()
+                .update(|control| {
+                    control.node = Some(node.clone());
+                    control.incarnation = incarnation(number);
+                    control.group_config = config.clone().into();
+                })
+                .unwrap();
+            log.close().unwrap();
+        }
     }
 
     pub(crate) fn dir(&self, node: &str) -> PathBuf {
         self.dir.path().join(node)
     }
 
+    /// Leaves nothing of a node but its name: its next directory has no vote.
+    pub(crate) fn wipe(&self, node: &str) {
+        std::fs::remove_dir_all(self.dir(node)).unwrap();
+    }
+
+    /// Where `node` is reached.
+    pub(crate) fn door(&self, node: &str) -> Arc<Door> {
+        let mut doors = self.doors.borrow_mut();
+        Arc::clone(doors.entry(node.to_owned()).or_insert_with(|| Arc::new(Door::new())))
+    }
+
+    /// Another way to `node`, for those who are told.
+    pub(crate) fn side_door(&self, node: &str) -> Arc<Door> {
+        self.door(&format!("{node}, from the side"))
+    }
+
     /// A configuration with short times; a replica unless changed.
     pub(crate) fn config(&self, node: &str, peers: &[String]) -> NodeConfig {
         let mut config = NodeConfig::new(name(node), self.dir(node));
+        config.advertise = Some(self.door(node).address());
         config.peers = peers.to_vec();
+        config.priority = 0;
+        config.election = election_timing();
         config.limits.timing =
             StreamTiming { heartbeat: Duration::from_millis(50), silence: Duration::from_secs(5) };
         config.dial_timeout = Duration::from_secs(2);
@@ -227,36 +322,76 @@ impl Group {
         config
     }
 
-    /// As [`Group::config`], for the master of `term`, which founds the group if need be.
-    pub(crate) fn master_config(&self, node: &str, term: u32, peers: &[String]) -> NodeConfig {
+    /// As [`Group::config`], for the node that is to be master.
+    pub(crate) fn master_config(&self, node: &str, peers: &[String]) -> NodeConfig {
         let mut config = self.config(node, peers);
-        config.role = RoleConfig::Master { term: Term::new(term) };
-        config.group = GroupChoice::Create {
-            name: name("orders"),
-            members: self.members.clone(),
-            segment_bytes: 1 << 20,
-        };
+        config.priority = MASTER_PRIORITY;
         config
     }
 
-    pub(crate) fn master(&self, node: &str, term: u32) -> Member {
-        open(self.master_config(node, term, &[])).unwrap()
+    pub(crate) fn open(&self, config: NodeConfig) -> Result<Member> {
+        self.reopen(config, Arc::default())
+    }
+
+    /// Opens a node over a state machine that has outlived its process.
+    pub(crate) fn reopen(&self, config: NodeConfig, ledger: Arc<Ledger>) -> Result<Member> {
+        let (machine, env) = (Arc::clone(&ledger), Arc::new(RealEnv::new()));
+        let address = config.advertise.clone().expect("a door");
+        let is_awaited = AtomicBool::new(config.priority == MASTER_PRIORITY);
+        let node = Node::open(env, config, |_| Ok(machine))?;
+        let doors = self.doors.borrow();
+        let door = doors.values().find(|door| door.address() == address).expect("a door");
+        door.lead_to(Some(node.local_addr()));
+        Ok(Member { node, ledger, address, is_awaited })
+    }
+
+    /// The node that is to be master, once enough others run.
+    pub(crate) fn master(&self, node: &str) -> Member {
+        self.open(self.master_config(node, &[])).unwrap()
     }
 
     pub(crate) fn replica(&self, node: &str, master: &Member) -> Member {
-        open(self.config(node, &[master.address()])).unwrap()
+        self.open(self.config(node, &[master.address()])).unwrap()
     }
 
-    /// n1 as master of term 1 and the others as replicas, all connected, writes served.
+    /// n1 as master and the others as replicas, all connected, writes served.
     pub(crate) fn start(&self) -> Vec<Member> {
-        let master = self.master("n1", 1);
+        let master = self.master("n1");
         let mut all = vec![master];
         for node in &self.members[1..] {
             all.push(self.replica(node.as_str(), &all[0]));
         }
         let replicas = self.members.len() - 1;
+        all[0].await_elected();
         eventually("all replicas stream", || streaming(&all[0]) == replicas);
         all
+    }
+
+    /// `node`, elected master by the others, which are gone again.
+    pub(crate) fn lone_master(&self, node: &str) -> Member {
+        let master = self.master(node);
+        let others = self.members.iter().filter(|other| other.as_str() != node);
+        let others: Vec<_> = others.map(|other| self.replica(other.as_str(), &master)).collect();
+        master.await_elected();
+        eventually("the others stream", || streaming(&master) == others.len());
+        drop(others);
+        eventually("the master is alone", || master.node.status().replicas.is_empty());
+        master
+    }
+
+    /// `master` and `replica`, which reach each other and nobody else, as long as their doors lead
+    /// nowhere.
+    pub(crate) fn start_apart(&self, master: &str, replica: &str) -> [Member; 2] {
+        let apart = |mut config: NodeConfig, node: &str| {
+            self.door(node).lead_to(None);
+            config.advertise = Some(self.side_door(node).address());
+            self.open(config).unwrap()
+        };
+        let peer = |node: &str| [self.side_door(node).address()];
+        [
+            apart(self.master_config(master, &peer(replica)), master),
+            apart(self.config(replica, &peer(master)), replica),
+        ]
     }
 }
 
@@ -266,34 +401,16 @@ pub(crate) fn streaming(master: &Member) -> usize {
     replicas.iter().filter(|r| r.acked.durable > NULL_VLSN).count()
 }
 
-pub(crate) fn open(config: NodeConfig) -> Result<Member> {
-    open_with(Arc::new(RealEnv::new()), config)
-}
-
-pub(crate) fn open_with(env: Arc<dyn Env>, config: NodeConfig) -> Result<Member> {
-    reopen_with(env, config, Arc::default())
-}
-
-/// Opens a node over a state machine that has outlived its process.
-pub(crate) fn reopen(config: NodeConfig, ledger: Arc<Ledger>) -> Result<Member> {
-    reopen_with(Arc::new(RealEnv::new()), config, ledger)
-}
-
-fn reopen_with(env: Arc<dyn Env>, config: NodeConfig, ledger: Arc<Ledger>) -> Result<Member> {
-    let machine = Arc::clone(&ledger);
-    let node = Node::open(env, config, |_| Ok(machine))?;
-    Ok(Member { node, ledger })
-}
-
 /// A fresh replica that shakes hands, syncs up, and then never acknowledges anything.
 pub(crate) struct MuteReplica {
     pub(crate) channel: Arc<TcpChannel>,
 }
 
 impl MuteReplica {
-    pub(crate) fn connect(node: &str, incarnation: u64, master: &Member) -> Result<Self> {
+    pub(crate) fn connect(node: &str, bound: Incarnation, master: &Member) -> Result<Self> {
+        master.await_elected();
         let channel = dial(&master.address(), FEEDER_SERVICE_NAME, PATIENCE)?;
-        handshake_as_replica(&*channel, &hello(node, incarnation))?;
+        handshake_as_replica(&*channel, &hello(node, bound.as_u64()))?;
         let outcome = replica_syncup_handshake(&*channel, &Nothing)?;
         assert!(matches!(outcome, SyncupOutcome::Matchpoint { .. }), "{outcome:?}");
         Ok(Self { channel })

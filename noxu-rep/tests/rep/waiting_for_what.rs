@@ -108,7 +108,8 @@ fn a_commit_no_replica_answers_is_unknown_and_resolves_when_they_speak_again() {
     let rig = Rig::running(Options { limits, ..Options::default() });
     rig.door(0).set_silent(true);
     let error = rig.put(0, "k", b"v", Durability::MAJORITY).unwrap_err();
-    let RepError::OutcomeUnknown { vlsn, .. } = error else { panic!("{error}") };
+    let RepError::OutcomeUnknown { commit, .. } = error else { panic!("{error}") };
+    let vlsn = commit.vlsn;
     assert_eq!(vlsn, rig.last(0));
     assert!(!rig.node(0).wait_durable(vlsn, Duration::from_millis(50)));
     rig.door(0).set_silent(false);
@@ -150,7 +151,7 @@ fn dtvlsn_never_falls_over_three_masters_and_is_known_after_an_orderly_shutdown(
     let mut highest = NULL_VLSN;
     for (master, term) in [(0, 1), (1, 2), (2, 3)] {
         if term > 1 {
-            rig.start_master(master, term);
+            rig.start_master(master);
             for number in (0..3).filter(|number| *number != master) {
                 rig.start_replica(number);
             }
@@ -221,7 +222,7 @@ fn a_master_whose_sync_fails_reports_no_commit_and_stops() {
     rig.put(0, "later", b"v", Durability::LOCAL).unwrap_err();
     rig.crash(0, 6);
     rig.stop(1);
-    rig.start_master(1, 2);
+    rig.start_master(1);
     rig.put(1, "after", b"v", Durability::MAJORITY).unwrap();
     rig.start_replica(0);
     rig.await_fed(0);

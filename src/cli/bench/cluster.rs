@@ -6,10 +6,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use noxu_kv::{Config, KvError, Store};
+use noxu_kv::{Config, Store};
 use noxu_log::MarkPolicy;
-use noxu_rep::{Durability, GroupChoice, NodeConfig, RoleConfig};
-use noxu_util::{Name, Term, Vlsn};
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
+use noxu_util::{Name, Vlsn};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 
@@ -41,7 +41,8 @@ impl Cluster {
         let dir = setting.temporary_dir()?;
         let members: Vec<Name> = (1..=nodes).map(node_name).collect::<Result<_, _>>()?;
         let mut config = NodeConfig::new(members[0].clone(), dir.path().join("n1"));
-        config.role = RoleConfig::Master { term: Term::new(1) };
+        // The others are there to be fed.
+        config.priority = 9;
         config.group = GroupChoice::create(parse_name("bench")?, members.clone());
         config.log.tail_mark = tail_mark;
         let store = Store::open(Config::new(config))?;
@@ -49,6 +50,10 @@ impl Cluster {
         for name in &members[1..] {
             let replica = cluster.start_replica(name.as_str())?;
             cluster.replicas.push(replica);
+        }
+        if !cluster.store.node().wait_role(Role::Master, PATIENCE) {
+            let status = cluster.store.node().status();
+            return Err(CliError::Failed(format!("n1 is {}: {}", status.role, status.reason)));
         }
         // With every voter: from here on all of them hold all there is.
         cluster.put(if nodes == 1 { Durability::LOCAL } else { Durability::ALL })?;
@@ -91,8 +96,9 @@ impl Cluster {
         }
     }
 
-    /// Starts the last replica anew with nothing. Returns how long it took from there until it
-    /// acknowledged a new commit, and how many bytes came to it by a network restore.
+    /// Starts the last replica anew with nothing. Returns how long it took from there until it had
+    /// applied what the master had, and how many bytes came to it by a network restore. Its new
+    /// directory has no vote, so its acknowledgements count for nothing.
     pub(super) fn restore(&mut self) -> Result<(Duration, u64), CliError> {
         let name = node_name(self.replicas.len() + 2)?;
         let dir = self.dir.path().join(name.as_str());
@@ -100,16 +106,10 @@ impl Cluster {
         let begin = Instant::now();
         let replica = self.start_replica(name.as_str())?;
         self.replicas.push(replica);
-        // A commit of all waits some time for all to be there; a restore may take longer.
-        loop {
-            match self.store.put(&[0; KEY_BYTES], &[0; VALUE_BYTES], Durability::ALL) {
-                Ok(_) => break,
-                Err(KvError::InsufficientReplicas { .. }) if begin.elapsed() < PATIENCE => {}
-                Err(cause) => return Err(WorkloadError::from(cause).into()),
-            }
-        }
-        let time = begin.elapsed();
+        let last = self.store.node().log().positions().last;
         let Some(replica) = self.replicas.last_mut() else { unreachable!("just pushed") };
+        replica.ask(&format!("apply {}", last.sequence()), "applied")?;
+        let time = begin.elapsed();
         let answer = replica.ask("restored", "restored")?;
         match answer.parse() {
             Ok(bytes) => Ok((time, bytes)),
@@ -207,7 +207,7 @@ impl ReplicaArguments {
         self.replica.is_some()
     }
 
-    /// The replica's process: `open`, `reach VLSN`, `restored`, and the end of its input.
+    /// The replica's process: `open`, `reach VLSN`, `apply VLSN`, `restored`, and the end of its input.
     pub(super) fn run(self) -> Result<(), CliError> {
         let Self {
             replica: Some(name),
@@ -233,6 +233,11 @@ impl ReplicaArguments {
                     let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
                     let (durable, applied) = opened.reach(Vlsn::new(vlsn))?;
                     print_line!("reached {} {}", durable.as_micros(), applied.as_micros())?;
+                }
+                (Some(("apply", vlsn)), Some(opened)) => {
+                    let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
+                    opened.store.wait_applied(Vlsn::new(vlsn), PATIENCE)?;
+                    print_line!("applied")?;
                 }
                 (None, Some(opened)) if line == "restored" => {
                     print_line!("restored {}", opened.restored()?)?;

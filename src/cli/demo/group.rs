@@ -7,9 +7,9 @@ use crossbeam_channel::bounded;
 
 use super::input::{Input, Piece, Pieces};
 use super::load::{CONNECTIONS, Expected, IN_FLIGHT, load};
-use super::process::NodeProcess;
+use super::process::{NodeProcess, PATIENCE};
 use super::table::Table;
-use super::{Demo, say, scene_title, verify};
+use super::{Demo, failover, say, scene_title, verify};
 use crate::cli::error::CliError;
 use crate::cli::progress::{byte_bar, count_bar};
 use crate::cli::sizes::{show_bytes, show_count};
@@ -60,28 +60,46 @@ impl<'a> Group<'a> {
         self.diverge(table)?;
         scene_title(
             5,
-            "Network restore: the front of the log is dropped, n3 is wiped and comes back",
+            "Network restore: the front of the log is dropped while a node is away; it comes back",
         )?;
         self.restore(table)?;
-        scene_title(6, "Verification")?;
+        scene_title(
+            6,
+            "Failover: masters are killed, closed and hung while clients write without pause",
+        )?;
+        self.fail_over(table)?;
+        scene_title(7, "Verification")?;
         self.verify(table)
     }
 
-    fn start_replica(&mut self, which: usize) -> Result<Duration, CliError> {
-        let peers: Vec<String> = (0..3)
-            .filter(|other| *other != which && self.nodes[*other].is_running())
-            .map(|other| self.nodes[other].peer_addr.clone())
-            .collect();
-        let mut arguments = Vec::new();
-        for peer in &peers {
-            arguments.extend(["--peer", peer]);
+    fn segment_bytes(&self) -> u64 {
+        (self.demo.size / 16).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end())
+    }
+
+    fn start_again(&mut self, which: usize) -> Result<Duration, CliError> {
+        start_again(&mut self.nodes, which)
+    }
+
+    /// Waits until one of the running nodes is master.
+    fn master(&self) -> Result<usize, CliError> {
+        let started = Instant::now();
+        loop {
+            for (which, node) in self.nodes.iter().enumerate().filter(|(_, n)| n.is_running()) {
+                if node.info()?.text("role") == Some("master") {
+                    return Ok(which);
+                }
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(CliError::Failed(format!("no master within {PATIENCE:?}")));
+            }
+            // A question to other processes: nothing to wait for but time.
+            std::thread::park_timeout(Duration::from_millis(2));
         }
-        self.nodes[which].start(&arguments)
     }
 
     fn found(&mut self, table: &mut Table) -> Result<(), CliError> {
         let started = Instant::now();
-        let segment = (self.demo.size / 16).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+        let segment = self.segment_bytes();
         self.nodes[N1].start(&[
             "--create-group",
             "demo",
@@ -89,13 +107,14 @@ impl<'a> Group<'a> {
             "n1,n2,n3",
             "--segment-size",
             &segment.to_string(),
-            "--role",
-            "master",
-            "--term",
-            "1",
+            // For the scenes in which it is to be master, and stay it for a while though it is alone.
+            "--priority",
+            "3",
+            "--quorum-timeout",
+            "60000",
         ])?;
-        self.start_replica(N2)?;
-        self.start_replica(N3)?;
+        self.start_again(N2)?;
+        self.start_again(N3)?;
         self.nodes[N1].wait_for("two connected replicas", |info| {
             (info.text("connected_slaves") == Some("2")).then_some(())
         })?;
@@ -198,28 +217,41 @@ impl<'a> Group<'a> {
         table.rate("LOCAL commits, no replica connected", alone.commits, "commits", alone.time);
         self.nodes[N1].kill();
 
-        let n3_addr = self.nodes[N3].peer_addr.clone();
         let started = Instant::now();
-        self.nodes[N2].start(&["--role", "master", "--term", "2", "--peer", &n3_addr])?;
-        self.start_replica(N3)?;
+        self.start_again(N2)?;
+        self.start_again(N3)?;
+        let master = self.master()?;
         let mut number = 0;
         let mut source = || {
             number += 1;
             let piece = Piece {
                 key: format!("after/{number:06}"),
-                value: format!("written by n2, {number}").into_bytes(),
+                value: format!("written without n1, {number}").into_bytes(),
             };
             Ok((number <= LONELY_COMMITS).then_some(piece))
         };
-        load(&self.nodes[N2], "majority", &mut source, &mut self.expected.majority, |_| Ok(()))?;
-        say!(
-            "n1 killed; n2 is master of term 2 and wrote {LONELY_COMMITS} majority commits with n3"
+        load(
+            &self.nodes[master],
+            "majority",
+            &mut source,
+            &mut self.expected.majority,
+            |_| Ok(()),
         )?;
-        table.time("n1's death to n2's last majority commit (by hand)", started.elapsed());
+        let info = self.nodes[master].info()?;
+        say!(
+            "n1 killed, n2 and n3 back: {} is master of term {} and wrote {LONELY_COMMITS} majority \
+             commits",
+            self.nodes[master].name,
+            info.text("term").unwrap_or("?")
+        )?;
+        table.time(
+            "two voters of three, start of their processes to 500 majority commits",
+            started.elapsed(),
+        );
 
-        let last = self.nodes[N2].info()?.number("last_vlsn").unwrap_or(0);
+        let last = info.number("last_vlsn").unwrap_or(0);
         let started = Instant::now();
-        self.start_replica(N1)?;
+        self.start_again(N1)?;
         self.nodes[N1].wait_applied(last)?;
         let back = started.elapsed();
         let info = self.nodes[N1].info()?;
@@ -246,14 +278,40 @@ impl<'a> Group<'a> {
     }
 
     fn restore(&mut self, table: &mut Table) -> Result<(), CliError> {
+        let master = self.master()?;
+        let away = if master == N3 { N2 } else { N3 };
+        let other = 3 - master - away;
+        let gone = self.nodes[away].info()?.number("last_vlsn").unwrap_or(0);
+        self.nodes[away].kill();
+        say!("{}: killed after entry {gone}", self.nodes[away].name)?;
+        // Only whole files of the log are dropped: enough for some.
+        let (mut number, mut given, wanted) = (0_u64, 0_u64, 3 * self.segment_bytes());
+        let mut source = || {
+            if given >= wanted {
+                return Ok(None);
+            }
+            number += 1;
+            given += BULK_BYTES as u64;
+            let value =
+                format!("written while a node was away, {number}: ").repeat(BULK_BYTES / 40);
+            Ok(Some(Piece { key: format!("missed/{number:06}"), value: value.into_bytes() }))
+        };
+        load(
+            &self.nodes[master],
+            "majority",
+            &mut source,
+            &mut self.expected.majority,
+            |_| Ok(()),
+        )?;
         // What is loaded so far ends up in the checkpoint, what follows in segments above it.
-        for which in [N1, N2] {
+        for which in [master, other] {
             let mut client = self.nodes[which].client()?;
             let checkpoint = client.call_integer(&[b"NOXU", b"CHECKPOINT"])?;
             let first = client.call_integer(&[b"NOXU", b"DROP-FRONT"])?;
-            if first <= 1 {
+            if first <= gone + 1 {
                 return Err(CliError::Differs(format!(
-                    "{} keeps its whole log though its state is checkpointed at {checkpoint}",
+                    "{} keeps its log from {first} on though its state is checkpointed at \
+                     {checkpoint} and entry {gone} is needed by nobody that is there",
                     self.nodes[which].name
                 )));
             }
@@ -262,11 +320,6 @@ impl<'a> Group<'a> {
                 self.nodes[which].name
             )?;
         }
-        let last = self.nodes[N3].info()?.number("last_vlsn").unwrap_or(0);
-        self.nodes[N3].kill();
-        std::fs::remove_dir_all(&self.nodes[N3].dir)
-            .map_err(CliError::file(&self.nodes[N3].dir))?;
-        say!("n3: killed after entry {last}, its directory removed")?;
 
         let Self { demo, pieces, nodes, expected } = self;
         let wanted = demo.restore_size.saturating_sub(demo.size);
@@ -284,18 +337,20 @@ impl<'a> Group<'a> {
             given += value.len() as u64;
             Ok(Some(Piece { key: format!("bulk/{number:06}"), value }))
         };
-        let loaded = load(&nodes[N2], "majority", &mut source, &mut expected.majority, |loaded| {
-            bar.set_position(loaded.bytes);
-            Ok(())
-        })?;
+        let loaded =
+            load(&nodes[master], "majority", &mut source, &mut expected.majority, |loaded| {
+                bar.set_position(loaded.bytes);
+                Ok(())
+            })?;
         bar.finish_and_clear();
         table.throughput("load of 64 KiB values, two nodes of three", loaded.bytes, loaded.time);
 
-        let last = self.nodes[N2].info()?.number("last_vlsn").unwrap_or(0);
+        let name = self.nodes[away].name;
+        let last = self.nodes[master].info()?.number("last_vlsn").unwrap_or(0);
         let started = Instant::now();
-        self.start_replica(N3)?;
-        let bar = byte_bar("restoring n3", self.demo.restore_size);
-        let (bytes, segments, checkpoint) = self.nodes[N3].wait_for("restore", |info| {
+        self.start_again(away)?;
+        let bar = byte_bar("restoring", self.demo.restore_size);
+        let (bytes, segments, checkpoint) = self.nodes[away].wait_for("restore", |info| {
             let bytes = info.number("restore_bytes_fetched")?.max(0) as u64;
             bar.set_length(bytes.max(self.demo.restore_size));
             bar.set_position(bytes);
@@ -303,13 +358,13 @@ impl<'a> Group<'a> {
         })?;
         let restoring = started.elapsed();
         bar.finish_and_clear();
-        self.nodes[N3].wait_applied(last)?;
+        self.nodes[away].wait_applied(last)?;
         let readable = started.elapsed();
         say!(
-            "n3: {} fetched and verified, checkpoint of entry {checkpoint} and {segments} segments, in {restoring:.2?}",
+            "{name}: {} fetched and verified, checkpoint of entry {checkpoint} and {segments} segments, in {restoring:.2?}",
             show_bytes(bytes)
         )?;
-        say!("n3: everything through entry {last} readable {readable:.2?} after its start")?;
+        say!("{name}: everything through entry {last} readable {readable:.2?} after its start")?;
         if bytes < self.demo.restore_size {
             return Err(CliError::Differs(format!(
                 "{} were to be restored, {} were",
@@ -330,9 +385,23 @@ impl<'a> Group<'a> {
             Ok((number <= LONELY_COMMITS).then_some(piece))
         };
         let live =
-            load(&self.nodes[N2], "all", &mut source, &mut self.expected.majority, |_| Ok(()))?;
-        say!("{} commits acknowledged by all three: n3 streams again", live.commits)?;
+            load(&self.nodes[master], "all", &mut source, &mut self.expected.majority, |_| Ok(()))?;
+        say!("{} commits acknowledged by all three: {name} streams again", live.commits)?;
         Ok(())
+    }
+
+    fn fail_over(&mut self, table: &mut Table) -> Result<(), CliError> {
+        // What one of them was told for the scenes before is over.
+        for which in [N1, N2, N3] {
+            self.nodes[which].stop()?;
+            self.start_again(which)?;
+            self.master()?;
+        }
+        let rounds = self.demo.failover_rounds;
+        let Self { nodes, expected, .. } = self;
+        failover::play(nodes, rounds, &mut expected.majority, table, |nodes, which| {
+            start_again(nodes, which).map(drop)
+        })
     }
 
     fn verify(&mut self, table: &mut Table) -> Result<(), CliError> {
@@ -345,12 +414,25 @@ impl<'a> Group<'a> {
             node.wait_applied(last)?;
         }
         verify::check_contents(&self.nodes, &self.expected)?;
-        // Replicas first: the master's goodbye then finds nobody to wait for.
-        for which in [N3, N1, N2] {
+        // Replicas first: nobody is master after it, so nobody appends.
+        let master = self.master()?;
+        for which in (0..3).filter(|which| *which != master) {
             self.nodes[which].stop()?;
         }
+        self.nodes[master].stop()?;
         verify::check_logs(&self.nodes)?;
         table.time("verification", started.elapsed());
         Ok(())
     }
+}
+
+/// Starts a node with the others that run as its peers.
+fn start_again(nodes: &mut [NodeProcess], which: usize) -> Result<Duration, CliError> {
+    let others = nodes.iter().enumerate().filter(|(other, n)| *other != which && n.is_running());
+    let peers: Vec<String> = others.map(|(_, node)| node.peer_addr.clone()).collect();
+    let mut arguments = Vec::new();
+    for peer in &peers {
+        arguments.extend(["--peer", peer]);
+    }
+    nodes[which].start(&arguments)
 }

@@ -1,5 +1,6 @@
 //! Demo: every scene that exists, on real files and processes, with what it promises checked.
 
+mod failover;
 mod group;
 mod input;
 mod load;
@@ -44,6 +45,9 @@ pub(super) struct Demo {
     /// Restore at least so many bytes over the network
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
     restore_size: u64,
+    /// Kill, close and hang the master so many times each
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    failover_rounds: u32,
     /// Keep the directory in any case
     #[arg(long)]
     keep: bool,

@@ -100,13 +100,34 @@ impl NodeProcess {
         }
     }
 
-    /// Asks it to end in order (SIGTERM) and waits for it.
+    /// Asks it to end in order (SIGTERM); [`NodeProcess::stop`] waits for it.
+    pub(in crate::cli) fn ask_to_stop(&self) -> Result<(), CliError> {
+        self.signal(rustix::process::Signal::TERM)
+    }
+
+    /// Stops it where it is, its connections open (SIGSTOP), until [`NodeProcess::resume`].
+    pub(in crate::cli) fn pause(&self) -> Result<(), CliError> {
+        self.signal(rustix::process::Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub(in crate::cli) fn resume(&self) -> Result<(), CliError> {
+        self.signal(rustix::process::Signal::CONT)
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) -> Result<(), CliError> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let Some(pid) = rustix::process::Pid::from_raw(running.child.id() as i32) else {
+            return Ok(());
+        };
+        rustix::process::kill_process(pid, signal)
+            .map_err(|e| CliError::Failed(format!("{signal:?} to {}: {e}", self.name)))
+    }
+
+    /// Asks it to end in order and waits for it.
     pub(in crate::cli) fn stop(&mut self) -> Result<(), CliError> {
+        self.ask_to_stop()?;
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        if let Some(pid) = rustix::process::Pid::from_raw(running.child.id() as i32) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-                .map_err(|e| CliError::Failed(format!("SIGTERM to {}: {e}", self.name)))?;
-        }
         let status = running.child.wait()?;
         if status.success() {
             return Ok(());

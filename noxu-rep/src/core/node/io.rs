@@ -149,6 +149,8 @@ pub struct Facts {
     pub uncertain: bool,
     /// What is damaged above the own checkpoint.
     pub damaged: Vec<Damage>,
+    /// Whether the state machine needs what the log does not hold any more: only a restore helps.
+    pub behind: bool,
     /// Whether the disk is full.
     pub full: bool,
     /// How long the disk has not answered.

@@ -547,22 +547,34 @@ fn priority_0_campaigns_only_to_bring_a_better_node_up() {
         group: None,
     };
     let now = core.poll_timeout().unwrap();
-    core.handle(now, &own, Input::LinkUp(card));
-    let standing = |head| {
+    core.handle(now, &own, Input::LinkUp(card.clone()));
+    let standing = |head, master| {
         Body::Standing(Standing {
             head,
             role: NodeRole::Unknown,
-            master: None,
+            master,
             priority: 1,
             full: false,
             uncertain: false,
         })
     };
-    core.handle(now, &own, message(2, 5, standing(end(5, 100))));
+    core.handle(now, &own, message(2, 5, standing(end(5, 100), None)));
     let at = core.poll_timeout().unwrap();
     core.handle_timeout(at, &own);
     assert!(matches!(core.state, State::Follower(_)), "n2 is as good and may do it itself");
-    core.handle(at, &own, message(2, 5, standing(end(5, 99))));
+    // It told that when it became master, and nothing since.
+    let mut now = at;
+    core.handle(now, &own, message(2, 5, standing(end(5, 1), Some(name(2)))));
+    for _ in 0..5 {
+        let at = core.poll_timeout().unwrap();
+        core.handle_timeout(at, &own);
+        assert!(matches!(core.state, State::Follower(_)), "n2 may have all of it");
+        now = at;
+    }
+    // It starts anew: its own link is there before this node notices that the old one is gone.
+    core.handle(now, &own, message(2, 5, standing(end(5, 99), None)));
+    core.handle(now, &own, Input::LinkDown { name: name(2) });
+    core.handle(now, &own, Input::LinkUp(card));
     let at = core.poll_timeout().unwrap();
     core.handle_timeout(at, &own);
     assert!(matches!(core.state, State::Candidate(_)));

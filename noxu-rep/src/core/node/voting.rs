@@ -143,14 +143,16 @@ impl NodeCore {
             .membership
             .as_ref()
             .is_some_and(|m| m.electorate.is_electable(&me.name, me.incarnation));
-        if !electable || facts.stalled_for >= self.setup.timing.disk_stall {
+        if !electable || facts.behind || facts.stalled_for >= self.setup.timing.disk_stall {
             return false;
         }
-        // Priority 0 is master only to bring a better one up to its own log.
+        // Priority 0 is master only to bring a better one up to its own log. Who has a master has
+        // told of a log end that it has long left behind.
         self.setup.priority > 0
             || self.standings.iter().any(|(name, standing)| {
                 self.links.contains_key(name)
                     && standing.priority > 0
+                    && standing.master.is_none()
                     && standing.head.compare(&facts.head).is_lt()
             })
     }

@@ -1,0 +1,545 @@
+//! Following: the replica's half of a conversation with a node that may be master, until its stream
+//! is open: handshake, the term, syncup, rollback.
+//!
+//! # States
+//! Handshake -> Term adopted -> Syncup -> (Rolling back) -> Streaming, or a restore instead
+//!
+//! A replica whose disk is full follows nobody: it would be asked for acknowledgements that it cannot
+//! give. It goes on looking, to roll back what must go, and streams once there is room.
+//!
+//! # Not here: whom to ask, and when to ask again (follower.rs); whether a term is to be adopted
+//! (core/node.rs), what is rolled back (core/rollback.rs).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use noxu_log::{
+    Cut, ENTRY_HEADER_BYTES, EntryKind, EntryRun, GroupIdentity, LogError, LostNote, lost_path,
+};
+use noxu_util::{Lsn, Name, Term, Vlsn};
+
+use super::life::{Heard, Life, founded};
+use super::mending::{Told, ask_master, damages, put_back};
+use super::opening::wanted_group;
+use super::services::LOG_FORMAT;
+use crate::clock::Clock;
+use crate::core::node::{Ended, Input, Membership};
+use crate::core::replica::StreamFault;
+use crate::core::rollback::{Decision, Found, Situation, decide};
+use crate::error::{RepError, Result};
+use crate::group::Electorate;
+use crate::net::channel::Channel;
+use crate::net::dispatcher::{RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME};
+use crate::restore::session::{Restoring, fetch};
+use crate::status::{RollbackReport, SyncupReport};
+use crate::stream::log_view::LogView;
+use crate::stream::replica::{ReplicaHost, ReplicaStream};
+use crate::stream::syncup_protocol::{SyncupOptions, SyncupOutcome, replica_syncup};
+use crate::wire::election::LogEnd;
+use crate::wire::handshake::{Capabilities, Hello, VersionRange, Welcome, handshake_as_replica};
+use crate::wire::message::Era;
+use crate::wire::probe::{ProbeAnswer, encode_question};
+
+/// What a conversation has come to.
+pub enum Established {
+    /// The stream is open: its steps are to be taken, from [`ReplicaStream::begin`] on.
+    Stream(Arc<ReplicaStream>),
+    /// No matchpoint: log and state are to be fetched from there ([`Life::restore`]).
+    Restore(RestoreFrom),
+    /// This peer is not the one to follow.
+    NotThis,
+}
+
+/// What came of asking the master for damaged entries.
+enum Mended {
+    /// Nothing is damaged that is still needed.
+    Whole,
+    /// The master has dropped that part of its log.
+    NeedsRestore,
+    /// This node does not follow that master any more.
+    Superseded,
+}
+
+/// Whom to restore from.
+#[derive(Debug, Clone)]
+pub struct RestoreFrom {
+    address: String,
+    master: Name,
+    term: Term,
+    heard: Heard,
+}
+
+impl Life {
+    /// Follows the node at the other end of `channel`, which is reached at `address`, if it is the
+    /// master. Whatever comes of it, [`Life::handle_conversation_ended`] is to be called when it is
+    /// over.
+    ///
+    /// # Errors
+    /// `Rejected` by either side; the channel's; the log's; `ReadOnly` while the disk is full;
+    /// `RollbackBelowCommitFloor`.
+    pub fn establish(
+        self: &Arc<Self>,
+        channel: Arc<dyn Channel>,
+        address: &str,
+    ) -> Result<Established> {
+        let heard = Heard::default();
+        let channel = self.listen(channel, &heard);
+        if !self.adopt_channel(&channel) {
+            channel.close();
+            return Ok(Established::NotThis);
+        }
+        let welcome = handshake_as_replica(&*channel, &self.hello())?;
+        if let Some(skew) = welcome.clock_skew_ms {
+            tracing::warn!(master = %welcome.node, "clock differs by {skew} ms");
+        }
+        self.join(&welcome)?;
+        if !self.ask_term(welcome.term, &welcome.node, address, Arc::clone(&heard)) {
+            return Ok(Established::NotThis);
+        }
+        let restore = || {
+            channel.close();
+            Ok(Established::Restore(RestoreFrom {
+                address: address.to_owned(),
+                master: welcome.node.clone(),
+                term: welcome.term,
+                heard: Arc::clone(&heard),
+            }))
+        };
+        if let Err(cause) = self.check_state() {
+            tracing::warn!(node = %self.config.name, "{cause}");
+            return restore();
+        }
+        // A full disk takes no stream. A rollback it does take, and only a log that ends with an
+        // entry of this master's term is known to need none.
+        let full = self.log.read_only();
+        if let Some(full) = full
+            && self.log.positions().last_term == welcome.term
+        {
+            return Err(full.into());
+        }
+        match self.mend_from(&*channel, &welcome)? {
+            Mended::Whole => {}
+            Mended::NeedsRestore => return restore(),
+            Mended::Superseded => return Ok(Established::NotThis),
+        }
+        let options = SyncupOptions {
+            probes: welcome.capabilities.has(Capabilities::SYNCUP_PROBES),
+            ..SyncupOptions::default()
+        };
+        let view = LogView::new(&self.log);
+        let (outcome, stats) = replica_syncup(&*channel, &view, &options)?;
+        let (found, matchpoint_lsn) = match outcome {
+            SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } => {
+                let report = SyncupReport {
+                    matchpoint: matchpoint_vlsn,
+                    start: start_vlsn,
+                    round_trips: stats.round_trips,
+                };
+                self.note_syncup(report);
+                (
+                    Found::Matchpoint { matchpoint: matchpoint_vlsn, start: start_vlsn },
+                    matchpoint_lsn,
+                )
+            }
+            SyncupOutcome::NeedsRestore { .. } => (Found::Nothing, 0),
+        };
+        let ballot = self.log.control().ballot();
+        let situation = Situation {
+            last: self.log.positions().last,
+            commit_floor: ballot.commit_floor,
+            known_dtvlsn: self.housekeeper.dtvlsn(),
+            term: ballot.term,
+            peer_term: welcome.term,
+            // Only masters accept replicas, until replicas feed secondaries.
+            peer_is_master: welcome.established,
+            peer_first: match found {
+                Found::Nothing => self.probe(address)?.first,
+                Found::Matchpoint { .. } => Vlsn::default(),
+            },
+        };
+        match decide(&situation, found) {
+            Decision::Stream => {}
+            Decision::RollBack { to } => {
+                let lsn = Lsn::from_u64(matchpoint_lsn);
+                let rolled = self.as_follower(&welcome.node, welcome.term, || {
+                    self.roll_back(to, lsn, stats.round_trips, &welcome)
+                })?;
+                let Some(report) = rolled else { return Ok(Established::NotThis) };
+                self.note_rollback(&report);
+            }
+            Decision::Refuse { matchpoint, durable } => {
+                tracing::error!(
+                    node = %self.config.name, master = %welcome.node, %matchpoint, %durable,
+                    "ALARM: the master's log lacks entries that were reported durable"
+                );
+                return Err(RepError::RollbackBelowCommitFloor {
+                    matchpoint,
+                    commit_floor: durable,
+                });
+            }
+            Decision::Wait => return Ok(Established::NotThis),
+            Decision::Restore => return restore(),
+        }
+        if let Some(full) = self.log.read_only() {
+            return Err(full.into());
+        }
+        let host: Arc<dyn ReplicaHost> = Arc::new(Host { life: Arc::clone(self) });
+        let stream = Arc::new(ReplicaStream::new(
+            Era { epoch: ballot.epoch, term: welcome.term },
+            self.config.limits.timing,
+            self.log.clone(),
+            Arc::clone(&channel),
+            host,
+            self.clock.clone(),
+            self.housekeeper.dtvlsn(),
+        ));
+        if self.open_stream(&stream, welcome.term, &welcome.node) {
+            Ok(Established::Stream(stream))
+        } else {
+            Ok(Established::NotThis)
+        }
+    }
+
+    /// The conversation is over, and this is why. `master` is who it was with, if this node was told
+    /// to follow that one and nothing else since.
+    pub fn handle_conversation_ended(&self, master: Option<&Name>, why: Ended) {
+        let followed = self.close_conversation();
+        if let Some(master) = followed.as_ref().or(master) {
+            self.handle(Input::FollowEnded { master: Some(master.clone()), why });
+        }
+    }
+
+    /// Fetches log and state of the master and, once all of it is here, commits it: then this life is
+    /// silent, and the next begins with [`crate::restore::install::install`]. False if the restore
+    /// is void, because this node does not follow that master any more.
+    ///
+    /// # Errors
+    /// The network's, the disk's; the next attempt resumes.
+    pub fn restore(&self, from: &RestoreFrom) -> Result<bool> {
+        tracing::info!(node = %self.config.name, from = %from.master, "network restore");
+        let channel =
+            self.around.dial(&from.address, RESTORE_SERVICE_NAME, self.config.dial_timeout)?;
+        // What it sends shows that it lives.
+        let channel = self.listen(channel, &from.heard);
+        if !self.adopt_channel(&channel) {
+            channel.close();
+            return Ok(false);
+        }
+        self.set_restoring(true);
+        let control = self.log.control().state();
+        let group = control.group.as_ref().map(|group| group.id);
+        let mut restoring = Restoring::new(self.config.name.clone(), group, from.term);
+        restoring.max_body_bytes = self.log.config().max_body_bytes;
+        let mut report = |progress: &_| self.note_progress(*progress);
+        let mut permitted = false;
+        let mut permit = |term| {
+            permitted = self.ask_commit(term);
+            permitted
+        };
+        let fetched =
+            fetch(&self.env, &self.config.dir, &restoring, &*channel, &mut report, &mut permit);
+        self.set_restoring(false);
+        match fetched {
+            Ok(Some(progress)) => {
+                self.note_progress(progress);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            // Silent from here on, and nothing that would end it: an operator must look.
+            Err(cause) if permitted => Err(RepError::Stopped {
+                cause: format!("a restore could not be committed: {cause}"),
+            }),
+            Err(cause) => Err(cause),
+        }
+    }
+
+    fn listen(&self, channel: Arc<dyn Channel>, heard: &Heard) -> Arc<dyn Channel> {
+        let (clock, heard) = (self.clock.clone(), Arc::clone(heard));
+        Arc::new(HeardChannel { channel, clock, heard })
+    }
+
+    fn hello(&self) -> Hello {
+        let control = self.log.control().state();
+        let group_name = control.group.as_ref().map(|group| group.name.clone());
+        Hello {
+            versions: VersionRange::SPOKEN,
+            group: control.group.as_ref().map(|group| group.id),
+            group_name: group_name.or_else(|| wanted_group(&self.config)),
+            node: self.config.name.clone(),
+            address: self.address.clone(),
+            incarnation: control.incarnation,
+            kind: self.config.kind,
+            log_format: LOG_FORMAT,
+            segment_bytes: control.group.as_ref().map(|group| group.segment_bytes),
+            term: control.term,
+            capabilities: Capabilities::OURS,
+            wall_clock_ms: self.clock.wall_clock_ms(),
+            epoch: control.epoch,
+            priority: self.config.priority,
+            full: self.log.read_only().is_some(),
+            uncertain: control.head_uncertain,
+        }
+    }
+
+    /// A fresh directory belongs to the master's group from now on.
+    fn join(&self, welcome: &Welcome) -> Result<()> {
+        if self.log.group().is_some() {
+            return Ok(());
+        }
+        if welcome.epoch > 0 {
+            self.log.control().update(|control| control.epoch = welcome.epoch)?;
+        }
+        self.log.found(GroupIdentity {
+            id: welcome.group,
+            name: welcome.group_name.clone(),
+            segment_bytes: welcome.segment_bytes,
+        })?;
+        tracing::info!(node = %self.config.name, group = %welcome.group_name, "joined");
+        Ok(())
+    }
+
+    /// Takes damaged entries back from the master, before the logs are compared. What was never in
+    /// the master's log is cut off: it is the established master of this node's term, so all that is
+    /// durable is in its log.
+    fn mend_from(&self, channel: &dyn Channel, welcome: &Welcome) -> Result<Mended> {
+        let era = Era { epoch: welcome.epoch, term: welcome.term };
+        let max_entry = self.log.config().max_body_bytes as usize + ENTRY_HEADER_BYTES;
+        loop {
+            let checkpoint = self.applier.machine().checkpointed();
+            let Some(damage) = damages(&self.log, checkpoint).into_iter().next() else {
+                self.applier.signal(); // it may have waited for what is there again
+                return Ok(Mended::Whole);
+            };
+            tracing::warn!(
+                node = %self.config.name, master = %welcome.node,
+                "entries {} to {} are damaged and asked for", damage.first, damage.last
+            );
+            let told = ask_master(channel, era, &damage, self.env.entropy(), max_entry)?;
+            let changed = match told {
+                Told::Bytes(bytes) => self.as_follower(&welcome.node, welcome.term, || {
+                    if put_back(&self.log, &damage, bytes)? {
+                        return Ok(());
+                    }
+                    let found = "others".to_owned();
+                    Err(RepError::protocol(channel.peer(), "the entries asked for", found))
+                })?,
+                Told::Never => {
+                    let to = damage.first.prev();
+                    let durable =
+                        self.log.control().ballot().commit_floor.max(self.housekeeper.dtvlsn());
+                    if to < durable {
+                        return Err(RepError::RollbackBelowCommitFloor {
+                            matchpoint: to,
+                            commit_floor: durable,
+                        });
+                    }
+                    let anchor = self.log.positions().anchor;
+                    let lsn = self.log.header(to)?.map_or(anchor.lsn, |(_, lsn)| lsn);
+                    let rolled = self.as_follower(&welcome.node, welcome.term, || {
+                        self.roll_back(to, lsn, 0, welcome)
+                    })?;
+                    rolled.map(|report| self.note_rollback(&report))
+                }
+                Told::Dropped => return Ok(Mended::NeedsRestore),
+                Told::Nothing => {
+                    let (first, last) = (damage.first, damage.last);
+                    return Err(RepError::Damaged { first, last, master: welcome.node.clone() });
+                }
+            };
+            if changed.is_none() {
+                return Ok(Mended::Superseded);
+            }
+        }
+    }
+
+    fn roll_back(
+        &self,
+        to: Vlsn,
+        matchpoint_lsn: Lsn,
+        round_trips: u32,
+        welcome: &Welcome,
+    ) -> Result<RollbackReport> {
+        let last = self.log.positions().last;
+        tracing::warn!(
+            node = %self.config.name, master = %welcome.node, matchpoint = %to,
+            "rolling back {} entries", last.since(to)
+        );
+        let lost_group = self.holds_group_entry_from(to.next())?;
+        let time_ms = self.clock.wall_clock_ms();
+        let name = format!("{}-{}-{time_ms}", to.next().sequence(), last.sequence());
+        let note = LostNote {
+            time_ms,
+            master: welcome.node.to_string(),
+            master_term: welcome.term,
+            ..LostNote::default()
+        };
+        let entries = self.cut_log(to, Cut::Save { name: name.clone(), note })?;
+        if lost_group {
+            self.recompute_membership()?;
+        }
+        Ok(RollbackReport {
+            time_ms,
+            matchpoint: to,
+            matchpoint_lsn,
+            entries,
+            lost_file: lost_path(self.log.dir(), &name),
+            round_trips,
+            master: welcome.node.clone(),
+            master_term: welcome.term,
+        })
+    }
+
+    /// What cannot be read may be one.
+    fn holds_group_entry_from(&self, mut from: Vlsn) -> Result<bool> {
+        loop {
+            let run = match self.log.read(from, 1 << 20) {
+                Ok(Some(run)) => run,
+                Ok(None) => return Ok(false),
+                Err(LogError::Faulty { .. }) => return Ok(true),
+                Err(cause) => return Err(cause.into()),
+            };
+            if run.entries().any(|entry| entry.header.kind == EntryKind::GROUP) {
+                return Ok(true);
+            }
+            from = run.last.next();
+        }
+    }
+
+    /// Finds the configuration in force at the end of the log: the anchor's, or that of the newest
+    /// Group entry kept. A log that holds none keeps what the group was founded with.
+    fn recompute_membership(&self) -> Result<()> {
+        let positions = self.log.positions();
+        let mut newest = positions.anchor.group_config.clone();
+        let mut from = positions.anchor.vlsn.next();
+        while let Some(run) = self.log.read(from, 1 << 20)? {
+            for entry in run.entries() {
+                if entry.header.kind == EntryKind::GROUP {
+                    newest = Bytes::copy_from_slice(entry.body);
+                }
+            }
+            from = run.last.next();
+        }
+        if newest.is_empty() { Ok(()) } else { self.take_configuration(&newest) }
+    }
+
+    /// A configuration is in force, at once.
+    fn take_configuration(&self, body: &[u8]) -> Result<()> {
+        let electorate = Electorate::decode(body)?;
+        let control = self.log.control().state();
+        let Some(group) = &control.group else { return Ok(()) };
+        if control.group_config != *body {
+            let body = Bytes::copy_from_slice(body);
+            self.log.control().update(|control| control.group_config = body)?;
+        }
+        let membership = Membership { group: founded(group), electorate };
+        self.set_membership(membership.clone());
+        self.around.post(Input::ConfigChanged(membership));
+        Ok(())
+    }
+
+    /// Asks the node at `address` what it is.
+    fn probe(&self, address: &str) -> Result<ProbeAnswer> {
+        let timeout = self.config.dial_timeout;
+        let channel = self.around.dial(address, STATUS_SERVICE_NAME, timeout)?;
+        channel.send(&encode_question())?;
+        let frame = channel.receive(timeout)?;
+        let frame = frame.ok_or_else(|| RepError::silent(address, "a status", timeout))?;
+        Ok(ProbeAnswer::decode(&frame)?)
+    }
+}
+
+/// Errors that no retry can mend: the node stops and says so.
+pub(crate) fn is_final(cause: &RepError) -> bool {
+    matches!(
+        cause,
+        RepError::Stream(StreamFault::DurableFork { .. })
+            | RepError::StateMachine { .. }
+            | RepError::Log(_)
+            | RepError::Stopped { .. }
+    )
+}
+
+/// The node as its replica stream sees it.
+struct Host {
+    life: Arc<Life>,
+}
+
+impl ReplicaHost for Host {
+    fn handle_may_apply(&self, limit: Vlsn) {
+        if self.life.applier.raise(limit) {
+            self.life.applier.signal();
+        }
+    }
+
+    fn handle_dtvlsn(&self, dtvlsn: Vlsn) {
+        self.life.housekeeper.handle_dtvlsn(dtvlsn);
+    }
+
+    fn applied(&self) -> Vlsn {
+        self.life.applier.applied()
+    }
+
+    fn handle_appended(&self, run: &EntryRun) {
+        for entry in run.entries() {
+            if entry.header.kind == EntryKind::GROUP
+                && let Err(cause) = self.life.take_configuration(entry.body)
+            {
+                self.life.fail(&format!("a Group entry cannot be taken: {cause}"));
+            }
+        }
+    }
+
+    fn handle_head_confirmed(&self, nonce: u64, head: LogEnd) {
+        self.life.around.post(Input::HeadConfirmed { nonce, head });
+    }
+}
+
+/// A channel that tells when something arrived on it last.
+struct HeardChannel {
+    channel: Arc<dyn Channel>,
+    clock: Clock,
+    heard: Arc<AtomicU64>,
+}
+
+impl HeardChannel {
+    fn note(&self) {
+        let now = self.clock.now().as_nanos() as u64;
+        self.heard.fetch_max(now, Ordering::AcqRel);
+    }
+}
+
+impl Channel for HeardChannel {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        self.channel.send(frame)
+    }
+
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        let frame = self.channel.receive(timeout)?;
+        if frame.is_some() {
+            self.note();
+        }
+        Ok(frame)
+    }
+
+    fn close(&self) {
+        self.channel.close();
+    }
+
+    fn send_vectored(&self, parts: &[&[u8]]) -> Result<()> {
+        self.channel.send_vectored(parts)
+    }
+
+    fn receive_into(&self, frame: &mut Vec<u8>, timeout: Duration) -> Result<bool> {
+        let received = self.channel.receive_into(frame, timeout)?;
+        if received {
+            self.note();
+        }
+        Ok(received)
+    }
+
+    fn peer(&self) -> String {
+        self.channel.peer()
+    }
+}

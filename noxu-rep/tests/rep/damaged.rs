@@ -1,0 +1,117 @@
+//! Damaged logs: entries that rotted while their node was down, taken back from others or cut off.
+
+use std::fs;
+use std::path::PathBuf;
+
+use noxu_rep::{Durability, Role};
+
+use crate::elections::{Group, SOON};
+use crate::support::{assert_same_logs, entry, eventually};
+
+/// Flips a bit in the middle of the only occurrence of `body` in the log of node `n`, which is down.
+fn rot(group: &Group, n: usize, body: &str) {
+    let mut found = 0;
+    for file in segments(group, n) {
+        let mut bytes = fs::read(&file).unwrap();
+        let at = bytes.windows(body.len()).position(|window| window == body.as_bytes());
+        if let Some(at) = at {
+            bytes[at + body.len() / 2] ^= 0x10;
+            fs::write(&file, &bytes).unwrap();
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1, "{body:?} in the log of n{}", n + 1);
+}
+
+fn segments(group: &Group, n: usize) -> Vec<PathBuf> {
+    let dir = group.config(n).dir.join("log");
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files.filter(|file| file.extension().is_some_and(|kind| kind == "nlog")).collect()
+}
+
+fn three_with(bodies: u32) -> (Group, usize) {
+    let mut group = Group::of(3);
+    group.timing.quorum_timeout = SOON;
+    (0..3).for_each(|n| group.start(n));
+    let master = group.await_master();
+    for number in 0..bodies {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::MAJORITY).unwrap();
+    }
+    group.await_everywhere(&format!("body number {:04}", bodies - 1));
+    (group, master)
+}
+
+#[test]
+fn a_replica_takes_a_rotten_entry_back_from_its_master() {
+    let (mut group, master) = three_with(40);
+    let replica = (master + 1) % 3;
+    group.stop(replica);
+    rot(&group, replica, "body number 0007");
+    group.start(replica);
+    group.commit("after");
+    group.await_everywhere("after");
+    assert_eq!(group.ledger(replica).bodies(), group.ledger(master).bodies());
+    assert_same_logs(&group.node(replica).log(), &group.node(master).log());
+    assert_eq!(group.node(replica).log().faulty(), []);
+}
+
+#[test]
+fn a_rotten_last_entry_counts_as_present_and_is_taken_back_by_whoever_is_elected_with_it() {
+    let (mut group, _) = three_with(40);
+    (0..3).for_each(|n| group.stop(n));
+    // Every node is damaged somewhere, and each entry is whole on two of them.
+    rot(&group, 0, "body number 0039");
+    rot(&group, 1, "body number 0020");
+    rot(&group, 2, "body number 0003");
+    (0..3).for_each(|n| group.start(n));
+    let master = group.commit("after");
+    group.await_everywhere("after");
+    for n in 0..3 {
+        assert_eq!(group.ledger(n).bodies().len(), 41, "n{}", n + 1);
+        assert_eq!(group.node(n).log().faulty(), []);
+        assert_same_logs(&group.node(n).log(), &group.node(master).log());
+    }
+}
+
+#[test]
+fn a_rotten_entry_that_nobody_else_ever_had_goes_with_the_rollback() {
+    let (mut group, master) = three_with(10);
+    group.leave_alone(master);
+    for body in ["lost and whole", "lost and rotten", "lost behind it"] {
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::LOCAL).unwrap();
+    }
+    group.stop(master);
+    rot(&group, master, "lost and rotten");
+    (0..3).filter(|n| *n != master).for_each(|n| group.start(n));
+    let next = group.commit("after");
+    group.start(master);
+    group.await_everywhere("after");
+    let bodies = group.ledger(master).bodies();
+    assert!(!bodies.iter().any(|body| body.starts_with(b"lost")), "{bodies:?}");
+    assert_same_logs(&group.node(master).log(), &group.node(next).log());
+}
+
+/// Two of three are up and the entry is damaged on both: it may be durable, so nobody may go on
+/// without the third.
+#[test]
+fn a_durable_entry_that_is_rotten_on_all_that_are_there_is_waited_for() {
+    let (mut group, _) = three_with(10);
+    (0..3).for_each(|n| group.stop(n));
+    rot(&group, 0, "body number 0009");
+    rot(&group, 1, "body number 0009");
+    group.start(0);
+    group.start(1);
+    eventually("one mends its log", || {
+        group.running().any(|(_, node)| node.status().reason.contains("mends"))
+    });
+    for (n, node) in group.running() {
+        assert_ne!(node.role(), Role::Master, "n{} is master without a durable entry", n + 1);
+    }
+    group.start(2);
+    group.commit("after");
+    group.await_everywhere("after");
+    for n in 0..3 {
+        assert_eq!(group.ledger(n).bodies().len(), 11, "n{}", n + 1);
+    }
+}
