@@ -24,6 +24,8 @@ pub struct Atlas {
     /// Voters that may not know where their log ends.
     uncertain: BTreeSet<Host>,
     wiped: BTreeSet<Host>,
+    /// Voters one of whose control slots is damaged: another would be the last of its pair.
+    control: BTreeSet<Host>,
 }
 
 impl Atlas {
@@ -36,6 +38,7 @@ impl Atlas {
             damaged: BTreeMap::new(),
             uncertain: BTreeSet::new(),
             wiped: BTreeSet::new(),
+            control: BTreeSet::new(),
         }
     }
 
@@ -70,6 +73,11 @@ impl Atlas {
             self.uncertain.insert(host);
             true
         }
+    }
+
+    /// Damages one slot of a control file, if all others are whole.
+    pub fn damage_control(&mut self, host: Host) -> bool {
+        self.control.insert(host)
     }
 
     /// Empties the disk of `host`, if that is allowed: every entry it holds loses a copy, and the
@@ -151,6 +159,7 @@ mod tests {
     #[test]
     fn a_group_that_needs_every_copy_is_left_alone() {
         let mut atlas = Atlas::new(3, 1, 3);
+        assert!(atlas.damage_control(HOSTS[0]) && !atlas.damage_control(HOSTS[0]));
         assert!(!atlas.damage(HOSTS[0], vlsn(1), vlsn(1)));
         assert!(!atlas.make_uncertain(HOSTS[0]) && !atlas.wipe(HOSTS[0]));
     }

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use noxu_log::env::{Env, Fault, FaultEnv};
 use noxu_log::segment::name::{log_dir, parse_segment_name, parse_side_name};
 
-use crate::dice::{Dice, Draw};
+use crate::dice::Dice;
 use crate::event::Nanos;
 
 /// How the disks behave.
@@ -140,6 +140,13 @@ impl Disk {
         self.env.fail_next("sync_data", Fault::IO);
     }
 
+    /// Nothing that was to go wrong does any more.
+    pub fn forget_faults(&mut self) {
+        self.env.stop_faults();
+        self.env.crash_at(u64::MAX);
+        self.stalled_until = Nanos::default();
+    }
+
     /// The power goes in the middle of a call, that many calls from now.
     pub fn crash_in(&self, calls: u64) {
         self.env.crash_at(self.env.calls() + calls.max(1));
@@ -227,11 +234,6 @@ impl Disk {
 
     fn len(&self, path: &Path) -> io::Result<u64> {
         self.env.open(path, noxu_log::env::OpenMode::Read)?.len()
-    }
-
-    /// Whether a draw of this disk hits.
-    pub fn hit(&mut self, probability: f64) -> bool {
-        self.rng.hit(probability)
     }
 }
 

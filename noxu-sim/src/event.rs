@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::baton::Waiter;
+use crate::baton::{self, Waiter};
 use crate::network::NetEvent;
 
 /// Time of the world since it began, in nanoseconds. No machine's clock shows it.
@@ -56,8 +56,51 @@ pub enum Event {
     Wake(Waiter),
     /// Something happened at a channel that has a listener.
     Told(Host, u64),
-    /// The world's own business, by a number that it gave.
-    Turn(Option<Host>, u64),
+    /// The world's own business, on a machine or on none.
+    Turn(Option<Host>, Turn),
+}
+
+/// What the world does when its time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A machine takes a step, if the process of this number still runs.
+    Step {
+        /// Number of the process.
+        life: u32,
+        /// Which.
+        step: Step,
+    },
+    /// A machine is started.
+    Boot,
+    /// A client goes on.
+    Client(usize),
+    /// A fault comes.
+    Fault(usize),
+    /// It is over.
+    FaultEnds(usize),
+    /// Somebody looks whether the run is over.
+    Look,
+}
+
+/// What a machine does when its time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// The core takes an input.
+    Core,
+    /// The core is told the time.
+    Timer,
+    /// The log does its upkeep; what it syncs has taken its time by then.
+    Disk,
+    /// The applier applies a run.
+    Apply,
+    /// The housekeeper keeps house, the state is flushed, a checkpoint taken now and then.
+    House,
+    /// A feeder sends, or finds its replica silent.
+    Feed(u64),
+    /// A link is dialled.
+    Dial(Host),
+    /// The node that was asked to close is gone.
+    Leave,
 }
 
 /// What is to happen, the next first. A clone is the same agenda.
@@ -138,6 +181,18 @@ impl Agenda {
         Some((at, event))
     }
 
+    /// Lets the calling task sleep, until `at` at the latest; whoever `told` tells may wake it before
+    /// with [`Event::Wake`]. False if the task was cancelled.
+    ///
+    /// # Panics
+    /// If the caller is no task.
+    pub fn sleep(&self, at: Nanos, told: impl FnOnce(Waiter)) -> bool {
+        let waiter = baton::next_wait().expect("only a task may sleep");
+        told(waiter);
+        self.post(at, Event::Wake(waiter));
+        baton::wait()
+    }
+
     /// How much is to happen.
     pub fn len(&self) -> usize {
         self.shared.lock().queue.len()
@@ -153,8 +208,8 @@ impl Agenda {
 mod tests {
     use super::*;
 
-    fn turn(number: u64) -> Event {
-        Event::Turn(None, number)
+    fn turn(number: usize) -> Event {
+        Event::Turn(None, Turn::Client(number))
     }
 
     #[test]
@@ -165,7 +220,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         while let Some((at, event)) = agenda.next() {
-            let Event::Turn(None, number) = event else { panic!("{event:?}") };
+            let Event::Turn(None, Turn::Client(number)) = event else { panic!("{event:?}") };
             seen.push((at.0, number));
             if number == 4 {
                 agenda.post(Nanos(1), turn(5)); // what has passed happens now

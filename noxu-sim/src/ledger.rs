@@ -64,6 +64,8 @@ pub enum Record {
         host: Host,
         /// End of its log.
         last: Vlsn,
+        /// It crashed in the middle of a call, which may have been a lawful cut.
+        amid: bool,
     },
     /// Its disk was replaced by an empty one.
     Wiped {
@@ -256,7 +258,7 @@ impl Ledger {
             Record::Truncated { host, after } => {
                 self.logs.entry(*host).or_default().truncate(*after);
             }
-            Record::Restarted { host, last } => {
+            Record::Restarted { host, last, .. } => {
                 let log = self.logs.entry(*host).or_default();
                 log.truncate(*last);
                 log.durable = log.last();

@@ -2,26 +2,68 @@
 //!
 //! # Not here: what the bugs are (mutant.rs of noxu-log and noxu-rep).
 
+#[cfg(feature = "mutants")]
+use noxu_log::Mutant as LogMutant;
+#[cfg(feature = "mutants")]
+use noxu_rep::mutant::Mutant as RepMutant;
+
 /// The bug of a run; none is the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mutants {
     /// One of the log.
     #[cfg(feature = "mutants")]
-    pub log: Option<noxu_log::Mutant>,
+    pub log: Option<LogMutant>,
     /// One of replication.
     #[cfg(feature = "mutants")]
-    pub rep: Option<noxu_rep::mutant::Mutant>,
+    pub rep: Option<RepMutant>,
 }
 
+#[cfg(feature = "mutants")]
 impl Mutants {
-    /// Does something with this bug, in the calling thread.
-    #[cfg(feature = "mutants")]
-    pub fn with<T>(self, act: impl FnOnce() -> T) -> T {
-        noxu_log::Mutant::with(self.log, || noxu_rep::mutant::Mutant::with(self.rep, act))
+    /// The bugs of replication that random worlds are to find.
+    pub const REP: [RepMutant; 15] = [
+        RepMutant::VoteNotPersisted,
+        RepMutant::HeadNotCompared,
+        RepMutant::SecondVote,
+        RepMutant::GrantOfAnyCampaign,
+        RepMutant::UncertainCountsAsCertain,
+        RepMutant::RankedByVlsnOnly,
+        RepMutant::AckAfterGrant,
+        RepMutant::TermResumed,
+        RepMutant::NackQuorumTooSmall,
+        RepMutant::UncertainNacks,
+        RepMutant::ClearWithoutNonce,
+        RepMutant::AckBeforeSync,
+        RepMutant::LeaveOthersTermFrames,
+        RepMutant::PreviousNotChecked,
+        RepMutant::AppliesBeyondDtvlsn,
+    ];
+
+    /// Those of the log.
+    pub const LOG: [LogMutant; 5] = [
+        LogMutant::DurableBeforeSync,
+        LogMutant::ToldBeforeMark,
+        LogMutant::FoundNotSynced,
+        LogMutant::ControlNotSynced,
+        LogMutant::RunNotChained,
+    ];
+
+    /// All of them, with their names.
+    pub fn all() -> Vec<(String, Self)> {
+        let rep = Self::REP.map(|bug| (format!("{bug:?}"), Self { rep: Some(bug), log: None }));
+        let log = Self::LOG.map(|bug| (format!("{bug:?}"), Self { rep: None, log: Some(bug) }));
+        rep.into_iter().chain(log).collect()
     }
 
+    /// Does something with this bug, in the calling thread.
+    pub fn with<T>(self, act: impl FnOnce() -> T) -> T {
+        LogMutant::with(self.log, || RepMutant::with(self.rep, act))
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+impl Mutants {
     /// Does something.
-    #[cfg(not(feature = "mutants"))]
     pub fn with<T>(self, act: impl FnOnce() -> T) -> T {
         act()
     }

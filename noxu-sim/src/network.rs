@@ -182,6 +182,9 @@ struct State {
     slow: BTreeSet<(Host, Host)>,
     /// Machines without power.
     dark: BTreeSet<Host>,
+    /// The service whose frames are kept for whoever watches, and those sent since it looked.
+    watched: Option<&'static str>,
+    seen: Vec<(Host, Vec<u8>)>,
 }
 
 struct Connection {
@@ -241,6 +244,9 @@ impl End {
 /// Bytes that an end leaves unread at which whoever sends more takes it for gone.
 pub const MOST_UNREAD_BYTES: usize = 32 << 20;
 
+/// Frames longer than that are not kept for who watches.
+const WATCHED_BYTES: usize = 128;
+
 /// A frame this long may be damaged behind its head.
 const DAMAGED_FROM: usize = 128;
 
@@ -257,6 +263,8 @@ impl Network {
             held: BTreeMap::new(),
             slow: BTreeSet::new(),
             dark: BTreeSet::new(),
+            watched: None,
+            seen: Vec::new(),
         };
         Self { shared: Arc::new(Shared { agenda, state: Mutex::new(state) }) }
     }
@@ -274,6 +282,17 @@ impl Network {
     /// From now on it behaves so.
     pub fn change_plan(&self, change: impl FnOnce(&mut NetPlan)) {
         change(&mut self.shared.state.lock().plan);
+    }
+
+    /// Keeps what diallers send for `service` in short frames, for [`Network::take_seen`].
+    pub fn watch(&self, service: &'static str) {
+        self.shared.state.lock().watched = Some(service);
+    }
+
+    /// The short frames that diallers have sent for the watched service since the last call: who,
+    /// and what.
+    pub fn take_seen(&self) -> Vec<(Host, Vec<u8>)> {
+        std::mem::take(&mut self.shared.state.lock().seen)
     }
 
     /// What happened in it.
@@ -404,6 +423,21 @@ impl Network {
         service: &'static str,
         timeout: Duration,
     ) -> Result<SimChannel> {
+        self.dial_telling(from, to, service, timeout, |_| ())
+    }
+
+    /// As [`Network::dial`]; whoever `told` tells of the end may give up with [`Network::close`].
+    ///
+    /// # Errors
+    /// The same, or it was given up.
+    pub fn dial_telling(
+        &self,
+        from: Host,
+        to: Host,
+        service: &'static str,
+        timeout: Duration,
+        told: impl FnOnce(EndId),
+    ) -> Result<SimChannel> {
         let failed = || RepError::Closed { peer: Self::address(to) };
         let end = {
             let mut state = self.shared.state.lock();
@@ -415,14 +449,17 @@ impl Network {
             self.dispatch(&mut state, from, to, NetEvent::Syn { to: end.other() });
             end
         };
+        told(end);
         let channel = SimChannel::new(self.clone(), end, to);
         let deadline = self.shared.agenda.now() + timeout;
         loop {
-            let stage = self.shared.state.lock().connections.get(&end.conn).map(|c| c.stage);
-            match stage {
-                Some(Stage::Open) => return Ok(channel),
-                Some(Stage::Dialling) => {}
-                Some(Stage::Refused) | None => return Err(failed()),
+            let state = self.shared.state.lock();
+            let dialled = state.connections.get(&end.conn).map(|c| (c.stage, c.ends[0].closed));
+            drop(state);
+            match dialled {
+                Some((Stage::Open, false)) => return Ok(channel),
+                Some((Stage::Dialling, false)) => {}
+                Some((Stage::Refused, _) | (_, true)) | None => return Err(failed()),
             }
             if !self.wait_at(end, deadline) {
                 return Err(failed());
@@ -473,6 +510,7 @@ impl Network {
     pub(crate) fn send(&self, end: EndId, frame: Vec<u8>) -> bool {
         let mut state = self.shared.state.lock();
         let Some((from, to)) = state.way(end) else { return false };
+        state.watch(end, &frame);
         let frames = state.garbled(frame);
         for frame in frames {
             let len = frame.len();
@@ -520,7 +558,8 @@ impl Network {
         }
     }
 
-    pub(crate) fn close(&self, end: EndId) {
+    /// Closes an end, as if its channel were closed.
+    pub fn close(&self, end: EndId) {
         let mut state = self.shared.state.lock();
         let Some((from, to)) = state.way(end) else { return };
         let Some(ours) = state.end(end) else { return };
@@ -667,6 +706,14 @@ impl State {
         let connection = self.connections.get(&end.conn)?;
         let ours = &connection.ends[end.side];
         (!ours.closed).then_some((ours.host, connection.ends[1 - end.side].host))
+    }
+
+    fn watch(&mut self, end: EndId, frame: &[u8]) {
+        let Some(connection) = self.connections.get(&end.conn) else { return };
+        if end.side == 0 && self.watched == Some(connection.service) && frame.len() <= WATCHED_BYTES
+        {
+            self.seen.push((connection.ends[0].host, frame.to_vec()));
+        }
     }
 
     fn forget_if_over(&mut self, conn: u64) {

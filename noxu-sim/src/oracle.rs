@@ -149,6 +149,17 @@ impl Oracle {
         self.transactions.values().filter(|t| matches!(t.told, Told::Durable(_))).count()
     }
 
+    /// Whether a transaction that began after `since` was reported durable.
+    pub fn durable_since(&self, since: Nanos) -> bool {
+        let told = |t: &Transaction| matches!(t.told, Told::Durable(_)) && t.began > since;
+        self.transactions.values().any(told)
+    }
+
+    /// Where all of them were written that were.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        self.transactions.values().filter_map(|transaction| transaction.told.place())
+    }
+
     /// Judges all of them by the commit entries of the log that the group ended with, by VLSN.
     /// Returns the state after the last.
     ///

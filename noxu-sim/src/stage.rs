@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::baton::{Tasks, Waiter};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
-use crate::event::{Agenda, Event, Host, Nanos};
+use crate::event::{Agenda, Event, Host, Nanos, Turn};
 use crate::mutants::Mutants;
 use crate::network::{Arrived, EndId, NetEvent, NetPlan, Network};
 use crate::trace::Trace;
@@ -32,6 +32,7 @@ pub struct Stage {
     pub trace: Trace,
     clocks: Vec<MachineClock>,
     paused: BTreeMap<Host, Vec<Event>>,
+    acted: Option<Host>,
 }
 
 /// What happened, as far as the world has to do something about it.
@@ -71,7 +72,7 @@ pub enum Happened {
         /// Whose.
         host: Option<Host>,
         /// Which.
-        number: u64,
+        turn: Turn,
     },
 }
 
@@ -81,7 +82,7 @@ impl Stage {
         let agenda = Agenda::default();
         let network = Network::new(agenda.clone(), plan, dice.stream("net"));
         let (tasks, trace) = (Tasks::new(mutants), Trace::default());
-        Self { agenda, network, tasks, trace, clocks, paused: BTreeMap::new() }
+        Self { agenda, network, tasks, trace, clocks, paused: BTreeMap::new(), acted: None }
     }
 
     /// The time.
@@ -129,10 +130,16 @@ impl Stage {
         self.tasks.cancel(host);
     }
 
+    /// On which machine the last event happened.
+    pub fn acted(&self) -> Option<Host> {
+        self.acted
+    }
+
     /// Lets the next event happen; `None` if there is none.
     pub fn step(&mut self) -> Option<Happened> {
         let (now, event) = self.agenda.next()?;
         let host = self.host_of(&event);
+        self.acted = host;
         if let Some(host) = host
             && let Some(waiting) = self.paused.get_mut(&host)
         {
@@ -148,7 +155,7 @@ impl Stage {
                 Happened::Nothing
             }
             Event::Told(host, listener) => Happened::Listener { host, listener },
-            Event::Turn(host, number) => Happened::Turn { host, number },
+            Event::Turn(host, turn) => Happened::Turn { host, turn },
             Event::Net(event) => {
                 self.note_net(now, host, &event);
                 match self.network.handle_arrival(event) {

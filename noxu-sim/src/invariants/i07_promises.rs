@@ -57,9 +57,10 @@ impl Invariant for Promises {
                     None => Ok(()),
                 }
             }
-            Record::Restarted { host, last } => {
+            Record::Restarted { host, last, amid } => {
                 let acked = ledger.log(*host).map_or(Vlsn::default(), LogMirror::acked);
-                if *last < acked {
+                let counted = if *amid { acked.min(ledger.last_durable()) } else { acked };
+                if *last < counted {
                     return Err(format!(
                         "{host} acknowledged {acked} and holds {last} after a restart"
                     ));

@@ -1,3 +1,4 @@
 //! Worlds over the public API of the simulator.
 
 mod conversation;
+mod worlds;

@@ -1,0 +1,247 @@
+//! noxu-sim: runs worlds by their seeds, and says what broke in which.
+//!
+//! Exit status 1 if any rule was broken, or a run was not the same the second time.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use noxu_sim::coverage::Coverage;
+use noxu_sim::invariants::Violation;
+use noxu_sim::mutants::Mutants;
+use noxu_sim::plan::Plan;
+use noxu_sim::schedule::Schedule;
+use noxu_sim::shrink::shrink;
+use noxu_sim::world::{Outcome, run_keeping};
+use parking_lot::Mutex;
+
+/// Simulates whole groups of nodes, each world drawn from a seed.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Runs the world of this seed and prints its last events.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Runs the worlds of the seeds A..B.
+    #[arg(long, value_parser = parse_range, default_value = "0..100")]
+    seeds: Range<u64>,
+    /// Only the faults of these numbers.
+    #[arg(long, value_delimiter = ',', requires = "seed")]
+    only: Option<Vec<usize>>,
+    /// No faults at all.
+    #[arg(long)]
+    calm: bool,
+    /// Runs each world twice, and compares.
+    #[arg(long)]
+    twice: bool,
+    /// So many of the last events are printed.
+    #[arg(long, default_value_t = 200)]
+    lines: usize,
+    /// Looks for few faults that break the same rule, within so many runs.
+    #[arg(long, requires = "seed", value_name = "RUNS")]
+    shrink: Option<usize>,
+    /// Looks for each deliberate bug, or for the one of this name, in the worlds of `--seeds`.
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    mutants: Option<String>,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|cause| cause.to_string());
+    Ok(number(from)?..number(to)?)
+}
+
+/// What a search found.
+#[derive(Default)]
+struct Found {
+    outcomes: Vec<(u64, usize, Duration)>,
+    events: u64,
+    coverage: Coverage,
+    failures: Vec<(u64, Violation)>,
+    excuses: u64,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    #[cfg(feature = "mutants")]
+    if let Some(name) = &args.mutants {
+        return if look_for_mutants(&args, name) { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let failed = match args.seed {
+        Some(seed) => run_one(&args, seed),
+        None => search(&args),
+    };
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The world of a seed, and what goes wrong in it.
+fn drawn(args: &Args, seed: u64) -> (Plan, Schedule) {
+    let plan = if args.calm { Plan::drawn(seed).calm() } else { Plan::drawn(seed) };
+    let schedule = Schedule::drawn(&plan);
+    let schedule = args.only.as_ref().map_or(schedule.clone(), |only| schedule.only(only));
+    (plan, schedule)
+}
+
+/// Runs a world once; a panic is a violation as any other.
+fn once(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
+    let ended = catch_unwind(AssertUnwindSafe(|| run_keeping(plan, schedule, mutants, lines)));
+    ended.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome::panicked(plan.seed, &text.unwrap_or_default())
+    })
+}
+
+fn world(args: &Args, seed: u64) -> Outcome {
+    let (plan, schedule) = drawn(args, seed);
+    let mut outcome = once(&plan, &schedule, Mutants::default(), args.lines);
+    if args.twice && outcome.violation.is_none() {
+        let again = once(&plan, &schedule, Mutants::default(), args.lines);
+        if again.hash != outcome.hash {
+            let found = format!("{:016x}, and then {:016x}", outcome.hash, again.hash);
+            outcome.violation = Some(Violation::new("another run", found));
+        }
+    }
+    outcome
+}
+
+fn run_one(args: &Args, seed: u64) -> bool {
+    let (plan, schedule) = drawn(args, seed);
+    println!("{plan:#?}");
+    for (number, fault) in &schedule.faults {
+        println!("fault {number} at {fault}");
+    }
+    let outcome = world(args, seed);
+    for line in &outcome.lines {
+        println!("{line}");
+    }
+    println!("{}", outcome.coverage);
+    println!(
+        "seed {seed}: {} events, {} commits, {:.1} s of the world, hash {:016x}",
+        outcome.events,
+        outcome.commits,
+        outcome.lasted.as_secs_f64(),
+        outcome.hash
+    );
+    if let Some(excuse) = outcome.excuse {
+        println!("{excuse}");
+    }
+    if let Some(violation) = &outcome.violation {
+        println!("VIOLATION {violation}");
+        if let Some(budget) = args.shrink {
+            let small = shrink(&schedule, budget, |some| {
+                let again = once(&plan, some, Mutants::default(), 0).violation;
+                again.is_some_and(|again| again.invariant == violation.invariant)
+            });
+            let numbers: Vec<String> = small.numbers().iter().map(usize::to_string).collect();
+            println!("few faults that do: --only {}", numbers.join(","));
+            for (number, fault) in &small.faults {
+                println!("fault {number} at {fault}");
+            }
+        }
+    }
+    outcome.violation.is_some()
+}
+
+/// Prints in which world each bug is found, and by which rule; true if one is not found.
+#[cfg(feature = "mutants")]
+fn look_for_mutants(args: &Args, name: &str) -> bool {
+    // A panic is how many bugs show; where it happens says nothing here.
+    std::panic::set_hook(Box::new(|_| ()));
+    let mut missed = 0;
+    for (bug, mutants) in Mutants::all() {
+        if !name.is_empty() && bug != name {
+            continue;
+        }
+        let found = args.seeds.clone().find_map(|seed| {
+            let (plan, schedule) = drawn(args, seed);
+            once(&plan, &schedule, mutants, 0).violation.map(|violation| (seed, violation))
+        });
+        let Some((seed, violation)) = found else {
+            missed += 1;
+            println!("{bug}: not found");
+            continue;
+        };
+        let (worlds, text) = (seed - args.seeds.start + 1, violation.to_string());
+        println!("{bug}: {worlds} worlds, {}", text.lines().next().unwrap_or_default());
+    }
+    missed > 0
+}
+
+fn search(args: &Args) -> bool {
+    let began = Instant::now();
+    let bar = ProgressBar::new(args.seeds.end.saturating_sub(args.seeds.start));
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {msg}") {
+        bar.set_style(style);
+    }
+    let next = AtomicU64::new(args.seeds.start);
+    let found = Arc::new(Mutex::new(Found::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= args.seeds.end {
+                        return;
+                    }
+                    let outcome = world(args, seed);
+                    found.lock().take(outcome);
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let mut found = found.lock();
+    found.print(began.elapsed());
+    !found.failures.is_empty()
+}
+
+impl Found {
+    fn take(&mut self, outcome: Outcome) {
+        self.outcomes.push((outcome.seed, outcome.commits, outcome.lasted));
+        self.events += outcome.events;
+        self.coverage.add(&outcome.coverage);
+        if let Some(excuse) = outcome.excuse {
+            self.excuses += 1;
+            self.coverage.count(excuse.name());
+        }
+        if let Some(violation) = outcome.violation {
+            println!("seed {}: {violation}", outcome.seed);
+            self.failures.push((outcome.seed, violation));
+        }
+    }
+
+    fn print(&mut self, took: Duration) {
+        let worlds = self.outcomes.len();
+        let middle = |mut values: Vec<u128>| {
+            values.sort_unstable();
+            values.get(values.len() / 2).copied().unwrap_or_default()
+        };
+        let commits =
+            middle(self.outcomes.iter().map(|(_, commits, _)| *commits as u128).collect());
+        let lasted = middle(self.outcomes.iter().map(|(_, _, l)| l.as_millis()).collect());
+        println!("{}", self.coverage);
+        println!(
+            "{worlds} worlds in {:.1} s ({:.1} a second), {} events; median world: {commits} commits in {:.1} s",
+            took.as_secs_f64(),
+            worlds as f64 / took.as_secs_f64(),
+            self.events,
+            lasted as f64 / 1_000.0
+        );
+        println!("{} excused, {} broken", self.excuses, self.failures.len());
+        self.failures.sort_by_key(|(seed, _)| *seed);
+        for (seed, violation) in &self.failures {
+            println!("cargo run --release -p noxu-sim -- --seed {seed}\n    {violation}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Observer: turns what a step of a node has changed into records for the ledger.
+//!
+//! It looks at the log from outside, after each step: where it ends, what is new, what is gone, what
+//! is synced; and at what the node has said.
+//!
+//! # Not here: the rules (invariants).
+
+use std::collections::BTreeMap;
+
+use noxu_log::Log;
+use noxu_rep::driver::life::Life;
+use noxu_rep::wire::election::{Body, ElectionMsg, Phase, RepairVerdict, Verdict};
+use noxu_rep::wire::message::StreamMessage;
+use noxu_util::{Name, Term, Vlsn};
+
+use crate::event::Host;
+use crate::invariants::{Violation, Watch};
+use crate::ledger::{Held, LogMirror, Record};
+
+/// What is known of masterships.
+#[derive(Debug, Default)]
+pub(crate) struct Observer {
+    /// The mastership that a node's present life was last seen in, and what it called durable.
+    masterships: BTreeMap<Host, (Term, Vlsn)>,
+}
+
+impl Observer {
+    /// A node was started: its log is what its disk had. `amid` if it crashed in the middle of a call,
+    /// whose effect nobody has seen.
+    pub(crate) fn handle_started(
+        &mut self,
+        watch: &mut Watch,
+        host: Host,
+        life: &Life,
+        amid: bool,
+    ) -> Result<(), Violation> {
+        self.masterships.remove(&host);
+        let last = common(watch, host, life.log(), life.log().positions().last);
+        watch.enter(&Record::Restarted { host, last, amid })?;
+        self.look(watch, host, life)
+    }
+
+    /// A node's disk was replaced.
+    pub(crate) fn handle_wiped(&mut self, watch: &mut Watch, host: Host) -> Result<(), Violation> {
+        self.masterships.remove(&host);
+        watch.enter(&Record::Wiped { host })
+    }
+
+    /// A node has taken a step.
+    pub(crate) fn look(
+        &mut self,
+        watch: &mut Watch,
+        host: Host,
+        life: &Life,
+    ) -> Result<(), Violation> {
+        let log = life.log();
+        let positions = log.positions();
+        let mirror = watch.ledger().log(host);
+        let known = mirror.map_or(Vlsn::default(), LogMirror::last);
+        let ends_alike = known == positions.last
+            && mirror
+                .and_then(|mirror| mirror.at(known))
+                .is_none_or(|held| held.fingerprint == positions.last_fingerprint);
+        if known < positions.anchor.vlsn {
+            // Only a restore moves the front beyond the end.
+            let anchor = &positions.anchor;
+            let held = Held { term: anchor.term, fingerprint: anchor.fingerprint };
+            let entries = entries(log, anchor.vlsn.next(), positions.last);
+            watch.enter(&Record::Installed { host, anchor: (anchor.vlsn, held), entries })?;
+        } else if !ends_alike {
+            let shared = common(watch, host, log, positions.last.min(known));
+            if shared < known {
+                watch.enter(&Record::Truncated { host, after: shared })?;
+            }
+            let first = shared.next();
+            let entries = entries(log, first, positions.last);
+            if !entries.is_empty() {
+                let (_, under) = life.role();
+                watch.enter(&Record::Appended { host, first, entries, under })?;
+            }
+        }
+        let synced = watch.ledger().log(host).map_or(Vlsn::default(), LogMirror::durable);
+        if positions.durable != synced {
+            watch.enter(&Record::Synced { host, durable: positions.durable })?;
+        }
+        self.look_at_mastership(watch, host, life)
+    }
+
+    fn look_at_mastership(
+        &mut self,
+        watch: &mut Watch,
+        host: Host,
+        life: &Life,
+    ) -> Result<(), Violation> {
+        let Some(master) = life.mastership() else { return Ok(()) };
+        let (term, dtvlsn) = (master.term(), master.dtvlsn());
+        let known = self.masterships.get(&host).copied();
+        if known.is_none_or(|(of, _)| of != term) {
+            let table = life.log().term_table();
+            let first = table.iter().find(|(of, _)| *of == term).map(|(_, first)| *first);
+            let Some(first) = first else { return Ok(()) };
+            let epoch = life.log().control().ballot().epoch;
+            watch.enter(&Record::Established { host, epoch, term, first })?;
+            self.masterships.insert(host, (term, Vlsn::default()));
+        }
+        let noted = self.masterships.get(&host).map_or(Vlsn::default(), |(_, noted)| *noted);
+        if dtvlsn > noted {
+            watch.enter(&Record::Dtvlsn { host, term, vlsn: dtvlsn })?;
+            self.masterships.insert(host, (term, dtvlsn));
+        }
+        Ok(())
+    }
+}
+
+/// A node has sent this for elections.
+pub(crate) fn heard_message(
+    watch: &mut Watch,
+    host: Host,
+    to: &Name,
+    message: &ElectionMsg,
+) -> Result<(), Violation> {
+    watch.enter(&Record::Spoke { host, term: message.term })?;
+    match &message.body {
+        Body::VoteAnswer(answer) => match (answer.phase, &answer.verdict) {
+            (Phase::Real, Verdict::Granted { .. }) => {
+                let (term, candidate) = (answer.asked, to.clone());
+                watch.enter(&Record::Voted { host, term, candidate })
+            }
+            (Phase::Pre, _) | (Phase::Real, Verdict::Refused(_)) => Ok(()),
+        },
+        Body::RepairAnswer(answer) if answer.verdict == RepairVerdict::Never => {
+            let (asked_in, vlsn) = (message.term, answer.first);
+            watch.enter(&Record::Nacked { host, asked_in, vlsn })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A replica has sent this frame to its master.
+pub(crate) fn heard_frame(watch: &mut Watch, host: Host, frame: &[u8]) -> Result<(), Violation> {
+    match StreamMessage::decode(frame) {
+        Ok(StreamMessage::Ack(ack)) => {
+            watch.enter(&Record::Acked { host, term: ack.era.term, durable: ack.durable })
+        }
+        Ok(_) | Err(_) => Ok(()), // of the handshake or the search
+    }
+}
+
+/// The last entry at or below `from` that the log shares with what is known of it.
+fn common(watch: &Watch, host: Host, log: &Log, from: Vlsn) -> Vlsn {
+    let Some(mirror) = watch.ledger().log(host) else { return Vlsn::default() };
+    let anchor = log.positions().anchor.vlsn;
+    let mut vlsn = from.min(mirror.last());
+    while vlsn > anchor {
+        let Some(held) = mirror.at(vlsn) else { return vlsn };
+        match log.header(vlsn) {
+            Ok(Some((header, _))) if header.fingerprint != held.fingerprint => vlsn = vlsn.prev(),
+            // A damaged entry is present.
+            Ok(Some(_)) | Err(_) => return vlsn,
+            Ok(None) => vlsn = vlsn.prev(),
+        }
+    }
+    vlsn
+}
+
+/// The entries of a log from `first` through `last`, as far as they can be read.
+fn entries(log: &Log, first: Vlsn, last: Vlsn) -> Vec<Held> {
+    let mut entries = Vec::new();
+    let mut vlsn = first;
+    while vlsn <= last {
+        let Ok(Some((header, _))) = log.header(vlsn) else { break };
+        entries.push(Held { term: header.term, fingerprint: header.fingerprint });
+        vlsn = vlsn.next();
+    }
+    entries
+}

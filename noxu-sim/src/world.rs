@@ -1,0 +1,420 @@
+//! World: one whole run: machines, clients, faults, and everybody who watches.
+//!
+//! # Phases
+//! 1. Everything may go wrong, until enough was committed or the time is up. Only safety is judged.
+//! 2. Faults stop, everything that is down comes back, and the group has to become one again in time:
+//!    one master, new commits, equal logs and equal states.
+//!
+//! # Not here: single steps of nodes (node.rs), what goes wrong (faults.rs), what is judged at the end
+//! (ending.rs), several runs (main.rs).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use noxu_log::LogError;
+use noxu_rep::RepError;
+use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
+
+use crate::atlas::Atlas;
+use crate::clock::MachineClock;
+use crate::coverage::Coverage;
+use crate::dice::Dice;
+use crate::event::{Event, Host, Nanos, Turn};
+use crate::excuse::Excuse;
+use crate::invariants::{Violation, Watch};
+use crate::mutants::Mutants;
+use crate::node::SimNode;
+use crate::observer::{self, Observer};
+use crate::oracle::Oracle;
+use crate::plan::Plan;
+use crate::schedule::{FaultKind, Schedule};
+use crate::stage::{Happened, Stage};
+use crate::trace::{KEPT_LINES, Trace};
+use crate::workload::Client;
+
+mod ending;
+mod faults;
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What must be the same when it is run again.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Commits that were reported durable.
+    pub commits: usize,
+    /// How long it was in the world.
+    pub lasted: Duration,
+    /// The rule that was broken.
+    pub violation: Option<Violation>,
+    /// Why the group lawfully did not become one again.
+    pub excuse: Option<Excuse>,
+    /// What happened in it.
+    pub coverage: Coverage,
+    /// The last that happened.
+    pub lines: Vec<String>,
+}
+
+impl Outcome {
+    /// Of a run in which something panicked.
+    pub fn panicked(seed: u64, text: &str) -> Self {
+        Self {
+            seed,
+            hash: 0,
+            events: 0,
+            commits: 0,
+            lasted: Duration::ZERO,
+            violation: Some(Violation::new("panic", text)),
+            excuse: None,
+            coverage: Coverage::default(),
+            lines: Vec::new(),
+        }
+    }
+}
+
+/// Runs a plan with the faults of `schedule` and a bug. A panic of the code under test goes
+/// on in the caller.
+pub fn run(plan: &Plan, schedule: &Schedule, mutants: Mutants) -> Outcome {
+    run_keeping(plan, schedule, mutants, KEPT_LINES)
+}
+
+/// As [`run`], and keeps so many of the last lines of the trace.
+pub fn run_keeping(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
+    mutants.with(|| {
+        let mut world = World::new(plan.clone(), schedule.clone(), mutants);
+        world.stage.trace = Trace::keeping(lines);
+        world.run()
+    })
+}
+
+struct World {
+    plan: Plan,
+    stage: Stage,
+    nodes: Vec<SimNode>,
+    clients: Vec<Client>,
+    schedule: Schedule,
+    atlas: Atlas,
+    watch: Watch,
+    observer: Observer,
+    oracle: Oracle,
+    coverage: Coverage,
+    commits: usize,
+    /// When the second phase began.
+    healed: Option<Nanos>,
+    /// Something was committed since: clients begin nothing more.
+    quiet: bool,
+    /// Machines whose process is not to be started before this.
+    down_until: BTreeMap<Host, Nanos>,
+    /// Machines that lost their power inside a call.
+    crashed_inside: BTreeSet<Host>,
+    /// Machines that cannot start with what is on their disk.
+    refused: BTreeMap<Host, String>,
+    /// When the group is next looked at.
+    look_at: Nanos,
+}
+
+/// How long the second phase may take.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a node is away after it stopped itself.
+const RESTART: Duration = Duration::from_millis(200);
+/// More events than any world needs.
+const MOST_EVENTS: u64 = 400_000;
+
+impl World {
+    fn new(plan: Plan, schedule: Schedule, mutants: Mutants) -> Self {
+        let dice = Dice::new(plan.seed);
+        let clocks = plan.drifts_ppm.iter().zip(&plan.wall_offsets_ms);
+        let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
+        let stage = Stage::new(dice, plan.net.clone(), clocks, mutants);
+        stage.network.watch(FEEDER_SERVICE_NAME);
+        let nodes = (0..plan.voters).map(|host| SimNode::new(Host(host), dice, &plan)).collect();
+        let clients = (0..plan.clients).map(|n| Client::new(dice, &plan, n)).collect();
+        for host in 0..plan.voters {
+            let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
+            stage.agenda.post_in(later, Event::Turn(Some(Host(host)), Turn::Boot));
+        }
+        for client in 0..plan.clients {
+            stage.agenda.post_in(plan.think, Event::Turn(None, Turn::Client(client)));
+        }
+        for (at, (_, fault)) in schedule.faults.iter().enumerate() {
+            stage.agenda.post(fault.at, Event::Turn(None, Turn::Fault(at)));
+        }
+        stage.agenda.post_in(LOOK, Event::Turn(None, Turn::Look));
+        Self {
+            atlas: Atlas::new(plan.voters, plan.q_rep, plan.q_elect),
+            coverage: Coverage::expecting(&FaultKind::NAMES),
+            plan,
+            stage,
+            nodes,
+            clients,
+            schedule,
+            watch: Watch::default(),
+            observer: Observer::default(),
+            oracle: Oracle::default(),
+            commits: 0,
+            healed: None,
+            quiet: false,
+            down_until: BTreeMap::new(),
+            crashed_inside: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            look_at: Nanos::default(),
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        let judged = self.run_to_the_end();
+        let (violation, excuse) = match judged {
+            Ok(excuse) => (None, excuse),
+            Err(violation) => (Some(violation), None),
+        };
+        for node in &self.nodes {
+            let digest = node.disk.lock().env().digest();
+            self.stage.trace.note_bytes(digest.as_bytes());
+        }
+        self.stage.trace.note_bytes(&self.commits.to_le_bytes());
+        self.coverage.add(&self.stage.network.coverage());
+        Outcome {
+            seed: self.plan.seed,
+            hash: self.stage.trace.hash(),
+            events: self.stage.trace.events(),
+            commits: self.commits,
+            lasted: self.stage.now().since(Nanos::default()),
+            violation,
+            excuse,
+            lines: self.stage.trace.lines().map(str::to_owned).collect(),
+            coverage: self.coverage,
+        }
+    }
+
+    fn run_to_the_end(&mut self) -> Result<Option<Excuse>, Violation> {
+        let mut events = 0;
+        while let Some(happened) = self.stage.step() {
+            let host = self.stage.acted();
+            let touched = self.handle(happened)?;
+            for host in [host, touched].into_iter().flatten() {
+                self.settle(host)?;
+            }
+            events += 1;
+            if events > MOST_EVENTS {
+                return Err(Violation::new("I15", format!("{events} events and no end")));
+            }
+            let now = self.stage.now();
+            match self.healed {
+                None if self.commits >= self.plan.commits
+                    || now.since(Nanos(0)) > self.plan.phase =>
+                {
+                    self.heal()?;
+                }
+                Some(since) if now >= self.look_at => {
+                    self.look_at = now + LOOK;
+                    self.quiet = self.quiet || self.oracle.durable_since(since);
+                    if self.quiet && self.is_one() {
+                        return self.judge().map(|()| None);
+                    }
+                    if now.since(since) > PATIENCE {
+                        return self.judge_stall();
+                    }
+                }
+                None | Some(_) => {}
+            }
+        }
+        Err(Violation::new("I14", "nothing is to happen any more"))
+    }
+
+    // ---------------------------------------------------------------- what happens
+
+    /// Does what the world has to; returns a machine that was touched besides.
+    fn handle(&mut self, happened: Happened) -> Result<Option<Host>, Violation> {
+        match happened {
+            Happened::Nothing => {}
+            Happened::Knock { end, from, to, service } => {
+                self.nodes[to.0].answer(&mut self.stage, end, from, service);
+            }
+            Happened::Listener { host, listener } => self.nodes[host.0].listen(listener),
+            Happened::Datagram { from, to, bytes } => {
+                self.nodes[to.0].hear(&self.stage, from, &bytes);
+            }
+            Happened::Turn { host, turn } => return self.take_turn(host, turn),
+        }
+        Ok(None)
+    }
+
+    fn take_turn(&mut self, host: Option<Host>, turn: Turn) -> Result<Option<Host>, Violation> {
+        let now = self.stage.now();
+        match (turn, host) {
+            (Turn::Step { life, step }, Some(host)) => {
+                let node = &mut self.nodes[host.0];
+                if node.is_due(now, life, step) {
+                    self.stage.trace.note(now, format_args!("{host} {step:?}"));
+                    if let Err(cause) = node.take_turn(&mut self.stage, step)
+                        && let Some(process) = &node.process
+                    {
+                        process.outside.fail(&format!("{step:?}: {cause}"));
+                    }
+                }
+            }
+            (Turn::Boot, Some(host)) => self.boot(host)?,
+            (Turn::Client(number), _) => return Ok(self.client(number)),
+            (Turn::Fault(number), _) if self.healed.is_none() => return self.begin_fault(number),
+            (Turn::FaultEnds(number), _) => self.end_fault(number),
+            (Turn::Look, _) => self.stage.agenda.post_in(LOOK, Event::Turn(None, Turn::Look)),
+            (Turn::Step { .. } | Turn::Boot, None) | (Turn::Fault(_), _) => {}
+        }
+        Ok(None)
+    }
+
+    fn client(&mut self, number: usize) -> Option<Host> {
+        let now = self.stage.now();
+        if self.quiet && !self.clients[number].is_waiting() {
+            return None;
+        }
+        let Self { stage, nodes, plan, oracle, clients, .. } = self;
+        let reachable = |host: Host| !stage.is_paused(host);
+        let (later, acted) = clients[number].turn(now, nodes, &reachable, plan, oracle);
+        self.stage.agenda.post_in(later, Event::Turn(None, Turn::Client(number)));
+        if let Some(met) = acted.met {
+            self.coverage.count(met);
+            self.stage.trace.note(now, format_args!("client {number} {met}"));
+        }
+        self.commits += usize::from(acted.durable);
+        acted.host
+    }
+
+    /// After a step of a machine: whoever watches looks, and what has become due is put down.
+    fn settle(&mut self, host: Host) -> Result<(), Violation> {
+        let Some(process) = &self.nodes[host.0].process else { return Ok(()) };
+        self.observer.look(&mut self.watch, host, &process.life)?;
+        for (host, frame) in self.stage.network.take_seen() {
+            observer::heard_frame(&mut self.watch, host, &frame)?;
+        }
+        let (failed, restored, changes) = {
+            let mut notes = process.outside.notes();
+            for (to, message) in &notes.sends {
+                let (now, body) = (self.stage.now(), &message.body);
+                let term = message.term;
+                self.stage.trace.note(now, format_args!("{host} in term {term} to {to}: {body:?}"));
+                observer::heard_message(&mut self.watch, host, to, message)?;
+            }
+            (notes.failed.clone(), notes.restored, std::mem::take(&mut notes.changes))
+        };
+        let now = self.stage.now();
+        for change in changes {
+            self.coverage.count(role_name(change.role));
+            self.stage.trace.note(
+                now,
+                format_args!("{host} {} in term {}: {}", change.role, change.term, change.reason),
+            );
+        }
+        process.life.check_invariants();
+        let left = process.left;
+        if self.nodes[host.0].disk.lock().has_crashed() {
+            self.stage.trace.note(now, format_args!("{host} lost its power inside a call"));
+            self.crashed_inside.insert(host);
+            self.power_off(host);
+        } else if let Some(cause) = failed {
+            self.stage.trace.note(now, format_args!("{host} stopped: {cause}"));
+            self.coverage.count("node stopped itself");
+            self.take_down(host, RESTART);
+        } else if restored || left {
+            self.coverage.count(if restored { "restored" } else { "left in order" });
+            self.take_down(host, RESTART);
+        } else {
+            self.nodes[host.0].tend(&mut self.stage, &self.plan);
+        }
+        Ok(())
+    }
+
+    // ---------------------------------------------------------------- machines
+
+    fn boot(&mut self, host: Host) -> Result<(), Violation> {
+        let now = self.stage.now();
+        let early = self.down_until.get(&host).is_some_and(|until| now < *until);
+        if early || self.nodes[host.0].process.is_some() {
+            return Ok(());
+        }
+        self.stage.network.handle_light(host);
+        let crashed_inside = self.crashed_inside.remove(&host);
+        self.stage.trace.note(now, format_args!("{host} starts"));
+        match self.nodes[host.0].start(&mut self.stage, &self.plan) {
+            Ok(()) => {
+                self.refused.remove(&host);
+                let node = &mut self.nodes[host.0];
+                let Some(process) = &node.process else { return Ok(()) };
+                let life = &process.life;
+                self.observer.handle_started(&mut self.watch, host, life, crashed_inside)?;
+                node.tend(&mut self.stage, &self.plan);
+                Ok(())
+            }
+            Err(cause) => self.refuse(host, &cause),
+        }
+    }
+
+    /// A node does not start with what is on its disk.
+    fn refuse(&mut self, host: Host, cause: &RepError) -> Result<(), Violation> {
+        self.stage.trace.note(self.stage.now(), format_args!("{host} cannot start: {cause}"));
+        self.stage.handle_stopped(host);
+        let full = self.nodes[host.0].disk.lock().is_full();
+        let damaged = self.atlas.is_touched(host);
+        let crashed = self.nodes[host.0].disk.lock().has_crashed();
+        if full
+            || crashed
+            || self.healed.is_none() && !matches!(cause, RepError::Log(LogError::Faulty { .. }))
+        {
+            if crashed {
+                self.nodes[host.0].disk.lock().lose_power();
+            }
+            self.coverage.count("node could not start yet");
+            self.boot_in(host, Duration::from_secs(1));
+            return Ok(());
+        }
+        if damaged {
+            self.coverage.count("node refused to start with damage");
+            self.refused.insert(host, cause.to_string());
+            return Ok(());
+        }
+        Err(Violation::new("I14", format!("{host} cannot start: {cause}")))
+    }
+
+    fn boot_in(&mut self, host: Host, later: Duration) {
+        self.down_until.insert(host, self.stage.now() + later);
+        self.stage.agenda.post_in(later, Event::Turn(Some(host), Turn::Boot));
+    }
+
+    /// The process dies and comes back.
+    fn take_down(&mut self, host: Host, down: Duration) {
+        self.stage.network.handle_killed(host);
+        self.nodes[host.0].stop(&mut self.stage);
+        self.nodes[host.0].disk.lock().kill();
+        self.boot_in(host, down);
+    }
+
+    /// The power is off; the machine comes back when its fault said.
+    fn power_off(&mut self, host: Host) {
+        self.stage.network.handle_dark(host);
+        self.nodes[host.0].stop(&mut self.stage);
+        self.nodes[host.0].disk.lock().lose_power();
+        let until = self.down_until.get(&host).copied().unwrap_or_default();
+        let down = until.since(self.stage.now()).max(RESTART);
+        self.boot_in(host, down);
+    }
+
+    fn is_up(&self, host: Host) -> bool {
+        self.nodes[host.0].process.is_some()
+    }
+}
+
+/// How often the group is looked at in the second phase.
+const LOOK: Duration = Duration::from_millis(100);
+
+const fn role_name(role: noxu_rep::Role) -> &'static str {
+    match role {
+        noxu_rep::Role::Master => "role: master",
+        noxu_rep::Role::Replica => "role: replica",
+        noxu_rep::Role::Unknown => "role: unknown",
+        noxu_rep::Role::Restoring => "role: restoring",
+        noxu_rep::Role::Stopped => "role: stopped",
+    }
+}

@@ -1,0 +1,162 @@
+//! Ending: whether the group has become one again, and what is judged then.
+//!
+//! # Not here: the rules themselves (invariants, oracle.rs, excuse.rs).
+
+use std::collections::BTreeMap;
+
+use noxu_util::Vlsn;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{PATIENCE, World};
+use crate::event::Host;
+use crate::excuse::Excuse;
+use crate::invariants::i14_convergence::{self, NodeEnd};
+use crate::invariants::{Violation, i06_intact_copy};
+use crate::oracle::Witness;
+use crate::workload::Client;
+
+impl World {
+    /// Whether the group has become one: nobody is missing, somebody is master, and all have the same
+    /// and have applied it.
+    pub(super) fn is_one(&self) -> bool {
+        let mut hosts = (0..self.plan.voters).map(Host);
+        let here = hosts.all(|host| self.refused.contains_key(&host) || self.is_up(host));
+        let ends = self.ends();
+        here && ends.iter().all(|end| end.applied == end.last)
+            && !self.clients.iter().any(Client::is_waiting)
+            && i14_convergence::check(&ends).is_ok()
+    }
+
+    /// How the nodes that run are at the moment. States are compared only if the logs are equal.
+    fn ends(&self) -> Vec<NodeEnd> {
+        let mut ends: Vec<NodeEnd> = Vec::new();
+        for node in &self.nodes {
+            let Some(process) = &node.process else { continue };
+            let positions = process.life.log().positions();
+            let mastership = process.life.mastership();
+            ends.push(NodeEnd {
+                host: node.host,
+                master_of: mastership.map(|master| master.term()),
+                last: positions.last,
+                fingerprint: positions.last_fingerprint,
+                applied: process.life.applier().applied(),
+                state: 0,
+            });
+        }
+        if i14_convergence::check(&ends).is_ok() {
+            for end in &mut ends {
+                end.state = self.state_of(end.host);
+            }
+        }
+        ends
+    }
+
+    /// Digest of a node's state.
+    fn state_of(&self, host: Host) -> u64 {
+        let Some(state) = self.read_state(host) else { return 0 };
+        let mut hasher = Xxh3::new();
+        for (key, value) in state {
+            hasher.update(&(key.len() as u64).to_le_bytes());
+            hasher.update(&key);
+            hasher.update(&(value.len() as u64).to_le_bytes());
+            hasher.update(&value);
+        }
+        hasher.digest()
+    }
+
+    fn read_state(&self, host: Host) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let process = self.nodes[host.0].process.as_ref()?;
+        let snapshot = process.engine.snapshot().ok()?;
+        let mut state = BTreeMap::new();
+        for item in snapshot.range::<&[u8]>(..).ok()? {
+            let (key, value) = item.ok()?;
+            state.insert(key.to_vec(), value.to_vec());
+        }
+        Some(state)
+    }
+
+    /// The group is one: everything that was said is judged.
+    pub(super) fn judge(&self) -> Result<(), Violation> {
+        self.judge_safety()?;
+        let log = self.witnesses();
+        let model = self.oracle.judge(&log)?;
+        for node in &self.nodes {
+            if node.process.is_none() {
+                continue;
+            }
+            let Some(state) = self.read_state(node.host) else {
+                return Err(Violation::new("I14", format!("{} cannot be read", node.host)));
+            };
+            if state != model {
+                let differs = model.iter().find(|(key, value)| state.get(*key) != Some(value));
+                let found = match differs {
+                    Some((key, _)) => format!("differs at {:?}", String::from_utf8_lossy(key)),
+                    None => "holds more than was committed".to_owned(),
+                };
+                return Err(Violation::new("I9", format!("the state of {} {found}", node.host)));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_safety(&self) -> Result<(), Violation> {
+        i06_intact_copy::check(self.watch.ledger(), &self.atlas, Vlsn::new(1))?;
+        for node in &self.nodes {
+            if let Some(process) = &node.process {
+                process.life.check_invariants();
+            }
+        }
+        Ok(())
+    }
+
+    /// What clients wrote that is durable, or in the log that the group ended with.
+    fn witnesses(&self) -> BTreeMap<Vlsn, Witness> {
+        let ledger = self.watch.ledger();
+        let longest = self.nodes.iter().filter_map(|node| node.process.as_ref().map(|_| node.host));
+        let longest = longest.filter_map(|host| ledger.log(host)).max_by_key(|log| log.last());
+        let mut log = BTreeMap::new();
+        for place in self.oracle.places() {
+            let durable = ledger.durable(place.vlsn);
+            let held = durable.or_else(|| longest.and_then(|log| log.at(place.vlsn)));
+            if let Some(held) = held
+                && held.fingerprint == place.fingerprint
+            {
+                log.insert(place.vlsn, Witness { term: held.term, fingerprint: held.fingerprint });
+            }
+        }
+        log
+    }
+
+    /// The group has not become one: lawful, or not.
+    pub(super) fn judge_stall(&self) -> Result<Option<Excuse>, Violation> {
+        self.judge_safety()?;
+        if let Some(excuse) = Excuse::find(&self.atlas, &self.plan, &self.refused) {
+            return Ok(Some(excuse));
+        }
+        let ends = self.ends();
+        let why = i14_convergence::check(&ends).err();
+        let why = why.map_or_else(|| "no commit succeeds".to_owned(), |violation| violation.found);
+        let mut roles = String::new();
+        for node in &self.nodes {
+            let role = node.process.as_ref().map(|process| {
+                let (role, term) = process.life.role();
+                let positions = process.life.log().positions();
+                format!(
+                    "{role} in term {term}, log {}..{}, durable {}, applied {}",
+                    positions.anchor.vlsn.next(),
+                    positions.last,
+                    positions.durable,
+                    process.life.applier().applied()
+                )
+            });
+            roles.push_str(
+                "
+  ",
+            );
+            roles.push_str(&node.host.to_string());
+            roles.push_str(": ");
+            roles.push_str(role.as_deref().unwrap_or("down"));
+        }
+        Err(Violation::new("I14", format!("not one group after {PATIENCE:?}: {why}{roles}")))
+    }
+}

@@ -1,0 +1,41 @@
+//! Whole worlds, each run twice: nothing is broken, and the same happens again.
+
+use noxu_sim::mutants::Mutants;
+use noxu_sim::plan::Plan;
+use noxu_sim::schedule::Schedule;
+use noxu_sim::world::{Outcome, run};
+
+/// Runs a world twice.
+#[track_caller]
+fn run_twice(plan: &Plan) -> Outcome {
+    let (seed, schedule) = (plan.seed, Schedule::drawn(plan));
+    let outcome = run(plan, &schedule, Mutants::default());
+    if let Some(violation) = &outcome.violation {
+        let lines = outcome.lines.join("\n");
+        panic!("{lines}\nseed {seed}: {violation}\ncargo run -p noxu-sim -- --seed {seed}");
+    }
+    let again = run(plan, &schedule, Mutants::default());
+    assert_eq!(outcome.hash, again.hash, "seed {seed} ran another way the second time");
+    outcome
+}
+
+#[test]
+fn a_world_without_faults_founds_a_group_commits_and_ends_as_one() {
+    for seed in 0..4 {
+        let outcome = run_twice(&Plan::drawn(seed).calm());
+        assert!(outcome.commits >= 400, "seed {seed}: {} commits", outcome.commits);
+        assert_eq!(outcome.excuse, None, "seed {seed}");
+        assert_eq!(outcome.coverage.of("node stopped itself"), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn worlds_with_all_kinds_of_faults_break_no_rule() {
+    let mut coverage = noxu_sim::coverage::Coverage::default();
+    for seed in 0..24 {
+        coverage.add(&run_twice(&Plan::drawn(seed)).coverage);
+    }
+    for met in ["fault: kill", "fault: power loss", "fault: partition", "role: master"] {
+        assert!(coverage.of(met) > 0, "{met} never came:\n{coverage}");
+    }
+}
