@@ -126,6 +126,7 @@ impl Follower {
             Ok(Some(why)) => (Attempt::Followed, why),
             Ok(None) => (Attempt::NotThis { instead: None }, Ended::Fault),
             Err(cause) => {
+                self.outside.notes().ended.push(cause.to_string());
                 if is_final(&cause) && stands && !self.life.is_over() {
                     self.outside.fail(&cause.to_string());
                     return Attempt::Followed;

@@ -3,7 +3,6 @@
 //! Exit status 1 if any rule was broken, or a run was not the same the second time.
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,21 +90,11 @@ fn drawn(args: &Args, seed: u64) -> (Plan, Schedule) {
     (plan, schedule)
 }
 
-/// Runs a world once; a panic is a violation as any other.
-fn once(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
-    let ended = catch_unwind(AssertUnwindSafe(|| run_keeping(plan, schedule, mutants, lines)));
-    ended.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Outcome::panicked(plan.seed, &text.unwrap_or_default())
-    })
-}
-
 fn world(args: &Args, seed: u64) -> Outcome {
     let (plan, schedule) = drawn(args, seed);
-    let mut outcome = once(&plan, &schedule, Mutants::default(), args.lines);
+    let mut outcome = run_keeping(&plan, &schedule, Mutants::default(), args.lines);
     if args.twice && outcome.violation.is_none() {
-        let again = once(&plan, &schedule, Mutants::default(), args.lines);
+        let again = run_keeping(&plan, &schedule, Mutants::default(), args.lines);
         if again.hash != outcome.hash {
             let found = format!("{:016x}, and then {:016x}", outcome.hash, again.hash);
             outcome.violation = Some(Violation::new("another run", found));
@@ -139,7 +128,7 @@ fn run_one(args: &Args, seed: u64) -> bool {
         println!("VIOLATION {violation}");
         if let Some(budget) = args.shrink {
             let small = shrink(&schedule, budget, |some| {
-                let again = once(&plan, some, Mutants::default(), 0).violation;
+                let again = run_keeping(&plan, some, Mutants::default(), 0).violation;
                 again.is_some_and(|again| again.invariant == violation.invariant)
             });
             let numbers: Vec<String> = small.numbers().iter().map(usize::to_string).collect();
@@ -164,7 +153,7 @@ fn look_for_mutants(args: &Args, name: &str) -> bool {
         }
         let found = args.seeds.clone().find_map(|seed| {
             let (plan, schedule) = drawn(args, seed);
-            once(&plan, &schedule, mutants, 0).violation.map(|violation| (seed, violation))
+            run_keeping(&plan, &schedule, mutants, 0).violation.map(|violation| (seed, violation))
         });
         let Some((seed, violation)) = found else {
             missed += 1;

@@ -284,8 +284,10 @@ impl SimNode {
             FEEDER_SERVICE_NAME => stage.begin_task(self.host, move || {
                 let channel = Arc::new(channel);
                 let theirs: Arc<dyn Channel> = Arc::clone(&channel) as Arc<dyn Channel>;
-                if let Ok(Some(feeding)) = life.accept(&theirs) {
-                    outside.notes().feedings.push((channel, feeding));
+                match life.accept(&theirs) {
+                    Ok(Some(feeding)) => outside.notes().feedings.push((channel, feeding)),
+                    Ok(None) => {}
+                    Err(cause) => outside.notes().ended.push(format!("feeding {from}: {cause}")),
                 }
             }),
             ELECTION_SERVICE_NAME => stage.begin_task(self.host, move || {

@@ -53,6 +53,8 @@ pub(crate) struct Notes {
     pub(crate) dialling: Option<EndId>,
     again: bool,
     pub(crate) changes: Vec<StateChange>,
+    /// Why conversations ended.
+    pub(crate) ended: Vec<String>,
     /// Why the life has failed.
     pub(crate) failed: Option<String>,
     /// A restore has everything: the next life is to begin.

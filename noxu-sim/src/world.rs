@@ -9,6 +9,7 @@
 //! (ending.rs), several runs (main.rs).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use noxu_log::LogError;
@@ -60,7 +61,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Of a run in which something panicked.
-    pub fn panicked(seed: u64, text: &str) -> Self {
+    fn panicked(seed: u64, text: &str) -> Self {
         Self {
             seed,
             hash: 0,
@@ -75,18 +76,25 @@ impl Outcome {
     }
 }
 
-/// Runs a plan with the faults of `schedule` and a bug. A panic of the code under test goes
-/// on in the caller.
+/// Runs a plan with the faults of `schedule` and a bug. A panic of the code under test is a
+/// violation as any other.
 pub fn run(plan: &Plan, schedule: &Schedule, mutants: Mutants) -> Outcome {
     run_keeping(plan, schedule, mutants, KEPT_LINES)
 }
 
 /// As [`run`], and keeps so many of the last lines of the trace.
 pub fn run_keeping(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
-    mutants.with(|| {
-        let mut world = World::new(plan.clone(), schedule.clone(), mutants);
-        world.stage.trace = Trace::keeping(lines);
-        world.run()
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        mutants.with(|| {
+            let mut world = World::new(plan.clone(), schedule.clone(), mutants);
+            world.stage.trace = Trace::keeping(lines);
+            world.run()
+        })
+    }));
+    ended.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome::panicked(plan.seed, &text.unwrap_or_default())
     })
 }
 
@@ -290,7 +298,7 @@ impl World {
         for (host, frame) in self.stage.network.take_seen() {
             observer::heard_frame(&mut self.watch, host, &frame)?;
         }
-        let (failed, restored, changes) = {
+        let (failed, restored, changes, ended) = {
             let mut notes = process.outside.notes();
             for (to, message) in &notes.sends {
                 let (now, body) = (self.stage.now(), &message.body);
@@ -298,7 +306,12 @@ impl World {
                 self.stage.trace.note(now, format_args!("{host} in term {term} to {to}: {body:?}"));
                 observer::heard_message(&mut self.watch, host, to, message)?;
             }
-            (notes.failed.clone(), notes.restored, std::mem::take(&mut notes.changes))
+            (
+                notes.failed.clone(),
+                notes.restored,
+                std::mem::take(&mut notes.changes),
+                std::mem::take(&mut notes.ended),
+            )
         };
         let now = self.stage.now();
         for change in changes {
@@ -307,6 +320,9 @@ impl World {
                 now,
                 format_args!("{host} {} in term {}: {}", change.role, change.term, change.reason),
             );
+        }
+        for why in ended {
+            self.stage.trace.note(now, format_args!("{host} ended: {why}"));
         }
         process.life.check_invariants();
         let left = process.left;

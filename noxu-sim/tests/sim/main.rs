@@ -1,4 +1,5 @@
 //! Worlds over the public API of the simulator.
 
 mod conversation;
+mod mutants;
 mod worlds;
