@@ -508,6 +508,11 @@ impl Process {
         (self.life.log().positions().last, self.life.dtvlsn(), master.is_none())
     }
 
+    /// The most bytes that a replica has not taken.
+    pub(crate) fn backlog(&self) -> usize {
+        self.feedings.values().map(|fed| fed.channel.backlog()).max().unwrap_or_default()
+    }
+
     fn take_notes(&mut self, stage: &mut Stage, host: Host) {
         let mut notes = self.outside.notes();
         let feedings = std::mem::take(&mut notes.feedings);

@@ -23,6 +23,7 @@ use crate::dice::Dice;
 use crate::event::{Event, Host, Nanos, Turn};
 use crate::excuse::Excuse;
 use crate::invariants::{Violation, Watch};
+use crate::ledger::Record;
 use crate::mutants::Mutants;
 use crate::node::SimNode;
 use crate::observer::{self, Observer};
@@ -118,6 +119,8 @@ struct World {
     down_until: BTreeMap<Host, Nanos>,
     /// Machines that lost their power inside a call.
     crashed_inside: BTreeSet<Host>,
+    /// Machines on whose disk something rotted.
+    rotten: BTreeSet<Host>,
     /// Machines that cannot start with what is on their disk.
     refused: BTreeMap<Host, String>,
     /// When the group is next looked at.
@@ -128,6 +131,10 @@ struct World {
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a node is away after it stopped itself.
 const RESTART: Duration = Duration::from_millis(200);
+/// Inputs that may wait for a core: a program has room for as many.
+const MOST_INPUTS: u64 = 1_024;
+/// What a feeder sends ahead, and one message more.
+const MOST_BACKLOG: u64 = 3 << 20;
 /// More events than any world needs.
 const MOST_EVENTS: u64 = 400_000;
 
@@ -167,6 +174,7 @@ impl World {
             quiet: false,
             down_until: BTreeMap::new(),
             crashed_inside: BTreeSet::new(),
+            rotten: BTreeSet::new(),
             refused: BTreeMap::new(),
             look_at: Nanos::default(),
         }
@@ -298,6 +306,12 @@ impl World {
         for (host, frame) in self.stage.network.take_seen() {
             observer::heard_frame(&mut self.watch, host, &frame)?;
         }
+        let found = process.outside.notes().inbox.len() as u64;
+        let what = "inputs that wait for the core";
+        self.watch.enter(&Record::Sized { host, what, found, bound: MOST_INPUTS })?;
+        let found = process.backlog() as u64;
+        let what = "bytes sent to a replica and not taken";
+        self.watch.enter(&Record::Sized { host, what, found, bound: MOST_BACKLOG })?;
         let (failed, restored, changes, ended) = {
             let mut notes = process.outside.notes();
             for (to, message) in &notes.sends {

@@ -3,7 +3,9 @@
 //! # Not here: the rules themselves (invariants, oracle.rs, excuse.rs).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use noxu_log::inspect::Inspection;
 use noxu_util::Vlsn;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -12,6 +14,7 @@ use crate::event::Host;
 use crate::excuse::Excuse;
 use crate::invariants::i14_convergence::{self, NodeEnd};
 use crate::invariants::{Violation, i06_intact_copy};
+use crate::ledger::Record;
 use crate::oracle::Witness;
 use crate::workload::Client;
 
@@ -76,7 +79,7 @@ impl World {
     }
 
     /// The group is one: everything that was said is judged.
-    pub(super) fn judge(&self) -> Result<(), Violation> {
+    pub(super) fn judge(&mut self) -> Result<(), Violation> {
         self.judge_safety()?;
         let log = self.witnesses();
         let model = self.oracle.judge(&log)?;
@@ -99,14 +102,33 @@ impl World {
         Ok(())
     }
 
-    fn judge_safety(&self) -> Result<(), Violation> {
+    fn judge_safety(&mut self) -> Result<(), Violation> {
         i06_intact_copy::check(self.watch.ledger(), &self.atlas, Vlsn::new(1))?;
         for node in &self.nodes {
             if let Some(process) = &node.process {
                 process.life.check_invariants();
             }
         }
+        for host in (0..self.plan.voters).map(Host) {
+            if !self.rotten.contains(&host) {
+                self.verify(host)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Reads all of a log and computes its fingerprints again.
+    fn verify(&mut self, host: Host) -> Result<(), Violation> {
+        let (env, dir) = {
+            let disk = self.nodes[host.0].disk.lock();
+            (disk.env(), disk.dir().to_owned())
+        };
+        let walked = Inspection::open(Arc::new(env), &dir).and_then(|log| log.verify(|_, _| ()));
+        let wrong = match walked {
+            Ok(walk) => walk.faults.first().map(|fault| format!("{fault:?}")),
+            Err(cause) => Some(cause.to_string()),
+        };
+        self.watch.enter(&Record::Verified { host, wrong })
     }
 
     /// What clients wrote that is durable, or in the log that the group ended with.
@@ -128,7 +150,7 @@ impl World {
     }
 
     /// The group has not become one: lawful, or not.
-    pub(super) fn judge_stall(&self) -> Result<Option<Excuse>, Violation> {
+    pub(super) fn judge_stall(&mut self) -> Result<Option<Excuse>, Violation> {
         self.judge_safety()?;
         if let Some(excuse) = Excuse::find(&self.atlas, &self.plan, &self.refused) {
             return Ok(Some(excuse));

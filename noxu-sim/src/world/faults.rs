@@ -166,7 +166,11 @@ impl World {
                 }
             }
         };
-        allowed && disk.rot(&rotten).is_ok()
+        let done = allowed && disk.rot(&rotten).is_ok();
+        if done {
+            self.rotten.insert(host);
+        }
+        done
     }
 
     /// The second phase begins: faults stop, and everything comes back.
