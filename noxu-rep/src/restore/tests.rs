@@ -357,6 +357,29 @@ fn a_session_that_broke_off_is_resumed_and_no_block_is_fetched_twice() {
 }
 
 #[test]
+fn without_leave_nothing_is_committed_and_what_was_fetched_is_there_for_the_next_session() {
+    let (master, env) = (Master::new(0), memory());
+    let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+    let mut asked = Vec::new();
+    let mut refuse = |term| {
+        asked.push(term);
+        false
+    };
+    let fetched = thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = master.provider.run(&channel_b);
+        });
+        fetch(&env, dir(), &restoring(), &channel_a, &mut |_| {}, &mut refuse)
+    });
+    assert_eq!(fetched.unwrap(), None);
+    assert_eq!(asked, [master.log.control().state().term]);
+    assert!(is_pending(&*env, dir()).unwrap() && !is_committed(&*env, dir()).unwrap());
+    let progress = master.restore(&env, &restoring()).unwrap();
+    assert_eq!(progress.blocks_reused, progress.blocks_total, "{progress:?}");
+    assert!(is_committed(&*env, dir()).unwrap());
+}
+
+#[test]
 fn the_front_is_pinned_while_a_session_lasts() {
     let (master, env) = (Master::new(100), memory());
     let first = master.log.positions().anchor.vlsn.next();

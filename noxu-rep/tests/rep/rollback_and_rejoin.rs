@@ -162,7 +162,7 @@ fn a_rolled_back_entry_is_served_to_nobody_also_after_a_restart() {
     assert_eq!(keys_in(&rig.log(0)), ["before", "y"]);
     rig.stop(1);
     rig.crash(0, 9);
-    // The one that rolled back feeds the others now, one of which was away all the time that y was written.
+    // The one that rolled back feeds the others now, one of which was away when y was written.
     rig.start_master(0);
     rig.start_replica(1);
     rig.start_replica(2);
