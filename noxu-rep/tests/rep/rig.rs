@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, RealEnv, Survivors, read_whole};
 use noxu_log::{GroupIdentity, Log, LogConfig, LostEntries, NewEntry};
@@ -159,6 +159,11 @@ impl Rig {
             limits: self.options.limits,
             election: election_timing(),
             log: self.options.log.clone(),
+            // Shown when a test fails.
+            on_state: Some(Arc::new({
+                let (node, opened) = (seat.name.clone(), Instant::now());
+                move |change| eprintln!("{node} after {:?}: {change:?}", opened.elapsed())
+            })),
             ..NodeConfig::new(seat.name.clone(), &seat.dir)
         }
     }
