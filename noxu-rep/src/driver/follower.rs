@@ -204,10 +204,9 @@ impl Follower<'_> {
             Ok(None) => (Attempt::NotThis { instead: None }, Ended::Fault),
             Err(cause) => {
                 // One that was told to follow somebody else broke it off itself.
-                if is_final(&cause) && stands && !life.is_over() {
+                if is_final(&cause) && stands && !life.is_over() || self.gives_up(&cause) {
                     return Err(cause);
                 }
-                self.check_patience(&cause)?;
                 tracing::info!(node = %life.config.name, peer = %address, "{cause}");
                 life.note_error(&cause);
                 let instead = match &cause {
@@ -273,17 +272,16 @@ impl Follower<'_> {
         }
     }
 
-    /// A node that was never accepted and that nobody wants gives up.
-    fn check_patience(&mut self, cause: &RepError) -> Result<()> {
-        if self.accepted || !is_lasting(cause) {
-            return Ok(());
+    /// Whether nobody has ever wanted this node and it is to end with `cause`. A voter goes on: its
+    /// group needs it, and whoever refuses it may be a stranger at an address that was a peer's.
+    fn gives_up(&mut self, cause: &RepError) -> bool {
+        let life = &self.node.life;
+        if self.accepted || life.is_voter() || !is_lasting(cause) {
+            return false;
         }
-        let now = self.node.life.clock.now();
+        let now = life.clock.now();
         let since = *self.refused_since.get_or_insert(now);
-        if now.saturating_sub(since) < REFUSAL_PATIENCE {
-            return Ok(());
-        }
-        Err(RepError::Stopped { cause: cause.to_string() })
+        now.saturating_sub(since) >= REFUSAL_PATIENCE
     }
 }
 

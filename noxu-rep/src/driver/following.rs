@@ -95,7 +95,7 @@ impl Life {
             tracing::warn!(master = %welcome.node, "clock differs by {skew} ms");
         }
         self.join(&welcome)?;
-        if !self.ask_term(welcome.term, &welcome.node, address, Arc::clone(&heard)) {
+        if !self.ask_term(&channel, welcome.term, &welcome.node, address, Arc::clone(&heard)) {
             return Ok(Established::NotThis);
         }
         let restore = || {

@@ -699,3 +699,6 @@ fn founding(env: &dyn Env, log: &Log, config: &NodeConfig) -> Option<FoundingWis
         q_elect: *q_elect,
     })
 }
+
+#[cfg(test)]
+mod tests;

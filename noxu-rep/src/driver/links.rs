@@ -226,8 +226,12 @@ impl Mailbox {
                     RejectReason::DuplicateNode { node, incarnation }
                         if *node == ours.peer.name && *incarnation == ours.peer.incarnation
                 );
-                tracing::debug!(node = %life.config.name, peer = %self.address, "no link: {reason}");
-                return if myself { Ended::Myself } else { Ended::Refused };
+                if myself {
+                    return Ended::Myself;
+                }
+                tracing::info!(node = %life.config.name, peer = %self.address, "no link: {reason}");
+                life.note_error(&reason.into());
+                return Ended::Refused;
             }
             Err(_) => return Ended::NotOpened,
         };
@@ -240,8 +244,9 @@ impl Mailbox {
         node.deliver(Input::LinkUp(card.into()));
         self.ship(&*channel);
         channel.close();
+        // First: closing it here lets another link to the same node open.
+        node.deliver(Input::LinkDown { name: name.clone() });
         node.links.close(&name, self);
-        node.deliver(Input::LinkDown { name });
         Ended::Broken
     }
 

@@ -66,7 +66,7 @@ fn a_group_of_one_commits_alone() {
 fn with_a_majority_gone_before_the_write_nothing_is_written() {
     let group = Group::of(3);
     let mut config = group.master_config("n1", &[]);
-    config.limits.insufficient_replicas_timeout = Duration::from_millis(200);
+    config.limits.insufficient_replicas_timeout = Duration::from_secs(1);
     let master = group.open(config).unwrap();
     let replicas = [group.replica("n2", &master), group.replica("n3", &master)];
     master.commit("both", Durability::ALL).unwrap();

@@ -374,6 +374,7 @@ impl Group {
         let others: Vec<_> = others.map(|other| self.replica(other.as_str(), &master)).collect();
         master.await_elected();
         eventually("the others stream", || streaming(&master) == others.len());
+        assert!(master.node.wait_durable(master.last(), PATIENCE), "the term has begun");
         drop(others);
         eventually("the master is alone", || master.node.status().replicas.is_empty());
         master

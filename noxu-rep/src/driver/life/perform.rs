@@ -2,6 +2,7 @@
 //!
 //! # Not here: what is told (facts.rs), conversations (driver/following.rs, driver/feeding.rs).
 
+use std::ptr::addr_eq;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -50,16 +51,22 @@ impl Life {
         self.finish(afterwards);
     }
 
-    /// The master `name` at `address` would have this node follow it in `term`. True if that is what
-    /// it does from now on; the term is durable then.
+    /// The master `name` at `address`, at the other end of `channel`, would have this node follow it
+    /// in `term`. True if that is what it does from now on; the term is durable then. A conversation
+    /// that this node has broken off since it began is not taken up again.
     pub(in crate::driver) fn ask_term(
         &self,
+        channel: &Arc<dyn Channel>,
         term: Term,
         name: &Name,
         address: &str,
         heard: Heard,
     ) -> bool {
         let (core, mut afterwards) = (self.core.lock(), Afterwards::default());
+        let ours = |open: &Arc<dyn Channel>| addr_eq(Arc::as_ptr(open), Arc::as_ptr(channel));
+        if !self.link.lock().channel.as_ref().is_some_and(ours) {
+            return false;
+        }
         let input = Input::AskTerm { term, master: name.clone() };
         let (core, answers) = self.drive_with(core, Some(input), &mut afterwards);
         if answers.adopted {
