@@ -121,18 +121,26 @@ pub(crate) fn heard_message(
 ) -> Result<(), Violation> {
     watch.enter(&Record::Spoke { host, term: message.term })?;
     match &message.body {
-        Body::VoteAnswer(answer) => match (answer.phase, &answer.verdict) {
-            (Phase::Real, Verdict::Granted { .. }) => {
-                let (term, candidate) = (answer.asked, to.clone());
-                watch.enter(&Record::Voted { host, term, candidate })
-            }
-            (Phase::Pre, _) | (Phase::Real, Verdict::Refused(_)) => Ok(()),
-        },
+        Body::VoteAnswer(answer) if is_vote(message) => {
+            let (term, candidate) = (answer.asked, to.clone());
+            watch.enter(&Record::Voted { host, term, candidate })
+        }
         Body::RepairAnswer(answer) if answer.verdict == RepairVerdict::Never => {
             let (asked_in, vlsn) = (message.term, answer.first);
             watch.enter(&Record::Nacked { host, asked_in, vlsn })
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether a message is a vote that counts.
+pub(crate) fn is_vote(message: &ElectionMsg) -> bool {
+    match &message.body {
+        Body::VoteAnswer(answer) => match (answer.phase, &answer.verdict) {
+            (Phase::Real, Verdict::Granted { .. }) => true,
+            (Phase::Pre, _) | (Phase::Real, Verdict::Refused(_)) => false,
+        },
+        _ => false,
     }
 }
 

@@ -87,6 +87,8 @@ pub struct FaultRates {
     pub rot: f64,
     pub wipe: f64,
     pub wall_step: f64,
+    /// Probability that a node dies right after a vote has left it, and is back soon.
+    pub after_vote: f64,
 }
 
 impl Plan {
@@ -151,6 +153,7 @@ impl Plan {
             rot: often(&mut rng, 4.0),
             wipe: if rng.hit(0.1) { 1.0 } else { 0.0 },
             wall_step: often(&mut rng, 2.0),
+            after_vote: often(&mut dice.stream("after a vote"), 0.5),
         };
         let durabilities = vec![
             (rng.u32(1..10), Durability::MAJORITY),

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use fastrand::Rng;
 use noxu_log::LogError;
 use noxu_rep::RepError;
 use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
@@ -19,7 +20,7 @@ use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
 use crate::atlas::Atlas;
 use crate::clock::MachineClock;
 use crate::coverage::Coverage;
-use crate::dice::Dice;
+use crate::dice::{Dice, Draw};
 use crate::event::{Event, Host, Nanos, Turn};
 use crate::excuse::Excuse;
 use crate::invariants::{Violation, Watch};
@@ -110,6 +111,7 @@ struct World {
     observer: Observer,
     oracle: Oracle,
     coverage: Coverage,
+    rng: Rng,
     commits: usize,
     /// When the second phase began.
     healed: Option<Nanos>,
@@ -161,6 +163,7 @@ impl World {
         Self {
             atlas: Atlas::new(plan.voters, plan.q_rep, plan.q_elect),
             coverage: Coverage::expecting(&FaultKind::NAMES),
+            rng: dice.stream("world"),
             plan,
             stage,
             nodes,
@@ -312,8 +315,9 @@ impl World {
         let found = process.backlog() as u64;
         let what = "bytes sent to a replica and not taken";
         self.watch.enter(&Record::Sized { host, what, found, bound: MOST_BACKLOG })?;
-        let (failed, restored, changes, ended) = {
+        let (failed, restored, changes, ended, voted) = {
             let mut notes = process.outside.notes();
+            let voted = notes.sends.iter().any(|(_, message)| observer::is_vote(message));
             for (to, message) in &notes.sends {
                 let (now, body) = (self.stage.now(), &message.body);
                 let term = message.term;
@@ -325,6 +329,7 @@ impl World {
                 notes.restored,
                 std::mem::take(&mut notes.changes),
                 std::mem::take(&mut notes.ended),
+                voted,
             )
         };
         let now = self.stage.now();
@@ -353,6 +358,11 @@ impl World {
             self.take_down(host, RESTART);
         } else {
             self.nodes[host.0].tend(&mut self.stage, &self.plan);
+            if voted && self.healed.is_none() && self.rng.hit(self.plan.faults.after_vote) {
+                self.coverage.count("fault: kill after a vote");
+                let down = Duration::from_millis(self.rng.u64(1..300));
+                self.take_down(host, down);
+            }
         }
         Ok(())
     }
