@@ -72,6 +72,8 @@ pub enum Turn {
     },
     /// A machine is started.
     Boot,
+    /// The process of this number dies.
+    Fall(u32),
     /// A client goes on.
     Client(usize),
     /// A fault comes.

@@ -89,6 +89,8 @@ pub struct FaultRates {
     pub wall_step: f64,
     /// Probability that a node dies right after a vote has left it, and is back soon.
     pub after_vote: f64,
+    /// Probability that a node that has become master dies soon.
+    pub short_reign: f64,
 }
 
 impl Plan {
@@ -154,6 +156,7 @@ impl Plan {
             wipe: if rng.hit(0.1) { 1.0 } else { 0.0 },
             wall_step: often(&mut rng, 2.0),
             after_vote: often(&mut dice.stream("after a vote"), 0.5),
+            short_reign: if dice.stream("reigns").hit(0.2) { 0.9 } else { 0.0 },
         };
         let durabilities = vec![
             (rng.u32(1..10), Durability::MAJORITY),

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use noxu_log::LogError;
-use noxu_rep::RepError;
 use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
+use noxu_rep::{RepError, Role};
 
 use crate::atlas::Atlas;
 use crate::clock::MachineClock;
@@ -276,11 +276,18 @@ impl World {
                 }
             }
             (Turn::Boot, Some(host)) => self.boot(host)?,
+            (Turn::Fall(life), Some(host)) => {
+                if self.healed.is_none() && self.is_up(host) && self.nodes[host.0].lives == life {
+                    self.coverage.count("fault: kill of a new master");
+                    let down = Duration::from_millis(self.rng.u64(10..2_000));
+                    self.take_down(host, down);
+                }
+            }
             (Turn::Client(number), _) => return Ok(self.client(number)),
             (Turn::Fault(number), _) if self.healed.is_none() => return self.begin_fault(number),
             (Turn::FaultEnds(number), _) => self.end_fault(number),
             (Turn::Look, _) => self.stage.agenda.post_in(LOOK, Event::Turn(None, Turn::Look)),
-            (Turn::Step { .. } | Turn::Boot, None) | (Turn::Fault(_), _) => {}
+            (Turn::Step { .. } | Turn::Boot | Turn::Fall(_), None) | (Turn::Fault(_), _) => {}
         }
         Ok(None)
     }
@@ -335,6 +342,11 @@ impl World {
         let now = self.stage.now();
         for change in changes {
             self.coverage.count(role_name(change.role));
+            if change.role == Role::Master && self.rng.hit(self.plan.faults.short_reign) {
+                let later = Duration::from_millis(self.rng.u64(1..1_500));
+                let fall = Turn::Fall(self.nodes[host.0].lives);
+                self.stage.agenda.post_in(later, Event::Turn(Some(host), fall));
+            }
             self.stage.trace.note(
                 now,
                 format_args!("{host} {} in term {}: {}", change.role, change.term, change.reason),
@@ -449,12 +461,12 @@ impl World {
 /// How often the group is looked at in the second phase.
 const LOOK: Duration = Duration::from_millis(100);
 
-const fn role_name(role: noxu_rep::Role) -> &'static str {
+const fn role_name(role: Role) -> &'static str {
     match role {
-        noxu_rep::Role::Master => "role: master",
-        noxu_rep::Role::Replica => "role: replica",
-        noxu_rep::Role::Unknown => "role: unknown",
-        noxu_rep::Role::Restoring => "role: restoring",
-        noxu_rep::Role::Stopped => "role: stopped",
+        Role::Master => "role: master",
+        Role::Replica => "role: replica",
+        Role::Unknown => "role: unknown",
+        Role::Restoring => "role: restoring",
+        Role::Stopped => "role: stopped",
     }
 }
