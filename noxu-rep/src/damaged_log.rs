@@ -37,11 +37,16 @@ fn filled(env: &FaultEnv) -> Log {
 
 /// The same with entry 5 damaged; and that entry as it was.
 pub(crate) fn damaged() -> (Log, EntryRun) {
+    damaged_at(Vlsn::new(5))
+}
+
+/// The same with the entry at `vlsn` damaged.
+pub(crate) fn damaged_at(vlsn: Vlsn) -> (Log, EntryRun) {
     let env = FaultEnv::new();
     let log = filled(&env);
-    let (header, lsn) = log.header(Vlsn::new(5)).unwrap().unwrap();
-    let entry = log.read(Vlsn::new(5), header.entry_bytes()).unwrap().unwrap();
-    assert_eq!((entry.first, entry.last), (Vlsn::new(5), Vlsn::new(5)));
+    let (header, lsn) = log.header(vlsn).unwrap().unwrap();
+    let entry = log.read(vlsn, header.entry_bytes()).unwrap().unwrap();
+    assert_eq!((entry.first, entry.last), (vlsn, vlsn));
     log.close().unwrap();
     drop(log);
     let names = env.list(Path::new("/n/log")).unwrap();

@@ -148,7 +148,7 @@ impl Follower {
         let agenda = self.outside.agenda.clone();
         channel.take_time(move || disk.lock().sync_takes(agenda.now()));
         let channel: Arc<dyn Channel> = Arc::new(channel);
-        let outcome = match self.life.establish(Arc::clone(&channel), address) {
+        let outcome = match self.life.establish(Arc::clone(&channel), address, &|| true) {
             Ok(Established::NotThis) => Ok(None),
             Ok(Established::Stream(stream)) => {
                 let outcome = stream.run();

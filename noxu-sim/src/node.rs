@@ -225,11 +225,11 @@ impl SimNode {
         )?;
         let engine = engine.expect("an open life has opened its state machine");
         let weak = Arc::downgrade(&life);
-        let may_serve = move || match weak.upgrade() {
-            Some(life) if life.mastership().is_some() => Ok(()),
-            life => {
-                Err(RepError::NotMaster { master: life.and_then(|life| life.master_address()) })
-            }
+        let may_serve = move || {
+            let life = weak.upgrade();
+            let master = life.as_ref().and_then(|life| life.mastership());
+            let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
+            master.map(|master| master.term()).ok_or_else(refused)
         };
         let machine = Arc::clone(life.applier().machine());
         let provider =

@@ -352,6 +352,7 @@ impl NodeCore {
                 self.links.remove(&name);
             }
             Input::Joiner { peer, address } => self.handle_joiner(now, peer, address),
+            Input::GroupMet => self.handle_group_met(),
             Input::AskTerm { term, master } => self.handle_ask_term(now, term, &master),
             Input::Following { term, master } => self.handle_following(now, facts, term, &master),
             Input::FollowEnded { master, why } => {
@@ -359,10 +360,10 @@ impl NodeCore {
             }
             Input::TermMet { term, who } => self.handle_term_met(now, term, &who),
             Input::TermAppended { first, last } => self.handle_term_appended(now, first, last),
-            Input::TermDurable => self.handle_term_durable(facts),
+            Input::TermDurable { term } => self.handle_term_durable(facts, term),
             Input::Mended { fitted } => self.handle_mended(now, facts, fitted),
             Input::HeadConfirmed { nonce, head } => self.handle_head_confirmed(facts, nonce, head),
-            Input::RestoreReady { term } => self.handle_restore_ready(term),
+            Input::RestoreReady { master, term } => self.handle_restore_ready(&master, term),
             Input::ConfigChanged(membership) => self.handle_config(now, membership),
             Input::Closing => self.handle_closing(now, facts),
         }

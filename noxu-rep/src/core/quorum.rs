@@ -148,6 +148,8 @@ impl Quorum {
                 }
             }
         }
+        // What an earlier session merely received may have gone with its process.
+        slot.acked.received = slot.acked.durable;
         slot.session = Some(session);
         true
     }

@@ -194,7 +194,7 @@ impl Follower<'_> {
         let Some(dialled) = self.dial(number, address) else {
             return Ok(Attempt::NotThis { instead: None }); // another order came
         };
-        let conversed = dialled.and_then(|channel| self.converse(&channel, address));
+        let conversed = dialled.and_then(|channel| self.converse(number, &channel, address));
         let stands = self.node.orders.stands(number);
         let (attempt, why) = match conversed {
             Ok(Some(why)) => {
@@ -221,9 +221,14 @@ impl Follower<'_> {
     }
 
     /// Follows whoever is at the other end; `None` if that is not the one to follow.
-    fn converse(&mut self, channel: &Arc<dyn Channel>, address: &str) -> Result<Option<Ended>> {
-        let life = &self.node.life;
-        match life.establish(Arc::clone(channel), address)? {
+    fn converse(
+        &mut self,
+        number: u64,
+        channel: &Arc<dyn Channel>,
+        address: &str,
+    ) -> Result<Option<Ended>> {
+        let (life, orders) = (&self.node.life, &self.node.orders);
+        match life.establish(Arc::clone(channel), address, &|| orders.stands(number))? {
             Established::NotThis => Ok(None),
             Established::Stream(stream) => {
                 self.accepted = true;

@@ -20,6 +20,8 @@ use noxu_log::{
 };
 use noxu_util::{Lsn, Name, Term, Vlsn};
 
+#[cfg(doc)]
+use super::life::Surroundings;
 use super::life::{Heard, Life, founded};
 use super::mending::{Told, ask_master, damages, put_back};
 use super::opening::wanted_group;
@@ -73,7 +75,8 @@ pub struct RestoreFrom {
 
 impl Life {
     /// Follows the node at the other end of `channel`, which is reached at `address`, if it is the
-    /// master. Whatever comes of it, [`Life::handle_conversation_ended`] is to be called when it is
+    /// master. `is_wanted` is asked once [`Surroundings::follow`] can break it off: an order that came
+    /// just before has not. Whatever comes of it, [`Life::handle_conversation_ended`] is to be called when it is
     /// over.
     ///
     /// # Errors
@@ -83,10 +86,11 @@ impl Life {
         self: &Arc<Self>,
         channel: Arc<dyn Channel>,
         address: &str,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<Established> {
         let heard = Heard::default();
         let channel = self.listen(channel, &heard);
-        if !self.adopt_channel(&channel) {
+        if !self.adopt_channel(&channel) || !is_wanted() {
             channel.close();
             return Ok(Established::NotThis);
         }
@@ -223,7 +227,7 @@ impl Life {
             self.around.dial(&from.address, RESTORE_SERVICE_NAME, self.config.dial_timeout)?;
         // What it sends shows that it lives.
         let channel = self.listen(channel, &from.heard);
-        if !self.adopt_channel(&channel) {
+        if !self.adopt_restore(&channel, &from.master, from.term) {
             channel.close();
             return Ok(false);
         }
@@ -235,7 +239,7 @@ impl Life {
         let mut report = |progress: &_| self.note_progress(*progress);
         let mut permitted = false;
         let mut permit = |term| {
-            permitted = self.ask_commit(term);
+            permitted = term == from.term && self.ask_commit(&from.master, term);
             permitted
         };
         let fetched =

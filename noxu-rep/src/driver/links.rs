@@ -236,11 +236,11 @@ impl Mailbox {
             Err(_) => return Ended::NotOpened,
         };
         let name = card.peer.name.clone();
+        self.state.lock().messages.clear(); // of an earlier connection
         if !node.links.open(&name, self) {
             channel.close();
             return Ended::Double;
         }
-        self.state.lock().messages.clear();
         node.deliver(Input::LinkUp(card.into()));
         self.ship(&*channel);
         channel.close();
@@ -287,6 +287,9 @@ pub(super) fn serve(node: &Arc<Running>, channel: &Arc<dyn Channel>) -> Result<(
     if theirs.group.is_none() {
         let (peer, address) = (theirs.peer.clone(), theirs.address.clone());
         node.deliver(Input::Joiner { peer, address });
+    }
+    if theirs.group.is_some() && life.membership().is_none() {
+        node.deliver(Input::GroupMet);
     }
     let outcome = receive(node, &**channel, &theirs.peer);
     node.links.poke(name, &theirs.address);

@@ -26,10 +26,14 @@ use crate::wire::election::{
 };
 use crate::wire::message::Era;
 
-/// What is damaged above `checkpoint`: what the state machine still needs.
+/// What is damaged above `checkpoint`: what the state machine still needs; and the end of the log,
+/// wherever it is: nobody can append behind an entry that cannot be measured.
 pub fn damages(log: &Log, checkpoint: Vlsn) -> Vec<Damage> {
-    let above = log.faulty().into_iter().filter(|faulty| faulty.last > checkpoint);
-    above
+    let last = log.positions().last;
+    let needed = log.faulty().into_iter().filter(|faulty| {
+        faulty.last > checkpoint || (faulty.behind.is_none() && faulty.last == last)
+    });
+    needed
         .map(|faulty| Damage {
             first: faulty.first,
             last: faulty.last,
@@ -312,10 +316,11 @@ impl RepairView for View<'_> {
 
 #[cfg(test)]
 mod tests {
-    use noxu_util::NULL_VLSN;
+    use noxu_log::{EntryFlags, EntryKind, NewEntry};
+    use noxu_util::{NULL_VLSN, Term};
 
     use super::*;
-    use crate::damaged_log::{damaged, whole};
+    use crate::damaged_log::{damaged, damaged_at, whole};
     use crate::wire::election::{Purpose, Silence};
 
     fn ask(damage: &Damage, offset: u32) -> RepairAsk {
@@ -355,6 +360,21 @@ mod tests {
         assert_eq!(damages(&log, NULL_VLSN), []);
         assert_eq!(log.positions().last_fingerprint, peer.positions().last_fingerprint);
         assert!(log.read(Vlsn::new(5), 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_end_of_the_log_is_mended_wherever_the_checkpoint_is() {
+        let end = Vlsn::new(10);
+        let (log, entry) = damaged_at(end);
+        let append = |log: &Log| {
+            let entry = [NewEntry::new(EntryKind(16), EntryFlags::COMMIT, &[1; 10])];
+            log.append(Term::new(2), &entry).map(|appended| appended.last)
+        };
+        assert!(append(&log).is_err(), "nobody knows where the entry ends");
+        let [damage] = damages(&log, end)[..] else { panic!("{:?}", log.faulty()) };
+        assert!(put_back(&log, &damage, entry.parts.concat()).unwrap());
+        assert_eq!(damages(&log, end), []);
+        assert_eq!(append(&log).unwrap(), end.next());
     }
 
     #[test]

@@ -60,9 +60,11 @@ pub(crate) fn register(dispatcher: &Dispatcher, node: &Weak<Running>) {
 pub(crate) fn register_restore(dispatcher: &Dispatcher, node: &Arc<Running>) {
     let life = &node.life;
     let weak = Arc::downgrade(life);
-    let may_serve = move || match weak.upgrade() {
-        Some(life) if life.mastership().is_some() => Ok(()),
-        life => Err(RepError::NotMaster { master: life.and_then(|life| life.master_address()) }),
+    let may_serve = move || {
+        let life = weak.upgrade();
+        let master = life.as_ref().and_then(|life| life.mastership());
+        let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
+        master.map(|master| master.term()).ok_or_else(refused)
     };
     let machine = Arc::clone(life.applier.machine());
     let (name, log) = (life.config.name.clone(), life.log.clone());

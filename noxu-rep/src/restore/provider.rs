@@ -15,7 +15,7 @@ use std::time::Duration;
 use noxu_log::env::{EnvFile, OpenMode};
 use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
-use noxu_util::{Name, Vlsn};
+use noxu_util::{Name, Term, Vlsn};
 
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
@@ -50,8 +50,8 @@ pub struct RestoreProvider {
     sessions: AtomicUsize,
 }
 
-/// Whether a node gives its log and state away at the moment; the reason if not.
-pub type MayServe = Box<dyn Fn() -> Result<()> + Send + Sync>;
+/// The term of the mastership in which a node gives its log and state away; the reason if it does not.
+pub type MayServe = Box<dyn Fn() -> Result<Term> + Send + Sync>;
 
 impl RestoreProvider {
     /// A provider for the log and state machine of the node named `node`. A session begins if
@@ -92,10 +92,10 @@ impl RestoreProvider {
                 crate::wire::handshake::RejectReason::WrongGroup { name, ours, theirs }.into()
             );
         }
-        (self.may_serve)()?;
+        let term = (self.may_serve)()?;
         // The log may hold commits that are finished but not sealed yet.
         self.log.seal_through(self.log.control().state().commit_floor)?;
-        let (mut session, head, offers) = self.begin(mine, &node)?;
+        let (mut session, head, offers) = self.begin(mine, &node, term)?;
         tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
         channel.send(&RestoreMsg::Manifest(head).encode())?;
         for offer in offers {
@@ -130,6 +130,7 @@ impl RestoreProvider {
         &self,
         group: noxu_log::GroupIdentity,
         node: &Name,
+        term: Term,
     ) -> Result<(Session<'_>, ManifestHead, Vec<SegmentOffer>)> {
         let pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
         self.sessions.fetch_add(1, Ordering::Relaxed);
@@ -163,10 +164,15 @@ impl RestoreProvider {
         }
         let control = self.log.control().state();
         let end = self.log.positions();
+        // That end is what a master of this term has: not if it was deposed before, whatever term its
+        // control file has by now.
+        if (self.may_serve)()? != term {
+            return Err(RepError::NotMaster { master: None });
+        }
         let head = ManifestHead {
             group,
             provider: self.node.clone(),
-            term: control.term,
+            term,
             anchor,
             group_config: control.group_config,
             checkpoint,

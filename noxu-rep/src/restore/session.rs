@@ -172,6 +172,8 @@ impl<'a> Fetch<'a> {
         self.fetch_tail(&manifest.head, &mut commit)?;
         self.sync_data()?;
         self.env.sync_dir(&self.dir).map_err(|e| LogError::io("sync directory", &self.dir, e))?;
+        // What it reaches was compared with what was known when the session began.
+        self.check_head(&manifest.head)?;
         if !permit(manifest.head.term) {
             return Ok(None);
         }

@@ -177,8 +177,9 @@ impl Master {
             let anchor = log.drop_front(v(dropped), |_| b"configuration".to_vec()).unwrap();
             assert!(anchor > NULL_VLSN && anchor <= v(dropped), "anchor {anchor}");
         }
-        let provider =
-            Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, Box::new(|| Ok(()))));
+        let term = log.control().ballot().term;
+        let may_serve = Box::new(move || Ok(term));
+        let provider = Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, may_serve));
         Self { provider, log }
     }
 

@@ -394,14 +394,12 @@ impl ReplicaStream {
                 Ok(Received::Bytes(count))
             }
             StreamMessage::Position(position) => {
-                let answer = {
-                    let mut core = self.core.lock();
-                    core.handle_position(now, &position)?;
-                    core.handle_applied(self.host.applied());
-                    core.poll_ack(now)
-                };
+                self.core.lock().handle_position(now, &position)?;
                 self.handle_dtvlsn(position.dtvlsn)?;
                 self.raise_limit();
+                let mut core = self.core.lock();
+                core.handle_applied(self.host.applied());
+                let answer = core.poll_ack(now);
                 self.send_ack(answer)?;
                 Ok(Received::Bytes(0))
             }
@@ -473,7 +471,9 @@ mod tests {
     use noxu_util::{Fingerprint, NULL_VLSN};
 
     use super::*;
-    use crate::damaged_log::damaged;
+    use noxu_log::{EntryFlags, EntryKind, NewEntry};
+
+    use crate::damaged_log::{damaged, whole};
     use crate::net::channel::LocalChannelPair;
     use crate::wire::message::Position;
 
@@ -541,5 +541,68 @@ mod tests {
         let frame = StreamMessage::Position(position).encode();
         assert_eq!(stream.handle_frame(&frame.into()).unwrap(), Handled::Frame);
         assert_eq!(durable(&master), 4, "and the question is answered");
+    }
+
+    /// Syncs and tells the stream, as a flusher may at any moment: here, when DTVLSN moves.
+    #[derive(Default)]
+    struct Flushes {
+        stream: std::sync::OnceLock<std::sync::Weak<ReplicaStream>>,
+    }
+
+    impl ReplicaHost for Flushes {
+        fn handle_may_apply(&self, _: Vlsn) {}
+        fn handle_dtvlsn(&self, _: Vlsn) {
+            let stream = self.stream.get().unwrap().upgrade().unwrap();
+            stream.log.sync_now().unwrap();
+            stream.handle_durable(stream.log.positions().durable).unwrap();
+        }
+        fn applied(&self) -> Vlsn {
+            NULL_VLSN
+        }
+        fn handle_appended(&self, _: &EntryRun) {}
+        fn handle_head_confirmed(&self, _: u64, _: LogEnd) {}
+    }
+
+    #[test]
+    fn an_answer_to_a_position_does_not_leave_behind_a_newer_acknowledgement() {
+        let (log, masters) = (whole(), whole());
+        for n in 0..2_u8 {
+            let body = [n; 10];
+            let entry = [NewEntry::new(EntryKind(16), EntryFlags::COMMIT, &body)];
+            masters.append(Term::new(1), &entry).unwrap();
+        }
+        let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+        let host = Arc::new(Flushes::default());
+        let stream = Arc::new(ReplicaStream::new(
+            ERA,
+            StreamTiming::default(),
+            log,
+            Arc::new(channel_a),
+            Arc::clone(&host) as _,
+            Clock::start(),
+            NULL_VLSN,
+        ));
+        host.stream.set(Arc::downgrade(&stream)).unwrap();
+        stream.begin().unwrap();
+        let master: Arc<dyn Channel> = Arc::new(channel_b);
+        assert_eq!(durable(&master), 10);
+        let run = masters.read(Vlsn::new(11), 1 << 20).unwrap().unwrap();
+        let head = Head {
+            era: ERA,
+            first: run.first,
+            previous_fingerprint: run.previous_fingerprint,
+            dtvlsn: Dtvlsn::default(),
+            want_received: false,
+        };
+        let frame = [&head.encode_entries()[..], &run.parts.concat()].concat();
+        stream.handle_frame(&frame.into()).unwrap();
+        let fingerprint = masters.header(Vlsn::new(11)).unwrap().unwrap().0.fingerprint;
+        let dtvlsn = Dtvlsn { vlsn: Vlsn::new(11), fingerprint };
+        let position =
+            Position { era: ERA, last: Vlsn::new(12), dtvlsn, want_received: false, answer: true };
+        stream.handle_frame(&StreamMessage::Position(position).encode().into()).unwrap();
+        assert_eq!(durable(&master), 12);
+        let later = master.receive(Duration::ZERO).unwrap();
+        assert!(later.is_none(), "an older acknowledgement left behind it: {later:?}");
     }
 }

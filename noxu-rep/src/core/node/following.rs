@@ -79,7 +79,9 @@ impl NodeCore {
 
     pub(super) fn handle_ask_term(&mut self, now: Now, term: Term, master: &Name) {
         let (own, other) = (self.promised.term, *master != self.setup.me.name);
-        let following = self.following_mut().filter(|_| term >= own && other);
+        // Who is being dialled made itself known later than a conversation of an older term began.
+        let newest = self.following().map_or(own, |followed| followed.term.max(own));
+        let following = self.following_mut().filter(|_| term >= newest && other);
         let adopted = following.is_some();
         if let Some(following) = following {
             if term > own {
@@ -184,17 +186,10 @@ impl NodeCore {
         }
     }
 
-    pub(super) fn handle_restore_ready(&mut self, term: Term) {
-        let permitted = term == self.promised.term
-            && match &self.state {
-                State::Follower(_) | State::Joining(_) => true,
-                State::Founding(_)
-                | State::Candidate(_)
-                | State::Repairing(_)
-                | State::Master(_)
-                | State::Installing
-                | State::Stopped => false,
-            };
+    /// A node that does not follow that master any more may have been elected since, and have made
+    /// something durable: then it keeps the log that it did that with.
+    pub(super) fn handle_restore_ready(&mut self, master: &Name, term: Term) {
+        let permitted = self.follows(master, term);
         if permitted {
             self.outputs.push_back(Output::PermitCommit);
             self.state = State::Installing;

@@ -39,6 +39,14 @@ impl NodeCore {
         self.hand_on_to_all();
     }
 
+    /// A founder whose directory was wiped after the founding founds no second group: it joins.
+    pub(super) fn handle_group_met(&mut self) {
+        let State::Founding(_) = &self.state else { return };
+        self.state = State::Joining(Joining { following: None });
+        self.seek();
+        self.tell("the group was founded before");
+    }
+
     /// Hands the group's configuration to a fresh node that it binds.
     pub(super) fn hand_on(&mut self, peer: &Peer) {
         let Some(Membership { group, electorate }) = self.membership.clone() else { return };

@@ -253,6 +253,8 @@ pub enum Input {
         /// Where it is reached.
         address: String,
     },
+    /// This fresh directory is linked with a member of a group that it may belong to.
+    GroupMet,
     /// An established master would have this node follow it; answered by [`Output::TermAnswer`].
     AskTerm {
         /// Its term.
@@ -289,7 +291,10 @@ pub enum Input {
         last: Vlsn,
     },
     /// The Term entry is durable on a quorum.
-    TermDurable,
+    TermDurable {
+        /// Its term.
+        term: Term,
+    },
     /// The log took a step of [`Output::Mend`].
     Mended {
         /// False if the bytes did not fit.
@@ -305,7 +310,9 @@ pub enum Input {
     },
     /// A restore has everything and asks whether it may replace the log.
     RestoreReady {
-        /// Term of the master that it was fetched from.
+        /// The master that it was fetched from.
+        master: Name,
+        /// Its term then.
         term: Term,
     },
     /// Another configuration is in force, or a fresh directory has joined a group.

@@ -74,8 +74,11 @@ impl NodeCore {
         }
     }
 
-    pub(super) fn handle_term_durable(&mut self, facts: &Facts) {
+    pub(super) fn handle_term_durable(&mut self, facts: &Facts, term: Term) {
         let State::Master(mastership) = &mut self.state else { return };
+        if mastership.term != term {
+            return; // word of an earlier one came late
+        }
         assert!(mastership.term_entry.is_some(), "durable before it was appended");
         mastership.durable = true;
         if facts.uncertain {

@@ -250,7 +250,8 @@ fn a_candidate_promises_itself_before_it_asks_and_leads_only_when_the_term_is_in
     let lead = Body::Lead { address: "n1:1".to_owned(), phase: LeadPhase::Established };
     assert_eq!(sent(&outputs), [(&name(2), &lead), (&name(3), &lead)]);
     assert_eq!(core.mastership(), Some((Term::new(6), false)));
-    core.handle(ms(61), &facts(end(6, 101)), Input::TermDurable);
+    let term = core.term();
+    core.handle(ms(61), &facts(end(6, 101)), Input::TermDurable { term });
     assert_eq!(core.mastership(), Some((Term::new(6), true)));
     assert_eq!(drain(&mut core), []);
 }
@@ -287,7 +288,8 @@ fn a_winner_that_was_uncertain_is_cleared_when_its_term_is_durable_and_no_sooner
     own.head = end(6, 101);
     let outputs = begin_term(&mut core, ms(60), &own);
     assert!(!outputs.iter().any(|output| matches!(output, Output::Persist(_))));
-    core.handle(ms(70), &own, Input::TermDurable);
+    let term = core.term();
+    core.handle(ms(70), &own, Input::TermDurable { term });
     let promise = Promise { term: Term::new(6), vote: Some(name(1)), clear_uncertain: true };
     assert_eq!(drain(&mut core), [Output::Persist(promise)]);
 }
@@ -413,7 +415,8 @@ fn master() -> (NodeCore, Facts) {
     elect(&mut core, &facts(end(5, 100)), &[2]);
     let own = facts(end(6, 101));
     begin_term(&mut core, ms(60), &own);
-    core.handle(ms(60), &own, Input::TermDurable);
+    let term = core.term();
+    core.handle(ms(60), &own, Input::TermDurable { term });
     drain(&mut core);
     (core, own)
 }
@@ -646,15 +649,66 @@ fn a_winner_with_damaged_entries_mends_before_its_term_begins() {
 fn a_restore_commits_only_in_the_own_term_and_the_node_is_silent_from_then_on() {
     let own = facts(end(5, 100));
     let mut core = node(2, 3);
-    core.handle(ms(1), &own, Input::RestoreReady { term: Term::new(4) });
-    assert_eq!(drain(&mut core), [Output::AbandonRestore]);
-    core.handle(ms(1), &own, Input::RestoreReady { term: Term::new(5) });
+    let ready = |n: usize, term| Input::RestoreReady { master: name(n), term: Term::new(term) };
+    core.handle(ms(1), &own, ready(1, 5));
+    assert_eq!(drain(&mut core), [Output::AbandonRestore], "nobody is followed");
+    core.handle(ms(1), &own, Input::AskTerm { term: Term::new(5), master: name(1) });
+    drain(&mut core);
+    for other in [ready(1, 4), ready(3, 5)] {
+        core.handle(ms(1), &own, other);
+        assert_eq!(drain(&mut core), [Output::AbandonRestore]);
+    }
+    core.handle(ms(1), &own, ready(1, 5));
     assert_eq!(drain(&mut core)[0], Output::PermitCommit);
     let pre = Body::VoteRequest(request(Phase::Pre, 9, end(9, 900)));
     let foreign = ElectionMsg { epoch: 3, term: Term::new(9), body: pre.clone() };
     core.handle(ms(2), &own, message(1, 9, pre));
     core.handle(ms(2), &own, Input::Message { from: peer(3), message: foreign });
     assert_eq!((drain(&mut core), core.poll_timeout()), (vec![], None));
+}
+
+/// It may have made something durable as a master, which the log that it would install lacks.
+#[test]
+fn a_restore_that_outlived_a_mastership_is_void() {
+    let (mut core, mut own) = master();
+    let term = core.term();
+    own.stalled_for = TIMING.disk_stall;
+    core.handle_timeout(ms(100), &own);
+    drain(&mut core);
+    own.stalled_for = Duration::ZERO;
+    core.handle(ms(110), &own, Input::RestoreReady { master: name(3), term });
+    assert_eq!(drain(&mut core), [Output::AbandonRestore]);
+}
+
+#[test]
+fn a_conversation_of_an_older_term_than_the_master_that_is_dialled_is_not_taken_up() {
+    let mut core = node(1, 3);
+    let own = facts(end(4, 10));
+    let lead = Body::Lead { address: "n2:1".to_owned(), phase: LeadPhase::Established };
+    core.handle(ms(10), &own, message(2, 6, lead));
+    drain(&mut core);
+    core.handle(ms(11), &own, Input::AskTerm { term: Term::new(5), master: name(3) });
+    let refused = Output::TermAnswer { term: Term::new(5), adopted: false };
+    assert_eq!(drain(&mut core), [refused]);
+    assert_eq!(core.master(), Some(&name(2)));
+}
+
+#[test]
+fn a_wiped_founder_joins_the_group_that_it_meets() {
+    let wish = FoundingWish {
+        group: membership(3, 0, 0).group,
+        members: (1..=3).map(name).collect(),
+        q_rep: 0,
+        q_elect: 0,
+    };
+    let setup = NodeSetup { founding: Some(wish), ..setup(0, 1, 7) };
+    let mut core = NodeCore::new(ms(0), setup, Ballot::default(), None);
+    assert_eq!(drain(&mut core), []);
+    core.handle(ms(1), &Facts::default(), Input::GroupMet);
+    assert!(drain(&mut core).iter().any(|output| matches!(output, Output::Seek { .. })));
+    core.handle(ms(2), &Facts::default(), Input::AskTerm { term: Term::new(5), master: name(2) });
+    let adopted = Output::TermAnswer { term: Term::new(5), adopted: true };
+    assert!(drain(&mut core).contains(&adopted));
 }
 
 // -------------------------------------------------------------------- a few nodes

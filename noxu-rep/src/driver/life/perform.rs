@@ -23,6 +23,7 @@ use crate::net::channel::Channel;
 use crate::status::{Role, StateChange};
 use crate::stream::replica::{AckGate, ReplicaStream};
 use crate::wire::election::{Body, ElectionMsg, MAX_REPAIR_BYTES, NodeRole, Peer, RepairAsk};
+use crate::wire::handshake::RejectReason;
 use crate::wire::message::Leaving;
 
 /// What the core has answered to whoever asks and waits.
@@ -118,12 +119,12 @@ impl Life {
         change().map(Some)
     }
 
-    /// Whether a restore from the master of `term` may replace the log. From then on this node is
-    /// silent, until its next life.
-    pub(in crate::driver) fn ask_commit(&self, term: Term) -> bool {
+    /// Whether a restore from the master `name` of `term` may replace the log. From then on this
+    /// node is silent, until its next life.
+    pub(in crate::driver) fn ask_commit(&self, name: &Name, term: Term) -> bool {
         let (core, mut afterwards) = (self.core.lock(), Afterwards::default());
-        let (core, answers) =
-            self.drive_with(core, Some(Input::RestoreReady { term }), &mut afterwards);
+        let ready = Input::RestoreReady { master: name.clone(), term };
+        let (core, answers) = self.drive_with(core, Some(ready), &mut afterwards);
         drop(core);
         self.finish(afterwards);
         answers.permitted
@@ -185,6 +186,10 @@ impl Life {
     fn turn(&self, core: &mut NodeCore, input: Option<Input>) -> Result<Vec<Output>> {
         let stream = self.link.lock().stream.clone();
         let master = self.mastership();
+        // After the look at the mastership: a life that fails gives it up, and its gate with it.
+        if self.is_over() && input != Some(Input::Closing) {
+            return Ok(Vec::new());
+        }
         let checkpoint = self.applier.machine().checkpointed();
         let mut stream_gate = stream.as_ref().map(|stream| stream.gate());
         let mut master_gate = master.as_ref().map(|master| master.gate());
@@ -257,15 +262,16 @@ impl Life {
             Output::Found(membership) | Output::Adopt(membership) => self.belong(membership)?,
             Output::Send { to, message } => self.around.send(&to, &message),
             Output::Seek { hints } => self.around.follow(Target::Seek { hints }),
+            // The order first: a conversation that begins in between finds that it is not wanted.
             Output::Follow { master, address, term } => {
-                self.unfollow();
                 self.public.lock().master = Some((master.clone(), Some(address.clone())));
                 self.around.follow(Target::Master { name: master, address, term });
+                self.unfollow();
             }
             Output::Unfollow => {
                 answers.unfollowed = true;
-                self.unfollow();
                 self.around.follow(Target::Nobody);
+                self.unfollow();
             }
             Output::TermAnswer { adopted, .. } => answers.adopted = adopted,
             Output::AskHead { nonce } => self.ask_head(nonce),
@@ -301,6 +307,12 @@ impl Life {
     fn belong(&self, membership: Membership) -> Result<()> {
         let Membership { group, electorate } = &membership;
         let config = Bytes::from(electorate.encode());
+        if let Some(own) = self.log.group()
+            && own.id != group.id
+        {
+            let (name, ours, theirs) = (own.name, own.id, group.id);
+            return Err(RejectReason::WrongGroup { name, ours, theirs }.into());
+        }
         // First, for without a group it means nothing; a directory with a group is never without it.
         self.log.control().update(|control| control.group_config = config)?;
         self.log.found(GroupIdentity {
@@ -347,6 +359,22 @@ impl Life {
         }
         link.channel = Some(Arc::clone(channel));
         true
+    }
+
+    /// Makes `channel` that of a restore from the master `name` of `term`; false if this node does not
+    /// follow it any more.
+    pub(in crate::driver) fn adopt_restore(
+        &self,
+        channel: &Arc<dyn Channel>,
+        name: &Name,
+        term: Term,
+    ) -> bool {
+        let mut link = self.link.lock();
+        let followed = link.followed.as_ref().is_some_and(|f| f.name == *name && f.term == term);
+        if followed && !self.is_over() {
+            link.channel = Some(Arc::clone(channel));
+        }
+        followed && !self.is_over()
     }
 
     /// The conversation is over; returns the master whose term was adopted in it, unless this node
@@ -414,23 +442,15 @@ impl Life {
 
     fn begin_mastership(&self, term: Term, founding: Option<&Electorate>) -> Result<Option<Input>> {
         let Some(membership) = self.membership() else { panic!("master of term {term} alone") };
-        self.unfollow();
         self.around.follow(Target::Nobody);
+        self.unfollow();
         let body = term_body(self.clock.wall_clock_ms(), term, &self.me.name);
         let mut entries = vec![NewEntry::new(EntryKind::TERM, EntryFlags::SYNC, &body)];
         let config = founding.map(Electorate::encode);
         if let Some(config) = &config {
             entries.push(NewEntry::new(EntryKind::GROUP, EntryFlags::SYNC, config));
         }
-        let appended = match self.log.append(term, &entries) {
-            Ok(appended) => appended,
-            Err(full) if self.log.read_only().is_some() => {
-                // The core finds itself out of touch with everybody and makes way.
-                tracing::error!(node = %self.config.name, %term, "the term cannot begin: {full}");
-                return Ok(None);
-            }
-            Err(cause) => return Err(cause.into()),
-        };
+        let appended = self.log.append(term, &entries)?; // there is a reserve for it on a full disk
         let around = Arc::clone(&self.around);
         let master = Arc::new(Master::new(
             term,
@@ -442,7 +462,7 @@ impl Life {
             self.config.limits,
             Arc::clone(&self.applier),
             Arc::clone(&self.housekeeper),
-            Box::new(move || around.post(Input::TermDurable)),
+            Box::new(move || around.post(Input::TermDurable { term })),
         ));
         self.public.lock().mastership = Some(Arc::clone(&master));
         self.log.request_sync();

@@ -18,8 +18,10 @@ impl Life {
     /// # Errors
     /// The log's, if the entry that tells cannot be read.
     pub fn outcome(&self, commit: &CommitId) -> Result<CommitOutcome> {
+        // Before the positions: what is durable is not cut off.
+        let dtvlsn = self.dtvlsn();
         let positions = self.log.positions();
-        let durable = self.dtvlsn().min(positions.last);
+        let durable = dtvlsn.min(positions.last);
         if commit.vlsn < positions.anchor.vlsn {
             return Ok(CommitOutcome::Forgotten);
         }
@@ -30,7 +32,9 @@ impl Life {
         Ok(match self.entry(commit.vlsn)? {
             Some((_, fingerprint)) if fingerprint == commit.fingerprint => CommitOutcome::Durable,
             Some(_) => CommitOutcome::RolledBack,
-            None => CommitOutcome::Forgotten, // the front was dropped meanwhile
+            // The front was dropped meanwhile, or a tail beyond what is verified here was cut off.
+            None if commit.vlsn < self.log.positions().anchor.vlsn => CommitOutcome::Forgotten,
+            None => CommitOutcome::Open,
         })
     }
 

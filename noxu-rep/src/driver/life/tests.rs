@@ -136,7 +136,7 @@ fn a_conversation_that_was_broken_off_is_not_taken_up_by_a_late_welcome() {
         let ours = &life;
         let asking = scope.spawn(move || {
             let channel: Arc<dyn Channel> = Arc::new(channel_a);
-            let outcome = ours.establish(channel, "n2:1");
+            let outcome = ours.establish(channel, "n2:1", &|| true);
             ours.handle_conversation_ended(None, crate::core::node::Ended::Broken);
             outcome.is_ok_and(|outcome| !matches!(outcome, Established::NotThis))
         });

@@ -1004,7 +1004,7 @@ impl World {
         if durable < lead.term_entry || durable <= lead.dtvlsn {
             return Ok(());
         }
-        let first = lead.dtvlsn < lead.term_entry;
+        let (first, term) = (lead.dtvlsn < lead.term_entry, lead.term);
         lead.dtvlsn = durable;
         self.reported.insert(lead.term, durable);
         let entries = &self.disks[node].entries;
@@ -1026,7 +1026,7 @@ impl World {
         }
         let disk = &mut self.disks[node];
         disk.floor = disk.floor.max(durable.min(disk.synced));
-        if first { self.feed(node, Input::TermDurable) } else { Ok(()) }
+        if first { self.feed(node, Input::TermDurable { term }) } else { Ok(()) }
     }
 
     fn confirm(&mut self, node: usize) -> Step {
