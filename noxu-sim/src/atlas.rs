@@ -52,6 +52,16 @@ impl Atlas {
         true
     }
 
+    /// This copy of the entry is damaged, whether or not the run stays recoverable.
+    pub(crate) fn note_damage(&mut self, host: Host, vlsn: Vlsn) {
+        self.damaged.entry(host).or_default().push((vlsn, vlsn));
+    }
+
+    /// The host does not know where its log ends, whether or not the others can elect a master.
+    pub(crate) fn note_uncertain(&mut self, host: Host) {
+        self.uncertain.insert(host);
+    }
+
     /// At most so many other voters lack the same entry of `first` through `last`.
     fn without(&self, host: Host, first: Vlsn, last: Vlsn) -> usize {
         let overlaps =

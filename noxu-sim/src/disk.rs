@@ -77,7 +77,7 @@ pub struct Disk {
 /// Bytes of a segment's header that are looked at when it is opened.
 const HEADER_BYTES: u64 = 64;
 /// Where the slots of control file and tail mark begin.
-const SLOT_STRIDE: u64 = 4096;
+pub(crate) const SLOT_STRIDE: u64 = 4096;
 
 impl Disk {
     /// An empty one; the node's directory will be `dir`.

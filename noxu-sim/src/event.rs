@@ -82,6 +82,8 @@ pub enum Turn {
     FaultEnds(usize),
     /// Somebody looks whether the run is over.
     Look,
+    /// A scenario goes on.
+    Line,
 }
 
 /// What a machine does when its time has come.

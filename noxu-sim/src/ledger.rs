@@ -212,9 +212,20 @@ pub struct Ledger {
     /// What was found durable on a quorum, from VLSN 1 on.
     durable: Vec<Held>,
     masters: BTreeMap<Term, Host>,
+    truncations: usize,
 }
 
 impl Ledger {
+    /// How many masterships there were.
+    pub fn masterships(&self) -> usize {
+        self.masters.len()
+    }
+
+    /// How often a log was cut by a node that runs.
+    pub fn truncations(&self) -> usize {
+        self.truncations
+    }
+
     /// A node's log.
     pub fn log(&self, host: Host) -> Option<&LogMirror> {
         self.logs.get(&host)
@@ -257,6 +268,7 @@ impl Ledger {
             }
             Record::Truncated { host, after } => {
                 self.logs.entry(*host).or_default().truncate(*after);
+                self.truncations += 1;
             }
             Record::Restarted { host, last, .. } => {
                 let log = self.logs.entry(*host).or_default();

@@ -28,6 +28,7 @@ pub mod oracle;
 mod outside;
 pub mod plan;
 pub mod schedule;
+pub mod script;
 pub mod shrink;
 pub mod stage;
 pub mod trace;

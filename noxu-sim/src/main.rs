@@ -3,6 +3,7 @@
 //! Exit status 1 if any rule was broken, or a run was not the same the second time.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,9 @@ use noxu_sim::invariants::Violation;
 use noxu_sim::mutants::Mutants;
 use noxu_sim::plan::Plan;
 use noxu_sim::schedule::Schedule;
+use noxu_sim::script::Script;
 use noxu_sim::shrink::shrink;
-use noxu_sim::world::{Outcome, run_keeping};
+use noxu_sim::world::{Outcome, play, run_keeping};
 use parking_lot::Mutex;
 
 /// Simulates whole groups of nodes, each world drawn from a seed.
@@ -48,6 +50,12 @@ struct Args {
     #[cfg(feature = "mutants")]
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     mutants: Option<String>,
+    /// Plays this scenario.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds"])]
+    script: Option<PathBuf>,
+    /// Plays all scenarios of a directory.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "seeds", "script"])]
+    scripts: Option<PathBuf>,
     /// Threads.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
@@ -75,9 +83,11 @@ fn main() -> ExitCode {
     if let Some(name) = &args.mutants {
         return if look_for_mutants(&args, name) { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let failed = match args.seed {
-        Some(seed) => run_one(&args, seed),
-        None => search(&args),
+    let failed = match (&args.script, &args.scripts, args.seed) {
+        (Some(file), _, _) => play_file(&args, file),
+        (None, Some(dir), _) => play_all(&args, dir),
+        (None, None, Some(seed)) => run_one(&args, seed),
+        (None, None, None) => search(&args),
     };
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -101,6 +111,48 @@ fn world(args: &Args, seed: u64) -> Outcome {
         }
     }
     outcome
+}
+
+/// Plays a scenario; true if it did not go as it says.
+fn play_file(args: &Args, file: &Path) -> bool {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(cause) => {
+            println!("{}: {cause}", file.display());
+            return true;
+        }
+    };
+    let failure = match Script::parse(&text) {
+        Ok(script) => {
+            let played = play(&script, Mutants::default(), args.lines);
+            if played.failure.is_some() {
+                played.lines.iter().for_each(|line| println!("{line}"));
+            }
+            played.failure
+        }
+        Err(failure) => Some(failure),
+    };
+    match &failure {
+        Some(failure) => println!("{}:{}: {}", file.display(), failure.line, failure.why),
+        None => println!("{}: as it says", file.display()),
+    }
+    failure.is_some()
+}
+
+fn play_all(args: &Args, dir: &Path) -> bool {
+    let listed = std::fs::read_dir(dir).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()
+    });
+    let mut files = match listed {
+        Ok(files) => files,
+        Err(cause) => {
+            println!("{}: {cause}", dir.display());
+            return true;
+        }
+    };
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "scn"));
+    files.sort();
+    files.iter().filter(|file| play_file(args, file)).count() > 0
 }
 
 fn run_one(args: &Args, seed: u64) -> bool {

@@ -195,6 +195,42 @@ impl Plan {
         }
     }
 
+    /// A world for a scenario: nothing is drawn but small delays, and nobody is a client.
+    pub fn plain(seed: u64, voters: usize, failure_timeout: Duration) -> Self {
+        let (majority, heartbeat) = (voters / 2 + 1, failure_timeout / 10);
+        let election = ElectionTiming {
+            heartbeat,
+            failure_timeout,
+            quorum_timeout: failure_timeout * 2,
+            ..ElectionTiming::default()
+        };
+        Self {
+            seed,
+            voters,
+            q_rep: majority,
+            q_elect: majority,
+            priorities: vec![1; voters],
+            drifts_ppm: vec![0; voters],
+            wall_offsets_ms: vec![0; voters],
+            segment_bytes: 16 << 10,
+            value_bytes: 16,
+            keys: 1,
+            writes: 1,
+            tail_mark: MarkPolicy::Strict,
+            keep_bytes: 1 << 20,
+            election,
+            stream: StreamTiming { heartbeat, silence: failure_timeout * 4 },
+            net: NetPlan::default(),
+            disk: DiskPlan::default(),
+            clients: 0,
+            durabilities: vec![(1, Durability::MAJORITY)],
+            think: Duration::ZERO,
+            commits: 0,
+            phase: Duration::ZERO,
+            faults: FaultRates::default(),
+        }
+    }
+
     /// The same world without faults.
     #[must_use]
     pub fn calm(mut self) -> Self {

@@ -270,7 +270,7 @@ impl Client {
 }
 
 /// Whether a commit that this policy was met for is on a quorum of disks.
-fn is_durable(durability: Durability) -> bool {
+pub(crate) fn is_durable(durability: Durability) -> bool {
     let replicas = match durability.acks {
         AckPolicy::None => false,
         AckPolicy::SimpleMajority | AckPolicy::All => true,

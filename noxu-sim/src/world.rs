@@ -8,6 +8,7 @@
 //! # Not here: single steps of nodes (node.rs), what goes wrong (faults.rs), what is judged at the end
 //! (ending.rs), several runs (main.rs).
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -37,6 +38,9 @@ use crate::workload::Client;
 
 mod ending;
 mod faults;
+mod scripted;
+
+pub use scripted::{Played, play};
 
 /// How a run ended.
 #[derive(Debug, Clone)]
@@ -93,11 +97,14 @@ pub fn run_keeping(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: us
             world.run()
         })
     }));
-    ended.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Outcome::panicked(plan.seed, &text.unwrap_or_default())
-    })
+    ended.unwrap_or_else(|panic| Outcome::panicked(plan.seed, &panic_text(panic.as_ref())))
+}
+
+/// What a panic says.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_default()
 }
 
 struct World {
@@ -119,6 +126,8 @@ struct World {
     quiet: bool,
     /// Machines whose process is not to be started before this.
     down_until: BTreeMap<Host, Nanos>,
+    /// Machines that are not to be started at all.
+    held: BTreeSet<Host>,
     /// Machines that lost their power inside a call.
     crashed_inside: BTreeSet<Host>,
     /// Machines on whose disk something rotted.
@@ -142,6 +151,24 @@ const MOST_EVENTS: u64 = 400_000;
 
 impl World {
     fn new(plan: Plan, schedule: Schedule, mutants: Mutants) -> Self {
+        let world = Self::still(plan, schedule, mutants);
+        let (plan, agenda, dice) = (&world.plan, &world.stage.agenda, Dice::new(world.plan.seed));
+        for host in 0..plan.voters {
+            let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
+            agenda.post_in(later, Event::Turn(Some(Host(host)), Turn::Boot));
+        }
+        for client in 0..plan.clients {
+            agenda.post_in(plan.think, Event::Turn(None, Turn::Client(client)));
+        }
+        for (at, (_, fault)) in world.schedule.faults.iter().enumerate() {
+            agenda.post(fault.at, Event::Turn(None, Turn::Fault(at)));
+        }
+        agenda.post_in(LOOK, Event::Turn(None, Turn::Look));
+        world
+    }
+
+    /// One in which nothing happens yet.
+    fn still(plan: Plan, schedule: Schedule, mutants: Mutants) -> Self {
         let dice = Dice::new(plan.seed);
         let clocks = plan.drifts_ppm.iter().zip(&plan.wall_offsets_ms);
         let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
@@ -149,17 +176,6 @@ impl World {
         stage.network.watch(FEEDER_SERVICE_NAME);
         let nodes = (0..plan.voters).map(|host| SimNode::new(Host(host), dice, &plan)).collect();
         let clients = (0..plan.clients).map(|n| Client::new(dice, &plan, n)).collect();
-        for host in 0..plan.voters {
-            let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
-            stage.agenda.post_in(later, Event::Turn(Some(Host(host)), Turn::Boot));
-        }
-        for client in 0..plan.clients {
-            stage.agenda.post_in(plan.think, Event::Turn(None, Turn::Client(client)));
-        }
-        for (at, (_, fault)) in schedule.faults.iter().enumerate() {
-            stage.agenda.post(fault.at, Event::Turn(None, Turn::Fault(at)));
-        }
-        stage.agenda.post_in(LOOK, Event::Turn(None, Turn::Look));
         Self {
             atlas: Atlas::new(plan.voters, plan.q_rep, plan.q_elect),
             coverage: Coverage::expecting(&FaultKind::NAMES),
@@ -176,6 +192,7 @@ impl World {
             healed: None,
             quiet: false,
             down_until: BTreeMap::new(),
+            held: BTreeSet::new(),
             crashed_inside: BTreeSet::new(),
             rotten: BTreeSet::new(),
             refused: BTreeMap::new(),
@@ -210,12 +227,7 @@ impl World {
 
     fn run_to_the_end(&mut self) -> Result<Option<Excuse>, Violation> {
         let mut events = 0;
-        while let Some(happened) = self.stage.step() {
-            let host = self.stage.acted();
-            let touched = self.handle(happened)?;
-            for host in [host, touched].into_iter().flatten() {
-                self.settle(host)?;
-            }
+        while self.advance()? {
             events += 1;
             if events > MOST_EVENTS {
                 return Err(Violation::new("I15", format!("{events} events and no end")));
@@ -244,6 +256,17 @@ impl World {
     }
 
     // ---------------------------------------------------------------- what happens
+
+    /// Lets the next event happen; false if there is none.
+    fn advance(&mut self) -> Result<bool, Violation> {
+        let Some(happened) = self.stage.step() else { return Ok(false) };
+        let host = self.stage.acted();
+        let touched = self.handle(happened)?;
+        for host in [host, touched].into_iter().flatten() {
+            self.settle(host)?;
+        }
+        Ok(true)
+    }
 
     /// Does what the world has to; returns a machine that was touched besides.
     fn handle(&mut self, happened: Happened) -> Result<Option<Host>, Violation> {
@@ -287,7 +310,8 @@ impl World {
             (Turn::Fault(number), _) if self.healed.is_none() => return self.begin_fault(number),
             (Turn::FaultEnds(number), _) => self.end_fault(number),
             (Turn::Look, _) => self.stage.agenda.post_in(LOOK, Event::Turn(None, Turn::Look)),
-            (Turn::Step { .. } | Turn::Boot | Turn::Fall(_), None) | (Turn::Fault(_), _) => {}
+            (Turn::Step { .. } | Turn::Boot | Turn::Fall(_), None)
+            | (Turn::Fault(_) | Turn::Line, _) => {}
         }
         Ok(None)
     }
@@ -384,7 +408,7 @@ impl World {
     fn boot(&mut self, host: Host) -> Result<(), Violation> {
         let now = self.stage.now();
         let early = self.down_until.get(&host).is_some_and(|until| now < *until);
-        if early || self.nodes[host.0].process.is_some() {
+        if early || self.held.contains(&host) || self.nodes[host.0].process.is_some() {
             return Ok(());
         }
         self.stage.network.handle_light(host);

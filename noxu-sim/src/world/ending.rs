@@ -31,7 +31,7 @@ impl World {
     }
 
     /// How the nodes that run are at the moment. States are compared only if the logs are equal.
-    fn ends(&self) -> Vec<NodeEnd> {
+    pub(super) fn ends(&self) -> Vec<NodeEnd> {
         let mut ends: Vec<NodeEnd> = Vec::new();
         for node in &self.nodes {
             let Some(process) = &node.process else { continue };
@@ -102,7 +102,7 @@ impl World {
         Ok(())
     }
 
-    fn judge_safety(&mut self) -> Result<(), Violation> {
+    pub(super) fn judge_safety(&mut self) -> Result<(), Violation> {
         i06_intact_copy::check(self.watch.ledger(), &self.atlas, Vlsn::new(1))?;
         for node in &self.nodes {
             if let Some(process) = &node.process {

@@ -2,4 +2,5 @@
 
 mod conversation;
 mod mutants;
+mod scenarios;
 mod worlds;

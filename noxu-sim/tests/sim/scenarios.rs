@@ -1,0 +1,65 @@
+//! The scenarios of `scenarios/`: each goes as it says, the same way twice.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use noxu_sim::mutants::Mutants;
+use noxu_sim::script::{Failure, Script};
+use noxu_sim::trace::KEPT_LINES;
+use noxu_sim::world::{Played, play};
+
+fn files() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "scn"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn play_text(text: &str) -> Played {
+    let script = Script::parse(text).unwrap();
+    play(&script, Mutants::default(), KEPT_LINES)
+}
+
+#[test]
+fn every_scenario_goes_as_it_says_and_the_same_way_twice() {
+    let files = files();
+    assert!(files.len() >= 5, "{files:?}");
+    let mut failed = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(text.starts_with("# "), "{name} does not say what it shows");
+        let script = match Script::parse(&text) {
+            Ok(script) => script,
+            Err(Failure { line, why }) => panic!("{name}:{line}: {why}"),
+        };
+        let played = play(&script, Mutants::default(), KEPT_LINES);
+        if let Some(Failure { line, why }) = played.failure {
+            println!("{}\n{name}:{line}: {why}\n", played.lines.join("\n"));
+            failed.push(format!("{name}:{line}"));
+            continue;
+        }
+        let again = play(&script, Mutants::default(), 0);
+        assert_eq!(played.hash, again.hash, "{name} went another way the second time");
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn an_expectation_that_is_not_met_fails_with_its_line_and_the_last_events() {
+    let played =
+        play_text("nodes 3\nstart all\nexpect a master within 3s\nexpect no master\nrun 1s");
+    let Failure { line, why } = played.failure.unwrap();
+    assert_eq!(line, 4);
+    assert!(why.starts_with("expect no master: not so"), "{why}");
+    assert!(played.lines.last().unwrap().ends_with("> expect no master"));
+}
+
+#[test]
+fn what_is_to_stay_fails_when_it_changes() {
+    let text = "nodes 1\nexpect no master for 1s\nstart A\nexpect no master for 5s";
+    assert_eq!(play_text(text).failure.map(|failure| failure.line), Some(4));
+}
