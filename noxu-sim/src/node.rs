@@ -178,7 +178,7 @@ impl SimNode {
                 max_body_bytes: 1 << 20,
                 max_unwritten_bytes: 1 << 20,
                 write_ahead_bytes: 64 << 10,
-                prefill: false,
+                prefill: plan.prefill,
                 scrub: None,
                 tail_mark: plan.tail_mark,
                 retention: RetentionConfig {

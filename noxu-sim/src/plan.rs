@@ -43,6 +43,8 @@ pub struct Plan {
     pub writes: usize,
     /// When the tail mark is synced.
     pub tail_mark: MarkPolicy,
+    /// Whether logs fill segments ahead, and keep a reserve for a full disk.
+    pub prefill: bool,
     /// Bytes of log kept though nobody asks for them.
     pub keep_bytes: u64,
     /// How long nodes wait for what.
@@ -181,6 +183,7 @@ impl Plan {
             keys: rng.spread(4, 400),
             writes: rng.spread(1, 40) as usize,
             tail_mark: if rng.hit(0.9) { MarkPolicy::Strict } else { MarkPolicy::Lazy },
+            prefill: false,
             keep_bytes: rng.spread(16 << 10, 1 << 20),
             election,
             stream: StreamTiming { heartbeat, silence: failure * 4 },
@@ -217,6 +220,7 @@ impl Plan {
             keys: 1,
             writes: 1,
             tail_mark: MarkPolicy::Strict,
+            prefill: true,
             keep_bytes: 1 << 20,
             election,
             stream: StreamTiming { heartbeat, silence: failure_timeout * 4 },

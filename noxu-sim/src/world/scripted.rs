@@ -171,7 +171,8 @@ impl Player {
                 Ok(())
             }
             Command::Disk { host, full } => {
-                self.world.nodes[host.0].disk.lock().set_full(*full);
+                let env = self.world.nodes[host.0].disk.lock().env();
+                env.set_capacity(full.then(|| env.used_bytes()));
                 Ok(())
             }
             Command::CorruptEntry { host, write } => self.corrupt_entry(*host, write),
