@@ -43,6 +43,7 @@ pub(crate) struct Follower {
 /// How an attempt with one peer ended.
 enum Attempt {
     Followed,
+    Failed,
     NotThis { instead: Option<String> },
 }
 
@@ -72,15 +73,15 @@ impl Follower {
                 Some(Target::Master { name, address, .. }) => {
                     self.attempt(number, &address, Some(&name));
                 }
-                Some(Target::Seek { hints }) => self.seek(number, &hints),
+                Some(Target::Seek { .. }) => self.seek(number),
             }
         }
     }
 
     /// Asks everybody, over and over, as long as the order stands.
-    fn seek(&mut self, number: u64, hints: &[String]) {
+    fn seek(&mut self, number: u64) {
         while self.outside.stands(number) && !self.life.is_over() && !baton::is_cancelled() {
-            let mut candidates: VecDeque<String> = self.candidates(hints).into();
+            let mut candidates: VecDeque<String> = self.candidates().into();
             let mut hinted = false;
             while let Some(address) = candidates.pop_front() {
                 if !self.outside.stands(number) || baton::is_cancelled() {
@@ -91,6 +92,7 @@ impl Follower {
                         self.wait = FIRST_WAIT;
                         break;
                     }
+                    Attempt::Failed => break,
                     Attempt::NotThis { instead: Some(master) } if !hinted && master != address => {
                         hinted = true;
                         candidates.push_front(master);
@@ -103,11 +105,15 @@ impl Follower {
         }
     }
 
-    fn candidates(&self, hints: &[String]) -> Vec<String> {
+    fn candidates(&self) -> Vec<String> {
+        let hints = match &self.outside.notes().order.1 {
+            Some(Target::Seek { hints }) => hints.clone(),
+            Some(Target::Nobody | Target::Master { .. }) | None => Vec::new(),
+        };
         let last = self.life.master_address();
         let own = Network::address(self.outside.host);
         let mut all: Vec<String> = Vec::new();
-        for address in last.iter().chain(&self.peers).chain(hints) {
+        for address in last.iter().chain(&self.peers).chain(&hints) {
             if *address != own && !all.contains(address) {
                 all.push(address.clone());
             }
@@ -138,8 +144,11 @@ impl Follower {
                 (Attempt::NotThis { instead }, ended(&Err(cause)))
             }
         };
-        self.life.handle_conversation_ended(master.filter(|_| stands), why);
-        attempt
+        let met = self.life.handle_conversation_ended(master.filter(|_| stands), why);
+        match attempt {
+            Attempt::NotThis { .. } if met => Attempt::Failed,
+            other => other,
+        }
     }
 
     fn converse(&self, to: Host, address: &str) -> noxu_rep::Result<Option<Ended>> {

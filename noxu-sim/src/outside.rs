@@ -137,6 +137,10 @@ impl Surroundings for Outside {
     fn follow(&self, target: Target) {
         {
             let mut notes = self.notes.lock();
+            if notes.order.1.as_ref().is_some_and(|before| target.continues(before)) {
+                notes.order.1 = Some(target);
+                return;
+            }
             notes.order = (notes.order.0 + 1, Some(target));
         }
         self.wake_follower();

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use noxu_util::Name;
 use parking_lot::{Condvar, Mutex};
@@ -62,12 +62,24 @@ impl Default for State {
 }
 
 impl Orders {
-    /// Whom to follow from now on.
+    /// Whom to follow from now on. Whoever is looking already goes on looking, and waits between two
+    /// rounds as before: a master that is found and lost over and over is not dialled without pause.
     pub(crate) fn give(&self, target: Target) {
         let mut state = self.state.lock();
+        let continues = target.continues(&state.target);
         state.target = target;
-        state.number += 1;
-        self.changed.notify_all();
+        if !continues {
+            state.number += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Where somebody may know, as was said last.
+    fn hints(&self) -> Vec<String> {
+        match &self.state.lock().target {
+            Target::Seek { hints } => hints.clone(),
+            Target::Nobody | Target::Master { .. } => Vec::new(),
+        }
     }
 
     /// What failed may succeed now.
@@ -100,8 +112,11 @@ impl Orders {
     /// Waits for `time`, or until there is another order or something may succeed.
     fn pause(&self, number: u64, time: Duration) {
         let mut state = self.state.lock();
-        if state.number == number && !state.stop && !state.again {
-            self.changed.wait_for(&mut state, time);
+        let deadline = Instant::now() + time;
+        while state.number == number && !state.stop && !state.again {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
         }
         state.again = false;
     }
@@ -121,7 +136,7 @@ pub(crate) fn run(node: &Arc<Running>) -> Result<()> {
             Target::Master { name, address, .. } => {
                 follower.attempt(number, &address, Some(&name))?;
             }
-            Target::Seek { hints } => follower.seek(number, &hints)?,
+            Target::Seek { .. } => follower.seek(number)?,
         }
     }
     Ok(())
@@ -131,6 +146,8 @@ pub(crate) fn run(node: &Arc<Running>) -> Result<()> {
 enum Attempt {
     /// The stream was open for some time, or a restore has everything.
     Followed,
+    /// The master, but nothing came of it.
+    Failed,
     /// Not the one to follow; it may have named another.
     NotThis { instead: Option<String> },
 }
@@ -145,10 +162,10 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     /// Asks everybody, over and over, as long as the order stands.
-    fn seek(&mut self, number: u64, hints: &[String]) -> Result<()> {
+    fn seek(&mut self, number: u64) -> Result<()> {
         let orders = &self.node.orders;
         while orders.stands(number) {
-            let mut candidates: VecDeque<String> = self.candidates(hints).into();
+            let mut candidates: VecDeque<String> = self.candidates(&orders.hints()).into();
             let mut hinted = false;
             while let Some(address) = candidates.pop_front() {
                 if !orders.stands(number) {
@@ -159,6 +176,7 @@ impl Follower<'_> {
                         self.wait = FIRST_WAIT;
                         break;
                     }
+                    Attempt::Failed => break,
                     Attempt::NotThis { instead: Some(master) } if !hinted && master != address => {
                         // Followed once a round: two nodes may name each other.
                         hinted = true;
@@ -216,8 +234,11 @@ impl Follower<'_> {
                 (Attempt::NotThis { instead }, ended(&Err(cause)))
             }
         };
-        life.handle_conversation_ended(master.filter(|_| stands), why);
-        Ok(attempt)
+        let met = life.handle_conversation_ended(master.filter(|_| stands), why);
+        Ok(match attempt {
+            Attempt::NotThis { .. } if met => Attempt::Failed,
+            other => other,
+        })
     }
 
     /// Follows whoever is at the other end; `None` if that is not the one to follow.

@@ -133,7 +133,16 @@ impl Life {
             ..SyncupOptions::default()
         };
         let view = LogView::new(&self.log);
-        let (outcome, stats) = replica_syncup(&*channel, &view, &options)?;
+        let (outcome, stats) = match replica_syncup(&*channel, &view, &options) {
+            // Rot in what was written long ago is met only when it is read. The logs cannot be compared
+            // there, so this one is replaced.
+            Err(RepError::Log(rotten)) if is_damage(&rotten) => {
+                tracing::error!(node = %self.config.name, "ALARM: {rotten}; the log is restored");
+                self.note_error(&rotten.into());
+                return restore();
+            }
+            other => other?,
+        };
         let (found, matchpoint_lsn) = match outcome {
             SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } => {
                 let report = SyncupReport {
@@ -207,12 +216,14 @@ impl Life {
     }
 
     /// The conversation is over, and this is why. `master` is who it was with, if this node was told
-    /// to follow that one and nothing else since.
-    pub fn handle_conversation_ended(&self, master: Option<&Name>, why: Ended) {
+    /// to follow that one and nothing else since. Returns whether it was with the master: then nobody
+    /// else need be asked for now.
+    pub fn handle_conversation_ended(&self, master: Option<&Name>, why: Ended) -> bool {
         let followed = self.close_conversation();
         if let Some(master) = followed.as_ref().or(master) {
             self.handle(Input::FollowEnded { master: Some(master.clone()), why });
         }
+        followed.is_some()
     }
 
     /// Fetches log and state of the master and, once all of it is here, commits it: then this life is
@@ -452,6 +463,10 @@ impl Life {
         let frame = frame.ok_or_else(|| RepError::silent(address, "a status", timeout))?;
         Ok(ProbeAnswer::decode(&frame)?)
     }
+}
+
+fn is_damage(cause: &LogError) -> bool {
+    matches!(cause, LogError::Corrupt { .. } | LogError::Faulty { .. })
 }
 
 /// Errors that no retry can mend: the node stops and says so.

@@ -113,6 +113,13 @@ pub enum Target {
     },
 }
 
+impl Target {
+    /// Whether it asks for nothing else than `before`: to look for a master.
+    pub fn continues(&self, before: &Self) -> bool {
+        matches!((self, before), (Self::Seek { .. }, Self::Seek { .. }))
+    }
+}
+
 /// One life of a node.
 pub struct Life {
     pub(crate) config: NodeConfig,

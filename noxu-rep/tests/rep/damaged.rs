@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use noxu_rep::{Durability, Role};
 
@@ -89,6 +90,44 @@ fn a_rotten_entry_that_nobody_else_ever_had_goes_with_the_rollback() {
     group.await_everywhere("after");
     let bodies = group.ledger(master).bodies();
     assert!(!bodies.iter().any(|body| body.starts_with(b"lost")), "{bodies:?}");
+    assert_same_logs(&group.node(master).log(), &group.node(next).log());
+}
+
+/// What was written long ago is not read when a node starts, but when its log is compared with the
+/// master's.
+#[test]
+fn a_log_whose_old_entries_are_met_rotten_in_the_comparison_is_restored() {
+    let mut group = Group::of(3);
+    group.timing.quorum_timeout = SOON;
+    group.segment_bytes = 4 << 10;
+    (0..3).for_each(|n| group.start(n));
+    let master = group.await_master();
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
+    }
+    let sealed = |group: &Group| group.node(master).log().sealed_segments();
+    eventually("segments are sealed", || sealed(&group).len() > 1);
+    group.leave_alone(master);
+    // Logs that part are searched for where they do.
+    for number in 0..50 {
+        let body = format!("lost number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::LOCAL).unwrap();
+    }
+    let machine = Arc::clone(group.ledger(master));
+    let rotten: Vec<_> = sealed(&group).iter().map(|segment| segment.number).collect();
+    group.stop(master);
+    for number in rotten {
+        let file = group.config(master).dir.join(format!("log/{number:010}.nlog"));
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 0x10);
+        fs::write(&file, &bytes).unwrap();
+    }
+    (0..3).filter(|n| *n != master).for_each(|n| group.start(n));
+    let next = group.commit("after");
+    group.start_over(master, machine);
+    group.await_everywhere("after");
+    assert!(group.node(master).status().last_restore.is_some());
     assert_same_logs(&group.node(master).log(), &group.node(next).log());
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Group {
     pub(crate) addresses: Vec<String>,
     nodes: Vec<Option<(Node, Arc<Ledger>)>>,
     pub(crate) timing: ElectionTiming,
+    pub(crate) segment_bytes: u32,
     /// What the listeners of the nodes were told.
     told: Vec<Arc<Mutex<Vec<StateChange>>>>,
     /// The listeners panic after each.
@@ -42,6 +43,7 @@ impl Group {
             addresses,
             nodes: (0..count).map(|_| None).collect(),
             timing: ElectionTiming::default(),
+            segment_bytes: 1 << 20,
             told: (0..count).map(|_| Arc::default()).collect(),
             panicking: false,
         }
@@ -61,7 +63,13 @@ impl Group {
         config.peers = vec![self.addresses[0].clone()];
         let members = (1..=self.nodes.len()).map(|n| name(&format!("n{n}"))).collect();
         if n == 0 {
-            config.group = GroupChoice::create(name("orders"), members);
+            config.group = GroupChoice::Create {
+                name: name("orders"),
+                members,
+                segment_bytes: self.segment_bytes,
+                q_rep: 0,
+                q_elect: 0,
+            };
         }
         config.election = self.timing;
         let (told, panicking) = (Arc::clone(&self.told[n]), self.panicking);
@@ -76,12 +84,17 @@ impl Group {
     }
 
     pub(crate) fn start(&mut self, n: usize) {
-        self.open(n, self.config(n));
+        self.open(n, self.config(n), Arc::default());
+    }
+
+    /// Starts a node over a state machine that has outlived its last life.
+    pub(crate) fn start_over(&mut self, n: usize, machine: Arc<Ledger>) {
+        self.open(n, self.config(n), machine);
     }
 
     /// Starts a node whose directory is fresh though its group is founded.
     pub(crate) fn start_joining(&mut self, n: usize) {
-        self.open(n, self.joining_config(n));
+        self.open(n, self.joining_config(n), Arc::default());
     }
 
     pub(crate) fn joining_config(&self, n: usize) -> NodeConfig {
@@ -91,8 +104,7 @@ impl Group {
         config
     }
 
-    fn open(&mut self, n: usize, config: NodeConfig) {
-        let ledger = Arc::<Ledger>::default();
+    fn open(&mut self, n: usize, config: NodeConfig, ledger: Arc<Ledger>) {
         let machine = Arc::clone(&ledger);
         let env = Arc::new(RealEnv::new());
         let node = Node::open(env, config, |_| Ok(machine)).unwrap();
@@ -118,7 +130,7 @@ impl Group {
         &self.nodes[n].as_ref().expect("it runs").0
     }
 
-    pub(crate) fn ledger(&self, n: usize) -> &Ledger {
+    pub(crate) fn ledger(&self, n: usize) -> &Arc<Ledger> {
         &self.nodes[n].as_ref().expect("it runs").1
     }
 
