@@ -29,6 +29,7 @@
 //!                                 n transactions. Named ones are written and not waited for;
 //!                                 others have to be reported done. POLICY is local, majority
 //!                                 (unless it is said), written, nosync or all
+//! call the master A               from here on A is the master of now, and what was A has its letter
 //! run 500ms                       time passes
 //! expect WHAT [within 3s | for 2s]
 //! ```
@@ -101,6 +102,8 @@ pub(crate) enum Command {
     },
     CorruptMark(Host),
     Write(Writing),
+    /// The master has this letter from now on.
+    Call(Host),
     Run(Duration),
     Expect(Expectation, Patience),
 }
@@ -279,6 +282,11 @@ fn command(verb: &str, words: &mut Words<'_>) -> Parsed<Command> {
             }
         }
         "write" => Command::Write(words.writing()?),
+        "call" => {
+            words.literally("the")?;
+            words.literally("master")?;
+            Command::Call(words.host()?)
+        }
         "run" => Command::Run(words.time()?),
         "expect" => {
             let what = expectation(words)?;
@@ -405,6 +413,51 @@ impl<'a> Words<'a> {
     }
 }
 
+impl Command {
+    /// The same about other nodes.
+    pub(crate) fn of(mut self, node: &dyn Fn(Host) -> Host) -> Self {
+        let one = |host: &mut Host| *host = node(*host);
+        match &mut self {
+            Self::Start(hosts)
+            | Self::Stop(hosts)
+            | Self::Kill(hosts)
+            | Self::Crash(hosts)
+            | Self::Wipe(hosts)
+            | Self::Pause(hosts)
+            | Self::Resume(hosts) => hosts.iter_mut().for_each(one),
+            Self::Cut(ways) => ways.iter_mut().for_each(|(from, to)| {
+                one(from);
+                one(to);
+            }),
+            Self::Reset(a, b) => [a, b].into_iter().for_each(one),
+            Self::Disk { host, .. } | Self::CorruptEntry { host, .. } | Self::CorruptMark(host) => {
+                one(host);
+            }
+            Self::Write(writing) => writing.at.iter_mut().for_each(one),
+            Self::Expect(what, _) => match what {
+                Expectation::Master(host)
+                | Expectation::Role(host, _)
+                | Expectation::Down(host)
+                | Expectation::Has(host, _)
+                | Expectation::Lacks(host, _) => one(host),
+                Expectation::AMaster
+                | Expectation::NoMaster
+                | Expectation::Equal
+                | Expectation::Elections(_)
+                | Expectation::Rollbacks(_)
+                | Expectation::Reported(_)
+                | Expectation::Unknown(_)
+                | Expectation::Refused(_)
+                | Expectation::Durable(_)
+                | Expectation::Lost(_) => {}
+            },
+            // Of a call the letter itself is meant.
+            Self::Call(_) | Self::Heal | Self::Run(_) => {}
+        }
+        self
+    }
+}
+
 /// The node of a letter.
 fn as_host(word: &str, nodes: usize) -> Option<Host> {
     let mut letters = word.chars();
@@ -413,7 +466,7 @@ fn as_host(word: &str, nodes: usize) -> Option<Host> {
     (rest.is_none() && number < nodes).then_some(Host(number))
 }
 
-/// The letter of a node.
+/// The letter of a number.
 pub(crate) fn letter(host: Host) -> char {
     char::from(b'A' + host.0 as u8)
 }

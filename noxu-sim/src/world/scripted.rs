@@ -46,13 +46,15 @@ pub struct Played {
 pub fn play(script: &Script, mutants: Mutants, lines: usize) -> Played {
     mutants.with(|| {
         let world = World::still(script.plan.clone(), Schedule::default(), mutants);
-        let mut player = Player { world, writes: BTreeMap::new(), written: Vec::new() };
+        let nodes = (0..script.plan.voters).map(Host).collect();
+        let mut player = Player { world, nodes, writes: BTreeMap::new(), written: Vec::new() };
         player.world.stage.trace = Trace::keeping(lines);
         let mut failure = None;
         for line in &script.lines {
             let now = player.world.stage.now();
             player.world.stage.trace.note(now, format_args!("> {}", line.text));
-            let done = catch_unwind(AssertUnwindSafe(|| player.act(&line.command)));
+            let command = line.command.clone().of(&|letter| player.nodes[letter.0]);
+            let done = catch_unwind(AssertUnwindSafe(|| player.act(&command)));
             let why = match done {
                 Ok(Ok(())) => continue,
                 Ok(Err(why)) => why,
@@ -74,6 +76,8 @@ pub fn play(script: &Script, mutants: Mutants, lines: usize) -> Played {
 
 struct Player {
     world: World,
+    /// The node of each letter.
+    nodes: Vec<Host>,
     /// What was written under each name.
     writes: BTreeMap<String, Vec<usize>>,
     written: Vec<Written>,
@@ -178,6 +182,7 @@ impl Player {
             Command::CorruptEntry { host, write } => self.corrupt_entry(*host, write),
             Command::CorruptMark(host) => self.corrupt_mark(*host),
             Command::Write(writing) => self.write(writing),
+            Command::Call(letter) => self.call(*letter),
             Command::Run(time) => self.run(*time),
             Command::Expect(what, patience) => self.expect(what, *patience),
         }
@@ -187,9 +192,22 @@ impl Player {
         hosts.iter().try_for_each(|host| act(self, *host))
     }
 
+    fn call(&mut self, letter: Host) -> Done {
+        let master = self.newest_master().ok_or("nobody is master")?;
+        let had = self.nodes.iter().position(|node| *node == master).expect("all have a letter");
+        self.nodes.swap(had, letter.0);
+        Ok(())
+    }
+
+    /// What a node is called.
+    fn letter(&self, host: Host) -> char {
+        let of = self.nodes.iter().position(|node| *node == host).expect("all have a letter");
+        letter(Host(of))
+    }
+
     fn running(&self, host: Host) -> Done {
         let up = self.world.is_up(host);
-        up.then_some(()).ok_or_else(|| format!("{} does not run", letter(host)))
+        up.then_some(()).ok_or_else(|| format!("{} does not run", self.letter(host)))
     }
 
     fn stop(&mut self, host: Host) -> Done {
@@ -202,7 +220,7 @@ impl Player {
         self.world.settle(host)?;
         let gone = |player: &Self| !player.world.is_up(host);
         let closed = self.run_until(CLOSING, gone)?;
-        closed.then_some(()).ok_or_else(|| format!("{} does not close", letter(host)))
+        closed.then_some(()).ok_or_else(|| format!("{} does not close", self.letter(host)))
     }
 
     // ---------------------------------------------------------------- time
@@ -300,10 +318,10 @@ impl Player {
         durability: Durability,
     ) -> Result<Result<Written, String>, String> {
         let Some(process) = &self.world.nodes[host.0].process else {
-            return Ok(Err(format!("{} does not run", letter(host))));
+            return Ok(Err(format!("{} does not run", self.letter(host))));
         };
         if self.world.stage.is_paused(host) {
-            return Ok(Err(format!("{} is paused", letter(host))));
+            return Ok(Err(format!("{} is paused", self.letter(host))));
         }
         let master = match process.life.sitting_master() {
             Ok(master) => master,
@@ -382,7 +400,8 @@ impl Player {
             ControlFlow::Continue(())
         })
         .map_err(|cause| cause.to_string())?;
-        let lsn = found.ok_or_else(|| format!("{write} is not on the disk of {}", letter(host)))?;
+        let lsn =
+            found.ok_or_else(|| format!("{write} is not on the disk of {}", self.letter(host)))?;
         let path = log_dir(&dir).join(segment_name(lsn.segment()));
         let offset = u64::from(lsn.offset() + ROTTEN_BYTE);
         env.corrupt(&path, offset, 0x55).map_err(|cause| cause.to_string())?;
@@ -487,7 +506,7 @@ impl Player {
         let (elections, rollbacks) = (ledger.masterships(), ledger.truncations());
         let mut text = format!("\n  {elections} elections, {rollbacks} rollbacks");
         for node in &self.world.nodes {
-            let _ = write!(text, "\n  {}: ", letter(node.host)); // a String takes everything
+            let _ = write!(text, "\n  {} ({}): ", self.letter(node.host), node.host); // a String takes everything
             let Some(process) = &node.process else {
                 text.push_str("down");
                 continue;
