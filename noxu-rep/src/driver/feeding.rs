@@ -8,10 +8,12 @@ use std::sync::Arc;
 use noxu_log::{Holder, HolderKind, Lost, Pin};
 use noxu_util::{Incarnation, Name, Vlsn};
 
+use super::following::is_damage;
 use super::life::Life;
 use super::master::{FeederSession, Master, NewSession, SessionHost};
 use super::mending::{Resumed, answer_replica};
 use super::services::LOG_FORMAT;
+use crate::core::node::Input;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::status::Role;
@@ -83,6 +85,9 @@ impl Life {
         if !matches!(fed, Ok(Some(_))) {
             master.handle_session_closed(&session);
         }
+        if let Err(cause) = &fed {
+            self.look_for_damage(cause);
+        }
         fed
     }
 
@@ -122,6 +127,15 @@ impl Life {
             host,
             stream,
         }))
+    }
+
+    /// Rot in what was written long ago is met only when a replica needs it.
+    fn look_for_damage(&self, cause: &RepError) {
+        if let RepError::Log(cause) = cause
+            && is_damage(cause)
+        {
+            self.around.post(Input::Unreadable);
+        }
     }
 
     /// Keeps the log from `start` on for a replica; a voter keeps its place for a while when it goes.
@@ -194,6 +208,9 @@ impl Feeding {
             && let Some(term) = fault.newer_term()
         {
             self.life.met_term(term, &self.session.name, self.session.incarnation);
+        }
+        if let Err(cause) = &outcome {
+            self.life.look_for_damage(cause);
         }
         // That is what closed the channel, or what a read ahead of it met.
         match self.host.pin.lost() {

@@ -465,7 +465,8 @@ impl Life {
     }
 }
 
-fn is_damage(cause: &LogError) -> bool {
+/// Whether what is wrong is the log's bytes.
+pub(super) fn is_damage(cause: &LogError) -> bool {
     matches!(cause, LogError::Corrupt { .. } | LogError::Faulty { .. })
 }
 

@@ -131,6 +131,37 @@ fn a_log_whose_old_entries_are_met_rotten_in_the_comparison_is_restored() {
     assert_same_logs(&group.node(master).log(), &group.node(next).log());
 }
 
+#[test]
+fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
+    let mut group = Group::of(3);
+    group.segment_bytes = 4 << 10;
+    group.tail_bytes = 4 << 10;
+    (0..3).for_each(|n| group.start(n));
+    let master = group.commit("begun");
+    group.await_everywhere("begun");
+    let away = (master + 1) % 3;
+    let machine = Arc::clone(group.ledger(away));
+    group.stop(away);
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::MAJORITY).unwrap();
+    }
+    let sealed = || group.node(master).log().sealed_segments();
+    eventually("segments are sealed", || sealed().len() > 1);
+    for segment in sealed() {
+        let file = group.config(master).dir.join(format!("log/{:010}.nlog", segment.number));
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 0x10);
+        fs::write(&file, &bytes).unwrap();
+    }
+    group.start_over(away, machine);
+    eventually("it has everything", || {
+        group.ledger(away).bodies().contains(&b"body number 0199".to_vec())
+    });
+    assert_ne!(group.commit("after"), master);
+    group.await_everywhere("after");
+}
+
 /// Two of three are up and the entry is damaged on both: it may be durable, so nobody may go on
 /// without the third.
 #[test]

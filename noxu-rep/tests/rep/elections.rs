@@ -23,6 +23,8 @@ pub(crate) struct Group {
     nodes: Vec<Option<(Node, Arc<Ledger>)>>,
     pub(crate) timing: ElectionTiming,
     pub(crate) segment_bytes: u32,
+    /// What is read in memory of each log.
+    pub(crate) tail_bytes: usize,
     /// What the listeners of the nodes were told.
     told: Vec<Arc<Mutex<Vec<StateChange>>>>,
     /// The listeners panic after each.
@@ -44,6 +46,7 @@ impl Group {
             nodes: (0..count).map(|_| None).collect(),
             timing: ElectionTiming::default(),
             segment_bytes: 1 << 20,
+            tail_bytes: 4 << 20,
             told: (0..count).map(|_| Arc::default()).collect(),
             panicking: false,
         }
@@ -79,7 +82,8 @@ impl Group {
         }));
         config.limits.timing =
             StreamTiming { heartbeat: Duration::from_millis(50), silence: Duration::from_secs(5) };
-        config.log = LogConfig { prefill: false, tail_bytes: 4 << 20, ..LogConfig::default() };
+        config.log =
+            LogConfig { prefill: false, tail_bytes: self.tail_bytes, ..LogConfig::default() };
         config
     }
 
@@ -117,7 +121,7 @@ impl Group {
     }
 
     /// What node `n` has told, in its lives.
-    fn changes(&self, n: usize) -> Vec<StateChange> {
+    pub(crate) fn changes(&self, n: usize) -> Vec<StateChange> {
         self.told[n].lock().clone()
     }
 

@@ -308,6 +308,8 @@ pub enum Input {
         /// The master's log end when it answered.
         head: LogEnd,
     },
+    /// A replica needs entries of this log that cannot be read.
+    Unreadable,
     /// A restore has everything and asks whether it may replace the log.
     RestoreReady {
         /// The master that it was fetched from.

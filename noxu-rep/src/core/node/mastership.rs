@@ -130,6 +130,16 @@ impl NodeCore {
         }
     }
 
+    /// Whoever is level can give the replica what it needs; as a replica this node is restored.
+    pub(super) fn handle_unreadable(&mut self, now: Now, facts: &Facts) {
+        let State::Master(_) = &self.state else { return };
+        self.alarm("a replica needs entries of this log that cannot be read".to_owned());
+        if let Some(successor) = self.successor(now, facts) {
+            let at = now + self.setup.timing.failure_timeout * 2;
+            self.step_down(now, at, "a replica needs what cannot be read", Some(successor));
+        }
+    }
+
     /// Whether so few voters are in touch that the others could elect a master.
     pub(super) fn is_deposed(&self, now: Now, facts: &Facts, mastership: &Mastership) -> bool {
         let timeout = self.setup.timing.quorum_timeout;
