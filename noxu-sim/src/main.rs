@@ -46,7 +46,8 @@ struct Args {
     /// Looks for few faults that break the same rule, within so many runs.
     #[arg(long, requires = "seed", value_name = "RUNS")]
     shrink: Option<usize>,
-    /// Looks for each deliberate bug, or for the one of this name, in the worlds of `--seeds`.
+    /// Looks for each deliberate bug, or for the one of this name, in the worlds of `--seeds` or
+    /// the scenarios of `--scripts`.
     #[cfg(feature = "mutants")]
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     mutants: Option<String>,
@@ -139,19 +140,23 @@ fn play_file(args: &Args, file: &Path) -> bool {
     failure.is_some()
 }
 
+/// The files of scenarios in a directory, by name.
+fn listed(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = entries.collect::<Result<Vec<_>, _>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "scn"));
+    files.sort();
+    Ok(files)
+}
+
 fn play_all(args: &Args, dir: &Path) -> bool {
-    let listed = std::fs::read_dir(dir).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()
-    });
-    let mut files = match listed {
+    let files = match listed(dir) {
         Ok(files) => files,
         Err(cause) => {
             println!("{}: {cause}", dir.display());
             return true;
         }
     };
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "scn"));
-    files.sort();
     files.iter().filter(|file| play_file(args, file)).count() > 0
 }
 
@@ -193,6 +198,17 @@ fn run_one(args: &Args, seed: u64) -> bool {
     outcome.violation.is_some()
 }
 
+/// The scenarios of a directory that can be read, with their names.
+#[cfg(feature = "mutants")]
+fn scripts(dir: &Path) -> Vec<(String, Script)> {
+    let files = listed(dir).unwrap_or_default();
+    let named = files.into_iter().filter_map(|file| {
+        let text = std::fs::read_to_string(&file).ok()?;
+        Some((file.file_stem()?.to_string_lossy().into_owned(), Script::parse(&text).ok()?))
+    });
+    named.collect()
+}
+
 /// Prints in which world each bug is found, and by which rule; true if one is not found.
 #[cfg(feature = "mutants")]
 fn look_for_mutants(args: &Args, name: &str) -> bool {
@@ -201,6 +217,18 @@ fn look_for_mutants(args: &Args, name: &str) -> bool {
     let mut missed = 0;
     for (bug, mutants) in Mutants::all() {
         if !name.is_empty() && bug != name {
+            continue;
+        }
+        if let Some(dir) = &args.scripts {
+            let found: Vec<String> = scripts(dir)
+                .into_iter()
+                .filter_map(|(name, script)| play(&script, mutants, 0).failure.map(|_| name))
+                .collect();
+            missed += usize::from(found.is_empty());
+            println!(
+                "{bug}: {}",
+                if found.is_empty() { "not found".into() } else { found.join(" ") }
+            );
             continue;
         }
         let found = args.seeds.clone().find_map(|seed| {

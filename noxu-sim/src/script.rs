@@ -25,6 +25,8 @@
 //! disk A full / disk A ok         there is no room, and again
 //! corrupt A entry x               the (first) entry of the write named x rots
 //! corrupt A mark                  both slots of the tail mark rot
+//! corrupt A control               one slot of the control file rots
+//! corrupt A header                the header of a segment rots
 //! write [n] [POLICY] [at A] [as x]
 //!                                 n transactions. Named ones are written and not waited for;
 //!                                 others have to be reported done. POLICY is local, majority
@@ -46,6 +48,7 @@ use std::time::Duration;
 
 use noxu_rep::{Durability, Role};
 
+use crate::disk::Rot;
 use crate::event::Host;
 use crate::plan::Plan;
 
@@ -101,6 +104,7 @@ pub(crate) enum Command {
         write: String,
     },
     CorruptMark(Host),
+    Corrupt(Host, Rot),
     Write(Writing),
     /// The master has this letter from now on.
     Call(Host),
@@ -278,7 +282,9 @@ fn command(verb: &str, words: &mut Words<'_>) -> Parsed<Command> {
             match words.word()? {
                 "entry" => Command::CorruptEntry { host, write: words.name()? },
                 "mark" => Command::CorruptMark(host),
-                other => return Err(format!("entry or mark expected, not {other}")),
+                "control" => Command::Corrupt(host, Rot::ControlSlot),
+                "header" => Command::Corrupt(host, Rot::SegmentHeader),
+                other => return Err(format!("there is no {other} to rot")),
             }
         }
         "write" => Command::Write(words.writing()?),
@@ -430,7 +436,10 @@ impl Command {
                 one(to);
             }),
             Self::Reset(a, b) => [a, b].into_iter().for_each(one),
-            Self::Disk { host, .. } | Self::CorruptEntry { host, .. } | Self::CorruptMark(host) => {
+            Self::Disk { host, .. }
+            | Self::CorruptEntry { host, .. }
+            | Self::CorruptMark(host)
+            | Self::Corrupt(host, _) => {
                 one(host);
             }
             Self::Write(writing) => writing.at.iter_mut().for_each(one),

@@ -17,13 +17,15 @@ use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_rep::core::node::Input;
 use noxu_rep::driver::master::Admit;
 use noxu_rep::{Durability, RepError, Role};
-use noxu_util::Lsn;
+use noxu_util::{Lsn, Vlsn};
 use parking_lot::Mutex;
 
 use super::World;
 use crate::clock::WALL_START_MS;
+use crate::disk::Rot;
 use crate::event::{Event, Host, Nanos, Turn};
 use crate::invariants::{Violation, i14_convergence};
+use crate::ledger::LogMirror;
 use crate::mutants::Mutants;
 use crate::oracle::{Place, Told, Transaction, TxnId};
 use crate::schedule::Schedule;
@@ -181,6 +183,7 @@ impl Player {
             }
             Command::CorruptEntry { host, write } => self.corrupt_entry(*host, write),
             Command::CorruptMark(host) => self.corrupt_mark(*host),
+            Command::Corrupt(host, what) => self.corrupt(*host, *what),
             Command::Write(writing) => self.write(writing),
             Command::Call(letter) => self.call(*letter),
             Command::Run(time) => self.run(*time),
@@ -419,6 +422,27 @@ impl Player {
         }
         self.world.atlas.note_uncertain(host);
         self.world.rotten.insert(host);
+        Ok(())
+    }
+
+    fn corrupt(&mut self, host: Host, what: Rot) -> Done {
+        let world = &mut self.world;
+        let disk = world.nodes[host.0].disk.lock();
+        let found = disk.find_rot(what, world.plan.seed).map_err(|cause| cause.to_string())?;
+        let rotten = found.ok_or("there is no such file")?;
+        disk.rot(&rotten).map_err(|cause| cause.to_string())?;
+        match what {
+            // Every segment may be the one.
+            Rot::SegmentHeader | Rot::Entry => {
+                let last = world.watch.ledger().log(host).map_or(Vlsn::default(), LogMirror::last);
+                for vlsn in 1..=last.sequence() {
+                    world.atlas.note_damage(host, Vlsn::new(vlsn));
+                }
+            }
+            Rot::MarkSlot | Rot::ControlSlot | Rot::SideFile => {}
+        }
+        world.atlas.note_uncertain(host);
+        world.rotten.insert(host);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use noxu_rep::mutant::Mutant;
 use noxu_sim::mutants::Mutants;
 use noxu_sim::script::{Failure, Script};
 use noxu_sim::trace::KEPT_LINES;
@@ -16,6 +17,11 @@ fn files() -> Vec<PathBuf> {
         .collect();
     files.sort();
     files
+}
+
+fn read(name: &str) -> Script {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    Script::parse(&fs::read_to_string(dir.join(name)).unwrap()).unwrap()
 }
 
 fn play_text(text: &str) -> Played {
@@ -62,4 +68,17 @@ fn an_expectation_that_is_not_met_fails_with_its_line_and_the_last_events() {
 fn what_is_to_stay_fails_when_it_changes() {
     let text = "nodes 1\nexpect no master for 1s\nstart A\nexpect no master for 5s";
     assert_eq!(play_text(text).failure.map(|failure| failure.line), Some(4));
+}
+
+#[test]
+fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
+    for (name, bug) in [
+        ("d_faulty_head_and_laggard.scn", Mutant::NackQuorumTooSmall),
+        ("h17_never_acknowledged_damage.scn", Mutant::NackQuorumTooSmall),
+        ("e_partition_master_minority.scn", Mutant::AckBeforeSync),
+        ("u_size_one.scn", Mutant::TermResumed),
+    ] {
+        let mutants = Mutants { rep: Some(bug), log: None };
+        assert!(play(&read(name), mutants, 0).failure.is_some(), "{name} with {bug:?}");
+    }
 }
