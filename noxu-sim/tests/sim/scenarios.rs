@@ -76,6 +76,8 @@ fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
         ("d_faulty_head_and_laggard.scn", Mutant::NackQuorumTooSmall),
         ("h17_never_acknowledged_damage.scn", Mutant::NackQuorumTooSmall),
         ("e_partition_master_minority.scn", Mutant::AckBeforeSync),
+        ("e_longer_log_of_an_older_term.scn", Mutant::RankedByVlsnOnly),
+        ("e_needed_vote_has_the_entry.scn", Mutant::HeadNotCompared),
         ("u_size_one.scn", Mutant::TermResumed),
     ] {
         let mutants = Mutants { rep: Some(bug), log: None };
