@@ -269,8 +269,13 @@ impl Client {
     }
 }
 
-/// Whether a commit that this policy was met for is on a quorum of disks.
+/// Whether a commit that this policy was met for is on a quorum of disks: the replicas that it asks for
+/// make one together with the master, so the master's copy must be synced too.
 pub(crate) fn is_durable(durability: Durability) -> bool {
+    let local = match durability.local {
+        SyncPolicy::Sync => true,
+        SyncPolicy::WriteNoSync | SyncPolicy::NoSync => false,
+    };
     let replicas = match durability.acks {
         AckPolicy::None => false,
         AckPolicy::SimpleMajority | AckPolicy::All => true,
@@ -279,7 +284,7 @@ pub(crate) fn is_durable(durability: Durability) -> bool {
         SyncPolicy::Sync | SyncPolicy::WriteNoSync => true,
         SyncPolicy::NoSync => false,
     };
-    replicas && synced
+    local && replicas && synced
 }
 
 fn running(nodes: &[SimNode], host: Host, life: u32) -> Option<&Process> {

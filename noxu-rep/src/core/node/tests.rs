@@ -693,6 +693,33 @@ fn a_conversation_of_an_older_term_than_the_master_that_is_dialled_is_not_taken_
     assert_eq!(core.master(), Some(&name(2)));
 }
 
+/// Found by the simulator: two voters, the one with the better log of priority 0, and the word of how
+/// the other stands lost. Each waited for the other.
+#[test]
+fn a_node_of_priority_zero_hears_from_a_vote_request_that_another_is_behind() {
+    let ballot = Ballot { epoch: 0, term: Term::new(4), vote: None };
+    let mut core = NodeCore::new(ms(0), setup(1, 0, 7), ballot, Some(membership(2, 0, 0)));
+    drain(&mut core);
+    let own = facts(end(4, 10));
+    let card = PeerCard {
+        peer: peer(1),
+        kind: NodeKind::Electable,
+        priority: 3,
+        address: String::new(),
+        epoch: 0,
+        term: Term::new(4),
+        group: None,
+    };
+    core.handle(ms(1), &own, Input::LinkUp(card));
+    core.handle_timeout(ms(1000), &own);
+    assert!(!sent(&drain(&mut core)).iter().any(|(_, body)| matches!(body, Body::VoteRequest(_))));
+    let behind = VoteRequest { priority: 3, ..request(Phase::Pre, 5, end(4, 8)) };
+    core.handle(ms(1001), &own, message(1, 4, Body::VoteRequest(behind)));
+    drain(&mut core);
+    core.handle_timeout(ms(3000), &own);
+    assert!(sent(&drain(&mut core)).iter().any(|(_, body)| matches!(body, Body::VoteRequest(_))));
+}
+
 #[test]
 fn a_wiped_founder_joins_the_group_that_it_meets() {
     let wish = FoundingWish {

@@ -12,7 +12,9 @@ use crate::core::commits::Now;
 use crate::core::election::{Campaign, Tally, VoterView, judge};
 use crate::core::repair::{Repair, RepairSetup};
 use crate::mutant::{self, Mutant};
-use crate::wire::election::{Body, Peer, Phase, Refusal, Verdict, VoteAnswer, VoteRequest};
+use crate::wire::election::{
+    Body, NodeRole, Peer, Phase, Refusal, Standing, Verdict, VoteAnswer, VoteRequest,
+};
 
 impl NodeCore {
     pub(super) fn handle_vote_request(
@@ -56,6 +58,9 @@ impl NodeCore {
         };
         let Some(verdict) = judgement.verdict else { return };
         self.seen = self.seen.max(if judgement.raise { request.asked } else { Term::ZERO });
+        if epoch == self.promised.epoch && self.listens_to(from) {
+            self.note_candidate(from, request);
+        }
         let granted = match verdict {
             Verdict::Granted { .. } => true,
             Verdict::Refused(Refusal::Fork) => {
@@ -99,6 +104,15 @@ impl NodeCore {
             let request = *candidate.campaign.request();
             self.send(&from.name, Body::VoteRequest(request));
         }
+    }
+
+    /// A candidate says how it stands, too: word of it may have been lost, and is not repeated.
+    fn note_candidate(&mut self, from: &Peer, request: &VoteRequest) {
+        let VoteRequest { head, priority, uncertain, .. } = *request;
+        let full = self.standings.get(&from.name).is_some_and(|standing| standing.full);
+        let role = NodeRole::Unknown;
+        let standing = Standing { head, role, master: None, priority, full, uncertain };
+        self.standings.insert(from.name.clone(), standing);
     }
 
     /// Whoever granted lets the other go ahead.
