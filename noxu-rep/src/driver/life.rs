@@ -7,9 +7,9 @@
 //! [`Life::keep_house`]). The simulator calls the same functions as the threads of a node do.
 //!
 //! # The gate
-//! From the snapshot of [`Facts`] until every promise that follows from it is durable, no
-//! acknowledgement leaves this node and no commit of its own mastership counts: the locks under
-//! which both happen are held. So the log end that a vote compares covers whatever this node ever
+//! From the snapshot of [`Facts`](crate::core::node::Facts) until every promise that follows from it
+//! is durable, no acknowledgement leaves this node and no commit of its own mastership counts: the
+//! locks under which both happen are held. So the log end that a vote compares covers whatever this node ever
 //! answered for, and nothing of an older term is answered for afterwards.
 //!
 //! # Invariants
