@@ -138,7 +138,7 @@ impl Node {
         loop {
             let life = self.life();
             let left = deadline.saturating_duration_since(Instant::now());
-            if life.wait_role(|found, _| found == role, left) {
+            if life.wait_role(role, left) {
                 return true;
             }
             // It may have ended because another life has begun.

@@ -6,8 +6,8 @@ use noxu_rep::group::{Electorate, Voter, VoterKind};
 use noxu_rep::wire::election::Verdict as VoteVerdict;
 use noxu_rep::wire::election::link::{Introduction, LINK_VERSIONS, LinkMsg};
 use noxu_rep::wire::election::{
-    Body, ElectionMsg, FoundedGroup, LeadPhase, LogEnd, Mark, NodeRole, Peer, Phase, Purpose,
-    Refusal, RepairAnswer, RepairAsk, RepairVerdict, Silence, Standing, VoteAnswer, VoteRequest,
+    Body, ElectionMsg, LeadPhase, LogEnd, Mark, NodeRole, Peer, Phase, Purpose, Refusal,
+    RepairAnswer, RepairAsk, RepairVerdict, Silence, Standing, VoteAnswer, VoteRequest,
 };
 use noxu_rep::wire::frame::{FRAME_LENGTH_BYTES, decode_length, encode_length};
 use noxu_rep::wire::handshake::{
@@ -348,7 +348,7 @@ pub fn election_seeds() -> Vec<Vec<u8>> {
         answer(RepairVerdict::Silent(Silence::Damaged), b""),
         Body::Yield { successor: name("n3") },
         Body::Founding {
-            identity: FoundedGroup { id, name: name("g"), segment_bytes: 1 << 20 },
+            identity: GroupIdentity { id, name: name("g"), segment_bytes: 1 << 20 },
             electorate: Electorate {
                 voters: ["n1", "n2", "n3"].map(voter).to_vec(),
                 q_rep: 0,

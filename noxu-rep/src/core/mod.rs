@@ -16,4 +16,5 @@ pub mod quorums;
 pub mod repair;
 pub mod replica;
 pub mod rollback;
+pub mod search;
 pub mod syncup;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use noxu_log::{Holder, HolderKind, Lost, Pin};
-use noxu_util::{Incarnation, Name, Vlsn};
+use noxu_util::{Name, Vlsn};
 
 use super::following::is_damage;
 use super::life::Life;
@@ -147,10 +147,6 @@ impl Life {
             pin.set_grace(self.config.absence_grace);
         }
         Ok(pin)
-    }
-
-    fn is_bound(&self, name: &Name, incarnation: Incarnation) -> bool {
-        self.membership().is_some_and(|m| m.electorate.is_voter(name, incarnation))
     }
 
     fn welcome(&self, master: Option<&Master>, hello: &Hello) -> Result<Welcome, RejectReason> {

@@ -3,28 +3,23 @@
 //! Nothing waits for a fixed time: a new order ends whatever goes on; only when no peer could be
 //! followed does the next round wait, at first very little.
 //!
-//! # Not here: one conversation (following.rs); whom to follow (core/node.rs).
+//! # Not here: one conversation (following.rs); whom to follow (core/node.rs), whom to ask next
+//! (core/search.rs).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use noxu_util::Name;
 use parking_lot::{Condvar, Mutex};
 
-use super::following::{Established, is_final};
+use super::following::is_final;
 use super::life::Target;
 use super::running::Running;
-use crate::core::node::Ended;
+use crate::core::search::{Attempt, Search};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{FEEDER_SERVICE_NAME, dial};
-use crate::stream::replica::ended;
 use crate::wire::handshake::RejectReason;
-
-/// First and longest wait between two rounds in which no peer could be followed.
-const FIRST_WAIT: Duration = Duration::from_millis(10);
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a node that nobody has accepted yet bears refusals that time does not mend, before it
 /// gives up: a peer may still be closing the connection of this node's previous life.
@@ -37,6 +32,7 @@ pub(crate) struct Orders {
     changed: Condvar,
 }
 
+#[derive(Default)]
 struct State {
     target: Target,
     /// Counts orders: whoever acts on one sees whether there is another.
@@ -46,19 +42,6 @@ struct State {
     stop: bool,
     dialled: Option<(u64, Result<Arc<dyn Channel>>)>,
     dials: u64,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            target: Target::Nobody,
-            number: 0,
-            again: false,
-            stop: false,
-            dialled: None,
-            dials: 0,
-        }
-    }
 }
 
 impl Orders {
@@ -127,7 +110,7 @@ impl Orders {
 /// # Errors
 /// What only an operator can settle; everything else is tried again.
 pub(crate) fn run(node: &Arc<Running>) -> Result<()> {
-    let mut follower = Follower { node, wait: FIRST_WAIT, accepted: false, refused_since: None };
+    let mut follower = Follower { node, search: Search::default(), refused_since: None };
     let mut last = 0;
     while let Some((number, target)) = node.orders.wait(last) {
         last = number;
@@ -142,21 +125,9 @@ pub(crate) fn run(node: &Arc<Running>) -> Result<()> {
     Ok(())
 }
 
-/// How an attempt with one peer ended.
-enum Attempt {
-    /// The stream was open for some time, or a restore has everything.
-    Followed,
-    /// The master, but nothing came of it.
-    Failed,
-    /// Not the one to follow; it may have named another.
-    NotThis { instead: Option<String> },
-}
-
 struct Follower<'a> {
     node: &'a Arc<Running>,
-    wait: Duration,
-    /// A master has accepted this node in this life.
-    accepted: bool,
+    search: Search,
     refused_since: Option<Duration>,
 }
 
@@ -165,103 +136,52 @@ impl Follower<'_> {
     fn seek(&mut self, number: u64) -> Result<()> {
         let orders = &self.node.orders;
         while orders.stands(number) {
-            let mut candidates: VecDeque<String> = self.candidates(&orders.hints()).into();
-            let mut hinted = false;
-            while let Some(address) = candidates.pop_front() {
+            let known = self.known();
+            self.search.begin_round(&self.node.life.address, known);
+            while let Some(address) = self.search.poll_candidate() {
+                let attempt = self.attempt(number, &address, None)?;
+                self.search.handle_attempt(&address, attempt);
                 if !orders.stands(number) {
                     return Ok(());
                 }
-                match self.attempt(number, &address, None)? {
-                    Attempt::Followed => {
-                        self.wait = FIRST_WAIT;
-                        break;
-                    }
-                    Attempt::Failed => break,
-                    Attempt::NotThis { instead: Some(master) } if !hinted && master != address => {
-                        // Followed once a round: two nodes may name each other.
-                        hinted = true;
-                        candidates.push_front(master);
-                    }
-                    Attempt::NotThis { .. } => {}
-                }
             }
-            // Spread, so that nodes that lost the same master do not dial in step.
-            orders.pause(number, self.wait.mul_f64(0.5 + fastrand::f64()));
-            self.wait = (self.wait * 2).min(LONGEST_WAIT);
+            orders.pause(number, self.search.end_round(fastrand::f64()));
         }
         Ok(())
     }
 
     /// Where somebody may know: where the master was last, first; at last whoever is linked with.
-    fn candidates(&self, hints: &[String]) -> Vec<String> {
+    fn known(&self) -> Vec<String> {
         let life = &self.node.life;
-        let last = life.master_address();
-        let mut all: Vec<String> = Vec::new();
-        let linked = self.node.links.addresses();
-        for address in last.iter().chain(&life.config.peers).chain(hints).chain(&linked) {
-            if *address != life.address && !all.contains(address) {
-                all.push(address.clone());
-            }
-        }
-        all
+        let mut known: Vec<String> = life.master_address().into_iter().collect();
+        known.extend_from_slice(&life.config.peers);
+        known.extend(self.node.orders.hints());
+        known.extend(self.node.links.addresses());
+        known
     }
 
     /// One conversation with the node at `address`.
     fn attempt(&mut self, number: u64, address: &str, master: Option<&Name>) -> Result<Attempt> {
-        let life = Arc::clone(&self.node.life);
+        let (node, orders) = (self.node, &self.node.orders);
         let Some(dialled) = self.dial(number, address) else {
             return Ok(Attempt::NotThis { instead: None }); // another order came
         };
-        let conversed = dialled.and_then(|channel| self.converse(number, &channel, address));
-        let stands = self.node.orders.stands(number);
-        let (attempt, why) = match conversed {
-            Ok(Some(why)) => {
-                self.accepted = true;
-                (Attempt::Followed, why)
-            }
-            Ok(None) => (Attempt::NotThis { instead: None }, Ended::Fault),
-            Err(cause) => {
-                // One that was told to follow somebody else broke it off itself.
-                if is_final(&cause) && stands && !life.is_over() || self.gives_up(&cause) {
-                    return Err(cause);
+        let wanted = || orders.stands(number);
+        let next_life = || node.begin_next_life();
+        let life = &node.life;
+        let outcome =
+            dialled.and_then(|channel| life.converse(channel, address, &wanted, &next_life));
+        let stands = orders.stands(number);
+        match outcome {
+            // One that was told to follow somebody else broke it off itself.
+            Err(cause) if is_final(&cause) && stands && !life.is_over() => return Err(cause),
+            Err(cause) if self.gives_up(&cause) => return Err(cause),
+            outcome => {
+                if let Err(cause) = &outcome {
+                    tracing::info!(node = %life.config.name, peer = %address, "{cause}");
+                    life.note_error(cause);
                 }
-                tracing::info!(node = %life.config.name, peer = %address, "{cause}");
-                life.note_error(&cause);
-                let instead = match &cause {
-                    RepError::Rejected(RejectReason::NotMaster { master }) => master.clone(),
-                    _ => None,
-                };
-                (Attempt::NotThis { instead }, ended(&Err(cause)))
-            }
-        };
-        let met = life.handle_conversation_ended(master.filter(|_| stands), why);
-        Ok(match attempt {
-            Attempt::NotThis { .. } if met => Attempt::Failed,
-            other => other,
-        })
-    }
-
-    /// Follows whoever is at the other end; `None` if that is not the one to follow.
-    fn converse(
-        &mut self,
-        number: u64,
-        channel: &Arc<dyn Channel>,
-        address: &str,
-    ) -> Result<Option<Ended>> {
-        let (life, orders) = (&self.node.life, &self.node.orders);
-        match life.establish(Arc::clone(channel), address, &|| orders.stands(number))? {
-            Established::NotThis => Ok(None),
-            Established::Stream(stream) => {
-                self.accepted = true;
-                let outcome = stream.run();
-                let why = ended(&outcome);
-                outcome.map(|_| Some(why))
-            }
-            Established::Restore(from) => {
-                if life.restore(&from)? {
-                    self.node.begin_next_life();
-                }
-                Ok(Some(Ended::Fault))
+                Ok(life.handle_conversation_ended(master.filter(|_| stands), outcome))
             }
         }
     }
@@ -302,7 +222,7 @@ impl Follower<'_> {
     /// group needs it, and whoever refuses it may be a stranger at an address that was a peer's.
     fn gives_up(&mut self, cause: &RepError) -> bool {
         let life = &self.node.life;
-        if self.accepted || life.is_voter() || !is_lasting(cause) {
+        if life.was_accepted() || life.is_voter() || !is_lasting(cause) {
             return false;
         }
         let now = life.clock.now();

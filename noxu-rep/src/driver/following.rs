@@ -22,14 +22,14 @@ use noxu_util::{Lsn, Name, Term, Vlsn};
 
 #[cfg(doc)]
 use super::life::Surroundings;
-use super::life::{Heard, Life, founded};
+use super::life::{Heard, Life};
 use super::mending::{Told, ask_master, damages, put_back};
-use super::opening::wanted_group;
 use super::services::LOG_FORMAT;
 use crate::clock::Clock;
 use crate::core::node::{Ended, Input, Membership};
 use crate::core::replica::StreamFault;
 use crate::core::rollback::{Decision, Found, Situation, decide};
+use crate::core::search::Attempt;
 use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
@@ -37,18 +37,20 @@ use crate::net::dispatcher::{RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME};
 use crate::restore::session::{Restoring, fetch};
 use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
-use crate::stream::replica::{ReplicaHost, ReplicaStream};
+use crate::stream::replica::{ReplicaHost, ReplicaStream, ended};
 use crate::stream::syncup_protocol::{SyncupOptions, SyncupOutcome, replica_syncup};
 use crate::wire::election::LogEnd;
-use crate::wire::handshake::{Capabilities, Hello, VersionRange, Welcome, handshake_as_replica};
+use crate::wire::handshake::{
+    Capabilities, Hello, RejectReason, VersionRange, Welcome, handshake_as_replica,
+};
 use crate::wire::message::Era;
 use crate::wire::probe::{ProbeAnswer, encode_question};
 
 /// What a conversation has come to.
-pub enum Established {
-    /// The stream is open: its steps are to be taken, from [`ReplicaStream::begin`] on.
+pub(super) enum Established {
+    /// The stream is open: it is to be run.
     Stream(Arc<ReplicaStream>),
-    /// No matchpoint: log and state are to be fetched from there ([`Life::restore`]).
+    /// No matchpoint: log and state are to be fetched from there.
     Restore(RestoreFrom),
     /// This peer is not the one to follow.
     NotThis,
@@ -65,8 +67,7 @@ enum Mended {
 }
 
 /// Whom to restore from.
-#[derive(Debug, Clone)]
-pub struct RestoreFrom {
+pub(super) struct RestoreFrom {
     address: String,
     master: Name,
     term: Term,
@@ -75,14 +76,68 @@ pub struct RestoreFrom {
 
 impl Life {
     /// Follows the node at the other end of `channel`, which is reached at `address`, if it is the
-    /// master. `is_wanted` is asked once [`Surroundings::follow`] can break it off: an order that came
-    /// just before has not. Whatever comes of it, [`Life::handle_conversation_ended`] is to be called when it is
-    /// over.
+    /// master, until that is over; `None` if it is not the one to follow. `is_wanted` is asked once
+    /// [`Surroundings::follow`] can break it off: an order that came just before has not. A restore
+    /// that has everything is followed by `begin_next_life`.
     ///
     /// # Errors
     /// `Rejected` by either side; the channel's; the log's; `ReadOnly` while the disk is full;
-    /// `RollbackBelowCommitFloor`.
-    pub fn establish(
+    /// `RollbackBelowCommitFloor`. What [`is_final`] says of is for an operator.
+    pub fn converse(
+        self: &Arc<Self>,
+        channel: Arc<dyn Channel>,
+        address: &str,
+        is_wanted: &dyn Fn() -> bool,
+        begin_next_life: &dyn Fn(),
+    ) -> Result<Option<Ended>> {
+        match self.establish(channel, address, is_wanted)? {
+            Established::NotThis => Ok(None),
+            Established::Stream(stream) => {
+                self.accepted.store(true, Ordering::Release);
+                let outcome = stream.run();
+                let why = ended(&outcome);
+                outcome.map(|_| Some(why))
+            }
+            Established::Restore(from) => {
+                if self.restore(&from)? {
+                    begin_next_life();
+                }
+                self.accepted.store(true, Ordering::Release);
+                Ok(Some(Ended::Fault))
+            }
+        }
+    }
+
+    /// What [`Life::converse`] returned is over and done with. `master` is who it was with, if this
+    /// node was told to follow that one and nothing else since.
+    pub fn handle_conversation_ended(
+        &self,
+        master: Option<&Name>,
+        outcome: Result<Option<Ended>>,
+    ) -> Attempt {
+        let (attempt, why) = match outcome {
+            Ok(Some(why)) => (Attempt::Followed, why),
+            Ok(None) => (Attempt::NotThis { instead: None }, Ended::Fault),
+            Err(cause) => {
+                let instead = match &cause {
+                    RepError::Rejected(RejectReason::NotMaster { master }) => master.clone(),
+                    _ => None,
+                };
+                (Attempt::NotThis { instead }, ended(&Err(cause)))
+            }
+        };
+        let followed = self.close_conversation();
+        if let Some(master) = followed.as_ref().or(master) {
+            self.handle(Input::FollowEnded { master: Some(master.clone()), why });
+        }
+        match attempt {
+            Attempt::NotThis { .. } if followed.is_some() => Attempt::Failed,
+            other => other,
+        }
+    }
+
+    /// Everything of a conversation before its stream.
+    pub(super) fn establish(
         self: &Arc<Self>,
         channel: Arc<dyn Channel>,
         address: &str,
@@ -215,24 +270,13 @@ impl Life {
         }
     }
 
-    /// The conversation is over, and this is why. `master` is who it was with, if this node was told
-    /// to follow that one and nothing else since. Returns whether it was with the master: then nobody
-    /// else need be asked for now.
-    pub fn handle_conversation_ended(&self, master: Option<&Name>, why: Ended) -> bool {
-        let followed = self.close_conversation();
-        if let Some(master) = followed.as_ref().or(master) {
-            self.handle(Input::FollowEnded { master: Some(master.clone()), why });
-        }
-        followed.is_some()
-    }
-
     /// Fetches log and state of the master and, once all of it is here, commits it: then this life is
-    /// silent, and the next begins with [`crate::restore::install::install`]. False if the restore
-    /// is void, because this node does not follow that master any more.
+    /// silent, and the next begins with [`crate::restore::install::install`]. False if it is void,
+    /// because this node does not follow that master any more.
     ///
     /// # Errors
     /// The network's, the disk's; the next attempt resumes.
-    pub fn restore(&self, from: &RestoreFrom) -> Result<bool> {
+    fn restore(&self, from: &RestoreFrom) -> Result<bool> {
         tracing::info!(node = %self.config.name, from = %from.master, "network restore");
         let channel =
             self.around.dial(&from.address, RESTORE_SERVICE_NAME, self.config.dial_timeout)?;
@@ -277,11 +321,10 @@ impl Life {
 
     fn hello(&self) -> Hello {
         let control = self.log.control().state();
-        let group_name = control.group.as_ref().map(|group| group.name.clone());
         Hello {
             versions: VersionRange::SPOKEN,
             group: control.group.as_ref().map(|group| group.id),
-            group_name: group_name.or_else(|| wanted_group(&self.config)),
+            group_name: self.group_name(control.group.as_ref()),
             node: self.config.name.clone(),
             address: self.address.clone(),
             incarnation: control.incarnation,
@@ -448,7 +491,7 @@ impl Life {
             let body = Bytes::copy_from_slice(body);
             self.log.control().update(|control| control.group_config = body)?;
         }
-        let membership = Membership { group: founded(group), electorate };
+        let membership = Membership { group: group.clone(), electorate };
         self.set_membership(membership.clone());
         self.around.post(Input::ConfigChanged(membership));
         Ok(())
@@ -470,8 +513,8 @@ pub(super) fn is_damage(cause: &LogError) -> bool {
     matches!(cause, LogError::Corrupt { .. } | LogError::Faulty { .. })
 }
 
-/// Errors that no retry can mend: the node stops and says so.
-pub(crate) fn is_final(cause: &RepError) -> bool {
+/// Whether no retry can mend it: the node stops and says so.
+pub fn is_final(cause: &RepError) -> bool {
     matches!(
         cause,
         RepError::Stream(StreamFault::DurableFork { .. })

@@ -9,8 +9,8 @@
 //! # The gate
 //! From the snapshot of [`Facts`](crate::core::node::Facts) until every promise that follows from it
 //! is durable, no acknowledgement leaves this node and no commit of its own mastership counts: the
-//! locks under which both happen are held. So the log end that a vote compares covers whatever this node ever
-//! answered for, and nothing of an older term is answered for afterwards.
+//! locks under which both happen are held. So the log end that a vote compares covers whatever this
+//! node ever answered for, and nothing of an older term is answered for afterwards.
 //!
 //! # Invariants
 //! - Whoever cuts the log, replaces it or opens a stream into it does so with the core held, after
@@ -26,12 +26,12 @@
 //! (links.rs, follower.rs).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use noxu_log::Log;
 use noxu_log::env::Env;
-use noxu_util::{GroupId, NULL_VLSN, Name, Term, Vlsn};
+use noxu_log::{GroupIdentity, Log};
+use noxu_util::{GroupId, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
@@ -51,7 +51,7 @@ use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
 use crate::wire::election::link::{Introduction, LINK_VERSIONS};
-use crate::wire::election::{ElectionMsg, FoundedGroup, MAX_REPAIR_BYTES, Peer};
+use crate::wire::election::{ElectionMsg, MAX_REPAIR_BYTES, Peer};
 use crate::wire::handshake::{Capabilities, RejectReason};
 
 mod facts;
@@ -93,9 +93,10 @@ pub trait Surroundings: Send + Sync {
 }
 
 /// Whom a node is to follow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Target {
     /// Nobody.
+    #[default]
     Nobody,
     /// Whoever is master: these may know, besides the configured peers.
     Seek {
@@ -141,6 +142,8 @@ pub struct Life {
     notes: Mutex<Notes>,
     /// The log, or its anchor, is known to hold a Group entry.
     configured: AtomicBool,
+    /// A master has accepted this node, in this life.
+    pub(super) accepted: AtomicBool,
 }
 
 /// The conversation with the master that this node follows.
@@ -272,6 +275,7 @@ impl Life {
             changed: Condvar::new(),
             notes: Mutex::default(),
             configured: AtomicBool::new(false),
+            accepted: AtomicBool::new(false),
             config,
             log,
             clock,
@@ -316,17 +320,17 @@ impl Life {
         self.drive(None);
     }
 
-    /// When [`Life::handle_timeout`] is due.
-    pub fn poll_timeout(&self) -> Option<Now> {
-        if self.is_over() { None } else { self.core.lock().poll_timeout() }
-    }
-
     /// Does what has to be done some time and is due; returns when the next of it is.
     ///
     /// # Errors
     /// The control file's.
     pub fn keep_house(&self) -> Result<Option<Now>> {
-        self.housekeeper.step(|now| self.mastership().and_then(|m| m.handle_timeout(now)))
+        self.housekeeper.step(|now| self.expire(now))
+    }
+
+    /// Gives up on commits whose time ran out; returns when the next one's does.
+    pub(crate) fn expire(&self, now: Now) -> Option<Now> {
+        self.mastership().and_then(|master| master.handle_timeout(now))
     }
 
     /// Has the state machine take a checkpoint; returns the VLSN through which the state is in it.
@@ -435,7 +439,7 @@ impl Life {
     /// How this node introduces itself on a link.
     pub fn introduction(&self) -> Introduction {
         let control = self.log.control().state();
-        let group_name = control.group.as_ref().map(|group| group.name.clone());
+        let group_name = self.group_name(control.group.as_ref());
         // A directory without a configuration is still to be told who votes.
         let group = self.membership().and(control.group).map(|group| group.id);
         Introduction {
@@ -443,13 +447,27 @@ impl Life {
             term: control.term,
             versions: LINK_VERSIONS,
             group,
-            group_name: group_name.or_else(|| wanted_group(&self.config)),
+            group_name,
             peer: self.me.clone(),
             kind: self.config.kind,
             priority: self.config.priority,
             address: self.address.clone(),
             capabilities: Capabilities::OURS,
         }
+    }
+
+    /// Name of the group that this node belongs to, or may belong to; `None` for any.
+    pub(super) fn group_name(&self, own: Option<&GroupIdentity>) -> Option<Name> {
+        own.map(|group| group.name.clone()).or_else(|| wanted_group(&self.config))
+    }
+
+    /// What the core is to know of who has introduced itself so on a link that it has dialled.
+    pub fn news_of(&self, theirs: &Introduction) -> Option<Input> {
+        if theirs.group.is_none() {
+            let (peer, address) = (theirs.peer.clone(), theirs.address.clone());
+            return Some(Input::Joiner { peer, address });
+        }
+        self.membership().is_none().then_some(Input::GroupMet)
     }
 
     /// Whether whoever introduces itself so on a link is one to talk to, and in which version.
@@ -468,10 +486,19 @@ impl Life {
         voters.map(|voter| voter.name.clone()).collect()
     }
 
-    /// Whether this very directory is bound to a vote.
+    /// Whether the configuration binds this very directory to a vote.
+    pub(crate) fn is_bound(&self, name: &Name, incarnation: Incarnation) -> bool {
+        self.membership().is_some_and(|m| m.electorate.is_voter(name, incarnation))
+    }
+
+    /// Whether that is so of this node's own.
     pub(crate) fn is_voter(&self) -> bool {
-        let bound = |m: Arc<Membership>| m.electorate.is_voter(&self.me.name, self.me.incarnation);
-        self.membership().is_some_and(bound)
+        self.is_bound(&self.me.name, self.me.incarnation)
+    }
+
+    /// Whether a master has accepted this node, in this life.
+    pub(crate) fn was_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Acquire)
     }
 
     /// Whether the state machine can be brought up from this log.
@@ -480,19 +507,19 @@ impl Life {
         if applied < anchor { Err(RepError::StateBehindLog { applied, anchor }) } else { Ok(()) }
     }
 
-    /// Waits until `met` of (role, term) holds or the life is over; false if the time is up before.
-    pub(crate) fn wait_role(&self, met: impl Fn(Role, Term) -> bool, timeout: Duration) -> bool {
+    /// Waits until the node is `role` or the life is over; false if the time is up before.
+    pub(crate) fn wait_role(&self, role: Role, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut public = self.public.lock();
         loop {
-            if met(public.role(), public.term) {
+            if public.role() == role {
                 return true;
             }
             if public.role == Role::Stopped || public.replaced {
                 return false;
             }
             if self.changed.wait_until(&mut public, deadline).timed_out() {
-                return met(public.role(), public.term);
+                return public.role() == role;
             }
         }
     }
@@ -677,11 +704,7 @@ fn membership(log: &Log) -> Result<Option<Membership>> {
         return Ok(None);
     }
     let electorate = Electorate::decode(&control.group_config)?;
-    Ok(Some(Membership { group: founded(&group), electorate }))
-}
-
-pub(super) fn founded(group: &noxu_log::GroupIdentity) -> FoundedGroup {
-    FoundedGroup { id: group.id, name: group.name.clone(), segment_bytes: group.segment_bytes }
+    Ok(Some(Membership { group, electorate }))
 }
 
 /// What a fresh directory is to found.
@@ -696,7 +719,7 @@ fn founding(env: &dyn Env, log: &Log, config: &NodeConfig) -> Option<FoundingWis
     id[..8].copy_from_slice(&env.entropy().to_le_bytes());
     id[8..].copy_from_slice(&env.entropy().to_le_bytes());
     Some(FoundingWish {
-        group: FoundedGroup {
+        group: GroupIdentity {
             id: GroupId::from_bytes(id),
             name: name.clone(),
             segment_bytes: *segment_bytes,

@@ -284,12 +284,8 @@ pub(super) fn serve(node: &Arc<Running>, channel: &Arc<dyn Channel>) -> Result<(
     let Peer { name, .. } = &theirs.peer;
     node.meet(vec![theirs.address.clone()]);
     node.links.poke(name, &theirs.address);
-    if theirs.group.is_none() {
-        let (peer, address) = (theirs.peer.clone(), theirs.address.clone());
-        node.deliver(Input::Joiner { peer, address });
-    }
-    if theirs.group.is_some() && life.membership().is_none() {
-        node.deliver(Input::GroupMet);
+    if let Some(news) = life.news_of(&theirs) {
+        node.deliver(news);
     }
     let outcome = receive(node, &**channel, &theirs.peer);
     node.links.poke(name, &theirs.address);

@@ -69,7 +69,6 @@ struct Inbox {
 
 /// The world as a life sees it.
 struct Outside {
-    address: String,
     links: Arc<Links>,
     orders: Arc<Orders>,
     events: Sender<Input>,
@@ -97,7 +96,6 @@ impl Running {
         let (alive, over) = bounded(0);
         let (links, orders) = (Arc::new(Links::default()), Arc::new(Orders::default()));
         let outside = Arc::new(Outside {
-            address: address.clone(),
             links: Arc::clone(&links),
             orders: Arc::clone(&orders),
             events,
@@ -143,8 +141,7 @@ impl Running {
     pub(crate) fn start(self: &Arc<Self>) {
         self.spawn("applier", |node| node.life.applier.run_thread());
         self.spawn("housekeeper", |node| {
-            let expire = |now| node.life.mastership().and_then(|m| m.handle_timeout(now));
-            node.life.housekeeper.run_thread(expire)
+            node.life.housekeeper.run_thread(|now| node.life.expire(now))
         });
         self.spawn("checkpointer", |node| {
             let life = &node.life;
@@ -360,9 +357,8 @@ impl Surroundings for Outside {
     }
 
     fn meet(&self, addresses: Vec<String>) {
-        self.links.meet(&self.address, addresses);
         if let Some(running) = self.running() {
-            self.links.start_new(&running);
+            running.meet(addresses);
         }
     }
 

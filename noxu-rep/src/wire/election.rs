@@ -5,7 +5,8 @@
 //! is answered (core/election.rs, core/repair.rs), who speaks when (core/node.rs).
 //! # See: docs/protocol.md#elections
 
-use noxu_util::{Fingerprint, GroupId, Incarnation, Name, Term, Vlsn};
+use noxu_log::GroupIdentity;
+use noxu_util::{Fingerprint, Incarnation, Name, Term, Vlsn};
 
 use crate::group::Electorate;
 
@@ -87,7 +88,7 @@ pub enum Body {
     /// Hands a founded group to one of its voters, whose directory is fresh.
     Founding {
         /// Which group it is.
-        identity: FoundedGroup,
+        identity: GroupIdentity,
         /// Who votes in it.
         electorate: Electorate,
     },
@@ -110,17 +111,6 @@ impl Body {
             Self::Founded => "Founded",
         }
     }
-}
-
-/// What makes a group this group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundedGroup {
-    /// Its number.
-    pub id: GroupId,
-    /// Its name.
-    pub name: Name,
-    /// Length of its log's segments, in bytes.
-    pub segment_bytes: u32,
 }
 
 /// The two rounds of a campaign.

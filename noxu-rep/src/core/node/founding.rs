@@ -4,12 +4,13 @@
 //! # Not here: how links open and who introduces itself on them (wire/election/link.rs), what a
 //! configuration may be (group.rs).
 
+use noxu_log::GroupIdentity;
 use noxu_util::Name;
 
 use super::{Candidate, Follower, FoundingWish, Joining, Membership, NodeCore, Output, State};
 use crate::core::commits::Now;
 use crate::group::{Electorate, Voter, VoterKind};
-use crate::wire::election::{Body, FoundedGroup, Peer};
+use crate::wire::election::{Body, Peer};
 
 impl NodeCore {
     pub(super) fn handle_joiner(&mut self, now: Now, peer: Peer, address: String) {
@@ -72,7 +73,7 @@ impl NodeCore {
         &mut self,
         now: Now,
         from: &Peer,
-        group: FoundedGroup,
+        group: GroupIdentity,
         electorate: Electorate,
     ) {
         if self.membership.is_some() {

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
+use noxu_log::GroupIdentity;
 use noxu_util::{GroupId, Name, Term, Vlsn};
 
 use crate::core::commits::Now;
 use crate::core::repair::{Damage, RepairStep};
 use crate::group::Electorate;
 use crate::wire::election::link::Introduction;
-use crate::wire::election::{ElectionMsg, FoundedGroup, LogEnd, NodeRole, Peer, RepairAsk};
+use crate::wire::election::{ElectionMsg, LogEnd, NodeRole, Peer, RepairAsk};
 use crate::wire::handshake::{NodeKind, RejectReason};
 
 /// How long a node waits for what.
@@ -89,7 +90,7 @@ pub struct NodeSetup {
 #[derive(Debug, Clone)]
 pub struct FoundingWish {
     /// What the group will be.
-    pub group: FoundedGroup,
+    pub group: GroupIdentity,
     /// Its voters, this node included.
     pub members: Vec<Name>,
     /// Copies that make an entry durable; 0 for a majority.
@@ -102,7 +103,7 @@ pub struct FoundingWish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     /// Which group.
-    pub group: FoundedGroup,
+    pub group: GroupIdentity,
     /// Who votes in it.
     pub electorate: Electorate,
 }

@@ -5,14 +5,14 @@ mod world;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use noxu_log::GroupIdentity;
 use noxu_util::{Fingerprint, Incarnation, NULL_VLSN};
 use world::{Coverage, TIMING, World, electorate, membership, ms, setup};
 
 use crate::core::repair::{Damage, RepairStep};
 use crate::group::{Electorate, VoterKind};
 use crate::wire::election::{
-    FoundedGroup, LogEnd, Purpose, Refusal, RepairAnswer, RepairAsk, Verdict, VoteAnswer,
-    VoteRequest,
+    LogEnd, Purpose, Refusal, RepairAnswer, RepairAsk, Verdict, VoteAnswer, VoteRequest,
 };
 
 /// What a seed breaks, if anything.

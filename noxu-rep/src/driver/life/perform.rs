@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use noxu_log::{Cut, EntryFlags, EntryKind, GroupIdentity, LostNote, NewEntry};
+use noxu_log::{Cut, EntryFlags, EntryKind, LostNote, NewEntry};
 use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::MutexGuard;
 
@@ -266,12 +266,12 @@ impl Life {
             Output::Follow { master, address, term } => {
                 self.public.lock().master = Some((master.clone(), Some(address.clone())));
                 self.around.follow(Target::Master { name: master, address, term });
-                self.unfollow();
+                self.close_conversation();
             }
             Output::Unfollow => {
                 answers.unfollowed = true;
                 self.around.follow(Target::Nobody);
-                self.unfollow();
+                self.close_conversation();
             }
             Output::TermAnswer { adopted, .. } => answers.adopted = adopted,
             Output::AskHead { nonce } => self.ask_head(nonce),
@@ -315,11 +315,7 @@ impl Life {
         }
         // First, for without a group it means nothing; a directory with a group is never without it.
         self.log.control().update(|control| control.group_config = config)?;
-        self.log.found(GroupIdentity {
-            id: group.id,
-            name: group.name.clone(),
-            segment_bytes: group.segment_bytes,
-        })?;
+        self.log.found(group.clone())?;
         tracing::info!(node = %self.config.name, group = %group.name, "belongs to a group");
         self.set_membership(membership);
         Ok(())
@@ -335,12 +331,6 @@ impl Life {
             let voters = membership.electorate.voters.iter();
             self.around.meet(voters.map(|voter| voter.address.clone()).collect());
         }
-    }
-
-    /// Ends the conversation with the master that was followed. On return nothing more of it is
-    /// appended to the log.
-    fn unfollow(&self) {
-        self.close_conversation();
     }
 
     /// Cuts the connection of the conversation under way; whoever holds it finds out.
@@ -377,8 +367,9 @@ impl Life {
         followed && !self.is_over()
     }
 
-    /// The conversation is over; returns the master whose term was adopted in it, unless this node
-    /// was told since to follow nobody or another.
+    /// Ends the conversation, if it is not over: on return nothing more of it is appended to the log.
+    /// Returns the master whose term was adopted in it, unless this node was told since to follow
+    /// nobody or another.
     pub(in crate::driver) fn close_conversation(&self) -> Option<Name> {
         let (channel, followed, stream) = {
             let mut link = self.link.lock();
@@ -443,7 +434,7 @@ impl Life {
     fn begin_mastership(&self, term: Term, founding: Option<&Electorate>) -> Result<Option<Input>> {
         let Some(membership) = self.membership() else { panic!("master of term {term} alone") };
         self.around.follow(Target::Nobody);
-        self.unfollow();
+        self.close_conversation();
         let body = term_body(self.clock.wall_clock_ms(), term, &self.me.name);
         let mut entries = vec![NewEntry::new(EntryKind::TERM, EntryFlags::SYNC, &body)];
         let config = founding.map(Electorate::encode);

@@ -7,6 +7,7 @@ use noxu_util::{Incarnation, Name};
 use parking_lot::Mutex;
 
 use super::*;
+use crate::core::search::Attempt;
 use crate::driver::following::Established;
 use crate::group::{Voter, VoterKind};
 use crate::net::channel::LocalChannelPair;
@@ -137,7 +138,11 @@ fn a_conversation_that_was_broken_off_is_not_taken_up_by_a_late_welcome() {
         let asking = scope.spawn(move || {
             let channel: Arc<dyn Channel> = Arc::new(channel_a);
             let outcome = ours.establish(channel, "n2:1", &|| true);
-            ours.handle_conversation_ended(None, crate::core::node::Ended::Broken);
+            let broken = Err(RepError::Closed { peer: "n2:1".to_owned() });
+            assert_eq!(
+                ours.handle_conversation_ended(None, broken),
+                Attempt::NotThis { instead: None }
+            );
             outcome.is_ok_and(|outcome| !matches!(outcome, Established::NotThis))
         });
         was_asked.recv().unwrap();

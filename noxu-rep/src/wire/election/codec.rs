@@ -22,13 +22,13 @@
 //!
 //! Texts and names have a u16 length. Numbers 64 to 66 belong to link.rs.
 
-use noxu_log::MAX_GROUP_CONFIG_BYTES;
+use noxu_log::{GroupIdentity, MAX_GROUP_CONFIG_BYTES};
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Name, Term, Vlsn};
 
 use super::{
-    Body, ElectionMsg, FoundedGroup, LeadPhase, LogEnd, Mark, NodeRole, Phase, Purpose, Refusal,
-    RepairAnswer, RepairAsk, RepairVerdict, Silence, Standing, Verdict, VoteAnswer, VoteRequest,
+    Body, ElectionMsg, LeadPhase, LogEnd, Mark, NodeRole, Phase, Purpose, Refusal, RepairAnswer,
+    RepairAsk, RepairVerdict, Silence, Standing, Verdict, VoteAnswer, VoteRequest,
 };
 use crate::group::Electorate;
 use crate::wire::handshake::{MAX_ADDRESS_BYTES, cut, optional_name};
@@ -167,7 +167,7 @@ impl ElectionMsg {
             REPAIR_ANSWER => Body::RepairAnswer(repair_answer(r)?),
             YIELD => Body::Yield { successor: r.name("successor")? },
             FOUNDING => Body::Founding {
-                identity: FoundedGroup {
+                identity: GroupIdentity {
                     id: r.group_id("group")?,
                     name: r.name("group name")?,
                     segment_bytes: r.u32("segment size")?,

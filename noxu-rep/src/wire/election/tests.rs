@@ -30,7 +30,7 @@ fn founding() -> Body {
     };
     let id = GroupId::from_bytes(*b"group-of-sixteen");
     Body::Founding {
-        identity: FoundedGroup { id, name: name("orders"), segment_bytes: 1 << 16 },
+        identity: GroupIdentity { id, name: name("orders"), segment_bytes: 1 << 16 },
         electorate: Electorate { voters: vec![voter], q_rep: 0, q_elect: 0 },
     }
 }

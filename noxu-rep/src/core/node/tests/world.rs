@@ -368,7 +368,7 @@ pub(super) fn electorate(n: usize, q_rep: u8, q_elect: u8) -> Electorate {
 }
 
 pub(super) fn membership(n: usize, q_rep: u8, q_elect: u8) -> Membership {
-    let group = FoundedGroup {
+    let group = GroupIdentity {
         id: GroupId::from_bytes([7; 16]),
         name: "g".parse().unwrap(),
         segment_bytes: 4096,
