@@ -1,5 +1,6 @@
 //! Node processes: started, killed, brought back, from the outside.
 
+use bytes::Bytes;
 use noxu::client::Answer;
 
 use crate::programs::{NodeProcess, noxu};
@@ -31,11 +32,18 @@ fn a_killed_replica_comes_back_and_has_what_it_missed() {
     }
 }
 
+/// What `node` says became of a commit, once it knows or after a moment.
+fn outcome(node: &NodeProcess, token: &[u8]) -> Bytes {
+    node.client().call_value(&[b"NOXU", b"OUTCOME", token, b"300"]).unwrap().unwrap()
+}
+
 #[test]
 fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let [n1, n2, n3] = NodeProcess::group(dir.path());
-    n1.client().call(&[b"SET", b"kept", b"1"]).unwrap();
+    let mut first = n1.client();
+    first.call(&[b"SET", b"kept", b"1"]).unwrap();
+    let kept = first.call_value(&[b"NOXU", b"TOKEN"]).unwrap().unwrap();
     let agreed = n1.info("last_vlsn").unwrap();
     n2.wait_applied(&agreed);
     n3.wait_applied(&agreed);
@@ -47,6 +55,9 @@ fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
         alone.call(&[b"SET", format!("lonely{i}").as_bytes(), b"x"]).unwrap();
     }
     assert_eq!(alone.call_integer(&[b"DBSIZE"]).unwrap(), 11, "its own reads see LOCAL commits");
+    let lonely = alone.call_value(&[b"NOXU", b"TOKEN"]).unwrap().unwrap();
+    assert_eq!(outcome(&n1, &kept), b"durable"[..]);
+    assert_eq!(outcome(&n1, &lonely), b"open"[..], "nobody else has it yet");
     n1.kill();
 
     let n2 = NodeProcess::start("n2", &dir.path().join("n2"), &["--priority", "9"]);
@@ -59,6 +70,8 @@ fn a_deposed_master_rolls_back_and_keeps_what_it_lost_in_a_file() {
     assert_eq!(n1.info("rollback_entries").unwrap(), "10");
     for node in [&n1, &n2, &n3] {
         assert_eq!(node.client().call_integer(&[b"DBSIZE"]).unwrap(), 2);
+        assert_eq!(outcome(node, &kept), b"durable"[..]);
+        assert_eq!(outcome(node, &lonely), b"rolled-back"[..]);
     }
     let file = n1.info("rollback_lost_file").unwrap();
     let dump = noxu(&["log", "dump", &file]);

@@ -49,7 +49,11 @@ pub enum KvError {
     },
     /// The commit is written, and whether it lasts is not known yet. Run no second one in its place
     /// before [`Store::outcome`](crate::Store::outcome) tells.
-    #[error("commit {} of term {}: {why}; it may yet become durable, or be rolled back", .token.vlsn, .token.term)]
+    #[error(
+        "commit {} of term {}: {why}; it may yet become durable, or be rolled back",
+        .token.vlsn,
+        .token.term
+    )]
     OutcomeUnknown {
         /// The commit.
         token: CommitToken,

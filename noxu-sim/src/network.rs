@@ -122,13 +122,20 @@ pub enum NetEvent {
     },
 }
 
-/// What the world has to do about something that arrived.
+/// What comes of something that arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrived {
     /// Nothing.
     Nothing,
     /// Resume this wait.
     Resume(Waiter),
+    /// The world has to do something about it.
+    News(News),
+}
+
+/// What a machine gets from the network, as far as no task waits for it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
     /// Somebody dials: [`Network::accept`] or [`Network::refuse`].
     Knock {
         /// The end that is dialled.
@@ -235,7 +242,7 @@ impl End {
     fn tell(&mut self) -> Arrived {
         match (self.waiter.take(), self.listener) {
             (Some(waiter), _) => Arrived::Resume(waiter),
-            (None, Some(listener)) => Arrived::Listener { host: self.host, listener },
+            (None, Some(listener)) => Arrived::News(News::Listener { host: self.host, listener }),
             (None, None) => Arrived::Nothing,
         }
     }
@@ -571,10 +578,10 @@ impl Network {
             Arrived::Resume(waiter) => {
                 self.shared.agenda.post_in(Duration::ZERO, Event::Wake(waiter));
             }
-            Arrived::Listener { listener, .. } => {
+            Arrived::News(News::Listener { listener, .. }) => {
                 self.shared.agenda.post_in(Duration::ZERO, Event::Told(host, listener));
             }
-            Arrived::Nothing | Arrived::Knock { .. } | Arrived::Datagram { .. } => {}
+            Arrived::Nothing | Arrived::News(_) => {}
         }
         self.dispatch(&mut state, from, to, NetEvent::Close { to: end.other() });
         state.forget_if_over(end.conn);
@@ -631,7 +638,7 @@ impl Network {
                 if connection.ends[0].closed || state.dark.contains(&to) {
                     return Arrived::Nothing; // given up, or nobody is there to refuse
                 }
-                Arrived::Knock { end, from, to, service: connection.service }
+                Arrived::News(News::Knock { end, from, to, service: connection.service })
             }
             NetEvent::Answer { to: end, accepted } => {
                 let Some(connection) = state.connections.get_mut(&end.conn) else {
@@ -663,7 +670,7 @@ impl Network {
                 if state.dark.contains(&to) {
                     return Arrived::Nothing;
                 }
-                Arrived::Datagram { from, to, bytes }
+                Arrived::News(News::Datagram { from, to, bytes })
             }
         }
     }

@@ -15,6 +15,7 @@ use fastrand::Rng;
 use noxu_kv::{Engine, EngineConfig, KvError, MemoryImage, Stability};
 use noxu_log::{Background, LogConfig, RetentionConfig, WallClock};
 use noxu_rep::core::node::Input;
+use noxu_rep::core::search::Search;
 use noxu_rep::driver::feeding::Feeding;
 use noxu_rep::driver::life::{Life, Surroundings};
 use noxu_rep::net::channel::Channel;
@@ -25,8 +26,7 @@ use noxu_rep::restore::provider::RestoreProvider;
 use noxu_rep::stream::feeder::SendStep;
 use noxu_rep::wire::election::link::{admit, introduce};
 use noxu_rep::wire::election::{ElectionMsg, Peer};
-use noxu_rep::wire::probe::{ProbeAnswer, decode_question};
-use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeContext, RepError};
+use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeContext};
 use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
@@ -202,10 +202,10 @@ impl SimNode {
     pub(crate) fn start(&mut self, stage: &mut Stage, plan: &Plan) -> noxu_rep::Result<()> {
         assert!(self.process.is_none(), "{} runs already", self.host);
         self.lives += 1;
-        let outside =
-            Arc::new(Outside::new(self.host, stage.network.clone(), stage.agenda.clone()));
+        let (network, agenda) = (stage.network.clone(), stage.agenda.clone());
+        let outside = Arc::new(Outside::new(self.host, network, agenda, self.rng.fork()));
         let config = self.config(plan, stage);
-        let (name, peers) = (config.name.clone(), config.peers.clone());
+        let peers = config.peers.clone();
         let image = self.image.clone();
         let mut engine = None;
         let env = Arc::new(self.disk.lock().env());
@@ -224,23 +224,15 @@ impl SimNode {
             },
         )?;
         let engine = engine.expect("an open life has opened its state machine");
-        let weak = Arc::downgrade(&life);
-        let may_serve = move || {
-            let life = weak.upgrade();
-            let master = life.as_ref().and_then(|life| life.mastership());
-            let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
-            master.map(|master| master.term()).ok_or_else(refused)
-        };
-        let machine = Arc::clone(life.applier().machine());
-        let provider =
-            Arc::new(RestoreProvider::new(name, life.log().clone(), machine, Box::new(may_serve)));
-        let follower = Follower::new(
-            Arc::clone(&life),
-            Arc::clone(&outside),
-            Arc::clone(&self.disk),
-            DIAL_TIMEOUT,
+        let provider = Arc::new(life.restore_provider());
+        let follower = Follower {
+            life: Arc::clone(&life),
+            outside: Arc::clone(&outside),
+            disk: Arc::clone(&self.disk),
+            dial_timeout: DIAL_TIMEOUT,
             peers,
-        );
+            search: Search::default(),
+        };
         life.start();
         stage.begin_task(self.host, move || follower.run());
         self.process = Some(Process {
@@ -293,16 +285,15 @@ impl SimNode {
             ELECTION_SERVICE_NAME => stage.begin_task(self.host, move || {
                 let ours = life.introduction();
                 if let Ok(theirs) = admit(&channel, &ours, &|theirs| life.judge(theirs)) {
-                    if theirs.group.is_none() {
-                        let (peer, address) = (theirs.peer.clone(), theirs.address.clone());
-                        outside.post(Input::Joiner { peer, address });
+                    if let Some(news) = life.news_of(&theirs) {
+                        outside.post(news);
                     }
                     outside.notes().admitted.push((from, channel, theirs.peer));
                 }
             }),
             STATUS_SERVICE_NAME => stage.begin_task(self.host, move || {
                 // Whoever asks finds out by itself that nobody answers.
-                let _ = serve_status(&life, &channel);
+                let _ = life.serve_status(&channel);
             }),
             RESTORE_SERVICE_NAME => {
                 let provider = Arc::clone(&process.provider);
@@ -318,18 +309,19 @@ impl SimNode {
     /// A message of a link came. One of a link that is not known is answered with nothing in it, as
     /// a connection that is not known is with a reset; that ends the link at the other end.
     pub(crate) fn hear(&mut self, stage: &Stage, from: Host, bytes: &[u8]) {
-        let host = self.host;
-        let Some(process) = &mut self.process else {
-            stage.network.send_datagram(host, from, Vec::new());
-            return;
-        };
         if bytes.is_empty() {
-            process.unlink(from);
+            // A reset is not answered: two machines without a process would never stop.
+            if let Some(process) = &mut self.process {
+                process.unlink(from);
+            }
             return;
         }
-        let known = process.heard.values().find(|heard| heard.from == from);
-        let Some(peer) = known.map(|heard| heard.peer.clone()) else {
-            stage.network.send_datagram(host, from, Vec::new());
+        let known = self.process.as_ref().and_then(|process| {
+            let heard = process.heard.values().find(|heard| heard.from == from)?;
+            Some((process, heard.peer.clone()))
+        });
+        let Some((process, peer)) = known else {
+            stage.network.send_datagram(self.host, from, Vec::new());
             return;
         };
         if let Ok(message) = ElectionMsg::decode(bytes) {
@@ -625,22 +617,4 @@ impl Process {
         };
         self.end_feeding(listener, ended);
     }
-}
-
-fn serve_status(life: &Life, channel: &SimChannel) -> noxu_rep::Result<()> {
-    while let Some(frame) = channel.receive(Duration::from_secs(3))? {
-        decode_question(&frame)?;
-        let positions = life.log().positions();
-        let answer = ProbeAnswer {
-            is_master: life.mastership().is_some(),
-            term: life.log().control().ballot().term,
-            first: positions.anchor.vlsn.next(),
-            last: positions.last,
-            dtvlsn: life.dtvlsn(),
-            node: life.me().name.clone(),
-            master: life.master_address().unwrap_or_default(),
-        };
-        channel.send(&answer.encode())?;
-    }
-    Ok(())
 }

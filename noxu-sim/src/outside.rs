@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastrand::Rng;
 use noxu_rep::core::commits::Now;
 use noxu_rep::core::node::Input;
 use noxu_rep::driver::feeding::Feeding;
@@ -39,6 +40,7 @@ pub(crate) struct Outside {
     pub(crate) network: Network,
     pub(crate) agenda: Agenda,
     notes: Mutex<Notes>,
+    rng: Mutex<Rng>,
 }
 
 /// What is to be done.
@@ -68,8 +70,13 @@ pub(crate) struct Notes {
 }
 
 impl Outside {
-    pub(crate) fn new(host: Host, network: Network, agenda: Agenda) -> Self {
-        Self { host, network, agenda, notes: Mutex::default() }
+    pub(crate) fn new(host: Host, network: Network, agenda: Agenda, rng: Rng) -> Self {
+        Self { host, network, agenda, notes: Mutex::default(), rng: Mutex::new(rng) }
+    }
+
+    /// A number from 0 to 1.
+    pub(crate) fn draw(&self) -> f64 {
+        self.rng.lock().f64()
     }
 
     pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {

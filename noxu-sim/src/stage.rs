@@ -15,7 +15,7 @@ use crate::clock::MachineClock;
 use crate::dice::Dice;
 use crate::event::{Agenda, Event, Host, Nanos, Turn};
 use crate::mutants::Mutants;
-use crate::network::{Arrived, EndId, NetEvent, NetPlan, Network};
+use crate::network::{Arrived, NetEvent, NetPlan, Network, News};
 use crate::trace::Trace;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -40,33 +40,8 @@ pub struct Stage {
 pub enum Happened {
     /// Nothing that the world has to care about.
     Nothing,
-    /// A machine is dialled.
-    Knock {
-        /// The end that is dialled: [`Network::accept`] or [`Network::refuse`].
-        end: EndId,
-        /// Who dials.
-        from: Host,
-        /// Who is dialled.
-        to: Host,
-        /// What it is dialled for.
-        service: &'static str,
-    },
-    /// A channel with this listener has something to receive, or is closed.
-    Listener {
-        /// Whose.
-        host: Host,
-        /// Which.
-        listener: u64,
-    },
-    /// A datagram came.
-    Datagram {
-        /// From whom.
-        from: Host,
-        /// For whom.
-        to: Host,
-        /// What it says.
-        bytes: Vec<u8>,
-    },
+    /// A machine got something from the network.
+    News(News),
     /// The world's own business.
     Turn {
         /// Whose.
@@ -154,7 +129,7 @@ impl Stage {
                 self.resume(now, waiter);
                 Happened::Nothing
             }
-            Event::Told(host, listener) => Happened::Listener { host, listener },
+            Event::Told(host, listener) => Happened::News(News::Listener { host, listener }),
             Event::Turn(host, turn) => Happened::Turn { host, turn },
             Event::Net(event) => {
                 self.note_net(now, host, &event);
@@ -164,11 +139,7 @@ impl Stage {
                         self.resume(now, waiter);
                         Happened::Nothing
                     }
-                    Arrived::Knock { end, from, to, service } => {
-                        Happened::Knock { end, from, to, service }
-                    }
-                    Arrived::Listener { host, listener } => Happened::Listener { host, listener },
-                    Arrived::Datagram { from, to, bytes } => Happened::Datagram { from, to, bytes },
+                    Arrived::News(news) => Happened::News(news),
                 }
             }
         })

@@ -27,6 +27,7 @@ use crate::excuse::Excuse;
 use crate::invariants::{Violation, Watch};
 use crate::ledger::Record;
 use crate::mutants::Mutants;
+use crate::network::News;
 use crate::node::SimNode;
 use crate::observer::{self, Observer};
 use crate::oracle::Oracle;
@@ -272,11 +273,13 @@ impl World {
     fn handle(&mut self, happened: Happened) -> Result<Option<Host>, Violation> {
         match happened {
             Happened::Nothing => {}
-            Happened::Knock { end, from, to, service } => {
+            Happened::News(News::Knock { end, from, to, service }) => {
                 self.nodes[to.0].answer(&mut self.stage, end, from, service);
             }
-            Happened::Listener { host, listener } => self.nodes[host.0].listen(listener),
-            Happened::Datagram { from, to, bytes } => {
+            Happened::News(News::Listener { host, listener }) => {
+                self.nodes[host.0].listen(listener);
+            }
+            Happened::News(News::Datagram { from, to, bytes }) => {
                 self.nodes[to.0].hear(&self.stage, from, &bytes);
             }
             Happened::Turn { host, turn } => return self.take_turn(host, turn),

@@ -16,7 +16,6 @@ use super::services::LOG_FORMAT;
 use crate::core::node::Input;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
-use crate::status::Role;
 use crate::stream::feeder::{FeederHost, FeederStream};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
@@ -176,11 +175,12 @@ impl Life {
             members: (!members.is_empty()).then_some(&members[..]),
             bound: &bound,
             connected: &connected,
-            mastership: match (master, self.role().0) {
+            mastership: match master {
                 // A term that is adopted ends a mastership before it is told so.
-                (Some(master), _) if master.term() == control.term => Mastership::Established,
-                (Some(_) | None, Role::Master) => Mastership::Repairing,
-                (Some(_) | None, _) => Mastership::Elsewhere { master: self.master_address() },
+                Some(master) if master.term() == control.term => Mastership::Established,
+                Some(_) => Mastership::Elsewhere { master: None },
+                None if self.is_repairing() => Mastership::Repairing,
+                None => Mastership::Elsewhere { master: self.master_address() },
             },
         }
         .check(hello)

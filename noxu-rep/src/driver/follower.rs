@@ -174,8 +174,8 @@ impl Follower<'_> {
         let stands = orders.stands(number);
         match outcome {
             // One that was told to follow somebody else broke it off itself.
-            Err(cause) if is_final(&cause) && stands && !life.is_over() => return Err(cause),
-            Err(cause) if self.gives_up(&cause) => return Err(cause),
+            Err(cause) if is_final(&cause) && stands && !life.is_over() => Err(cause),
+            Err(cause) if self.gives_up(&cause) => Err(cause),
             outcome => {
                 if let Err(cause) = &outcome {
                     tracing::info!(node = %life.config.name, peer = %address, "{cause}");

@@ -10,6 +10,7 @@
 //! # Not here: whom to ask, and when to ask again (follower.rs); whether a term is to be adopted
 //! (core/node.rs), what is rolled back (core/rollback.rs).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -72,6 +73,14 @@ pub(super) struct RestoreFrom {
     master: Name,
     term: Term,
     heard: Heard,
+}
+
+/// What was cut off the log.
+pub(super) struct LostEntries {
+    /// When, by the wall clock: milliseconds since 1970.
+    time_ms: u64,
+    entries: u64,
+    file: PathBuf,
 }
 
 impl Life {
@@ -424,29 +433,40 @@ impl Life {
             node = %self.config.name, master = %welcome.node, matchpoint = %to,
             "rolling back {} entries", last.since(to)
         );
-        let lost_group = self.holds_group_entry_from(to.next())?;
-        let time_ms = self.clock.wall_clock_ms();
-        let name = format!("{}-{}-{time_ms}", to.next().sequence(), last.sequence());
-        let note = LostNote {
-            time_ms,
-            master: welcome.node.to_string(),
-            master_term: welcome.term,
-            ..LostNote::default()
-        };
-        let entries = self.cut_log(to, Cut::Save { name: name.clone(), note })?;
-        if lost_group {
-            self.recompute_membership()?;
-        }
+        let cut = self.cut_to_lost(to, &welcome.node, welcome.term)?;
         Ok(RollbackReport {
-            time_ms,
+            time_ms: cut.time_ms,
             matchpoint: to,
             matchpoint_lsn,
-            entries,
-            lost_file: lost_path(self.log.dir(), &name),
+            entries: cut.entries,
+            lost_file: cut.file,
             round_trips,
             master: welcome.node.clone(),
             master_term: welcome.term,
         })
+    }
+
+    /// Undoes everything above `vlsn`, in the state machine first and then in the log, which keeps it
+    /// in a lost file; the group is what the rest of the log says. The core is held.
+    pub(super) fn cut_to_lost(&self, vlsn: Vlsn, master: &Name, term: Term) -> Result<LostEntries> {
+        let last = self.log.positions().last;
+        let lost_group = self.holds_group_entry_from(vlsn.next())?;
+        let time_ms = self.clock.wall_clock_ms();
+        let name = format!("{}-{}-{time_ms}", vlsn.next().sequence(), last.sequence());
+        let note = LostNote {
+            time_ms,
+            master: master.to_string(),
+            master_term: term,
+            ..LostNote::default()
+        };
+        self.applier.roll_back_to(vlsn)?;
+        let file = lost_path(self.log.dir(), &name);
+        let cut = self.log.truncate_after(vlsn, Cut::Save { name, note })?;
+        self.configured.store(false, Ordering::Release);
+        if lost_group {
+            self.recompute_membership()?;
+        }
+        Ok(LostEntries { time_ms, entries: cut.entries, file })
     }
 
     /// What cannot be read may be one.
@@ -466,18 +486,29 @@ impl Life {
     }
 
     /// Finds the configuration in force at the end of the log: the anchor's, or that of the newest
-    /// Group entry kept. A log that holds none keeps what the group was founded with.
+    /// Group entry kept. A log that holds none keeps what the group was founded with, and so does one
+    /// whose newest may be among what it cannot read.
     fn recompute_membership(&self) -> Result<()> {
         let positions = self.log.positions();
         let mut newest = positions.anchor.group_config.clone();
         let mut from = positions.anchor.vlsn.next();
-        while let Some(run) = self.log.read(from, 1 << 20)? {
-            for entry in run.entries() {
-                if entry.header.kind == EntryKind::GROUP {
-                    newest = Bytes::copy_from_slice(entry.body);
+        loop {
+            match self.log.read(from, 1 << 20) {
+                Ok(Some(run)) => {
+                    for entry in run.entries() {
+                        if entry.header.kind == EntryKind::GROUP {
+                            newest = Bytes::copy_from_slice(entry.body);
+                        }
+                    }
+                    from = run.last.next();
                 }
+                Ok(None) => break,
+                Err(LogError::Faulty { last, .. }) => {
+                    newest.clear();
+                    from = last.next();
+                }
+                Err(cause) => return Err(cause.into()),
             }
-            from = run.last.next();
         }
         if newest.is_empty() { Ok(()) } else { self.take_configuration(&newest) }
     }

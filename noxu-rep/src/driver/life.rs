@@ -51,7 +51,7 @@ use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
 use crate::wire::election::link::{Introduction, LINK_VERSIONS};
-use crate::wire::election::{ElectionMsg, MAX_REPAIR_BYTES, Peer};
+use crate::wire::election::{ElectionMsg, MAX_REPAIR_BYTES, NodeRole, Peer};
 use crate::wire::handshake::{Capabilities, RejectReason};
 
 mod facts;
@@ -141,7 +141,7 @@ pub struct Life {
     changed: Condvar,
     notes: Mutex<Notes>,
     /// The log, or its anchor, is known to hold a Group entry.
-    configured: AtomicBool,
+    pub(super) configured: AtomicBool,
     /// A master has accepted this node, in this life.
     pub(super) accepted: AtomicBool,
 }
@@ -377,6 +377,11 @@ impl Life {
     pub fn role(&self) -> (Role, Term) {
         let public = self.public.lock();
         (public.role(), public.term)
+    }
+
+    /// Whether it was elected, and its term has not begun in its log.
+    pub(super) fn is_repairing(&self) -> bool {
+        self.core.lock().role() == NodeRole::Repairing
     }
 
     /// The mastership, while there is one.

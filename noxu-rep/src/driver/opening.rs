@@ -3,6 +3,7 @@
 //!
 //! # Not here: what a node does with them (life.rs).
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::{GroupChoice, NodeConfig};
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
-use crate::group::{Electorate, MAX_MEMBERS};
+use crate::group::{Electorate, MAX_MEMBERS, quorums_of};
 use crate::restore::install;
 use crate::restore::session::is_committed;
 use crate::sync::StateMachine;
@@ -150,7 +151,7 @@ pub(crate) fn open_log(env: &Arc<dyn Env>, config: &NodeConfig) -> Result<(Log, 
 }
 
 fn check_config(config: &NodeConfig) -> Result<()> {
-    let GroupChoice::Create { members, .. } = &config.group else { return Ok(()) };
+    let GroupChoice::Create { members, q_rep, q_elect, .. } = &config.group else { return Ok(()) };
     let names: Vec<_> = members.iter().map(Name::as_str).collect();
     if !members.contains(&config.name) {
         return Err(RepError::BadConfig {
@@ -159,10 +160,11 @@ fn check_config(config: &NodeConfig) -> Result<()> {
             expected: format!("this node, {}, among them", config.name),
         });
     }
-    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+    let mut known = BTreeSet::new();
+    if let Some(twice) = names.iter().find(|name| !known.insert(**name)) {
         return Err(RepError::BadConfig {
             field: "members",
-            found: format!("{} twice", twice.1),
+            found: format!("{twice} twice"),
             expected: "each member once".to_owned(),
         });
     }
@@ -180,9 +182,7 @@ fn check_config(config: &NodeConfig) -> Result<()> {
             expected: "an electable node, because it is to found a group".to_owned(),
         });
     }
-    if let GroupChoice::Create { q_rep, q_elect, .. } = config.group
-        && let Err(bad) = crate::group::quorums_of(members.len(), q_rep, q_elect)
-    {
+    if let Err(bad) = quorums_of(members.len(), *q_rep, *q_elect) {
         return Err(RepError::BadConfig {
             field: "quorums",
             found: format!("q_rep {q_rep} and q_elect {q_elect} of {} members", members.len()),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::feeding::Feeding;
+use super::life::Life;
 use super::links;
 use super::running::Running;
 use crate::error::{RepError, Result};
@@ -58,37 +59,50 @@ pub(crate) fn register(dispatcher: &Dispatcher, node: &Weak<Running>) {
 
 /// Registers what gives restoring nodes the log and state of `node`, while it is master.
 pub(crate) fn register_restore(dispatcher: &Dispatcher, node: &Arc<Running>) {
-    let life = &node.life;
-    let weak = Arc::downgrade(life);
-    let may_serve = move || {
-        let life = weak.upgrade();
-        let master = life.as_ref().and_then(|life| life.mastership());
-        let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
-        master.map(|master| master.term()).ok_or_else(refused)
-    };
-    let machine = Arc::clone(life.applier.machine());
-    let (name, log) = (life.config.name.clone(), life.log.clone());
-    let provider = RestoreProvider::new(name, log, machine, Box::new(may_serve));
-    dispatcher.register(RESTORE_SERVICE_NAME, Arc::new(provider));
+    dispatcher.register(RESTORE_SERVICE_NAME, Arc::new(node.life.restore_provider()));
 }
 
 fn serve_status(node: &Arc<Running>, channel: &Arc<dyn Channel>) -> Result<()> {
-    let life = &node.life;
-    while let Some(frame) = channel.receive(QUESTION_TIMEOUT)? {
-        decode_question(&frame)?;
-        let positions = life.log.positions();
-        let answer = ProbeAnswer {
-            is_master: life.mastership().is_some(),
-            term: life.log.control().ballot().term,
-            first: positions.anchor.vlsn.next(),
-            last: positions.last,
-            dtvlsn: life.dtvlsn(),
-            node: life.config.name.clone(),
-            master: life.master_address().unwrap_or_default(),
+    node.life.serve_status(&**channel)
+}
+
+impl Life {
+    /// What gives restoring nodes the log and the state of this one, while it is master.
+    pub fn restore_provider(self: &Arc<Self>) -> RestoreProvider {
+        let weak = Arc::downgrade(self);
+        let may_serve = move || {
+            let life = weak.upgrade();
+            let master = life.as_ref().and_then(|life| life.mastership());
+            let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
+            master.map(|master| master.term()).ok_or_else(refused)
         };
-        channel.send(&answer.encode())?;
+        let machine = Arc::clone(self.applier.machine());
+        let (name, log) = (self.config.name.clone(), self.log.clone());
+        RestoreProvider::new(name, log, machine, Box::new(may_serve))
     }
-    Ok(())
+
+    /// Tells whoever asks over `channel` what this node is and what its log holds, until it is closed
+    /// or nobody asks for some seconds.
+    ///
+    /// # Errors
+    /// The channel's; `Wire` for a question that makes no sense.
+    pub fn serve_status(&self, channel: &dyn Channel) -> Result<()> {
+        while let Some(frame) = channel.receive(QUESTION_TIMEOUT)? {
+            decode_question(&frame)?;
+            let positions = self.log.positions();
+            let answer = ProbeAnswer {
+                is_master: self.mastership().is_some(),
+                term: self.log.control().ballot().term,
+                first: positions.anchor.vlsn.next(),
+                last: positions.last,
+                dtvlsn: self.dtvlsn(),
+                node: self.config.name.clone(),
+                master: self.master_address().unwrap_or_default(),
+            };
+            channel.send(&answer.encode())?;
+        }
+        Ok(())
+    }
 }
 
 fn serve_syncup(node: &Arc<Running>, channel: &Arc<dyn Channel>) -> Result<()> {

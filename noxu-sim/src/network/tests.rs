@@ -24,7 +24,7 @@ fn stage(plan: NetPlan) -> Stage {
 fn run(stage: &mut Stage) -> Vec<SimChannel> {
     let mut accepted = Vec::new();
     while let Some(happened) = stage.step() {
-        if let Happened::Knock { end, .. } = happened {
+        if let Happened::News(News::Knock { end, .. }) = happened {
             accepted.push(stage.network.accept(end));
         }
     }
@@ -83,7 +83,7 @@ fn a_blocked_way_holds_frames_and_loses_datagrams() {
     stage.network.send_datagram(A, B, b"here".to_vec());
     let mut datagrams = Vec::new();
     while let Some(happened) = stage.step() {
-        if let Happened::Datagram { from, to, bytes } = happened {
+        if let Happened::News(News::Datagram { from, to, bytes }) = happened {
             datagrams.push((from, to, bytes));
         }
     }
@@ -151,7 +151,7 @@ fn dialling_fails_at_once_where_nobody_listens_and_in_time_where_nobody_is() {
             *theirs.lock() = Some(network.now().since(began));
         });
         while let Some(happened) = stage.step() {
-            if let Happened::Knock { end, from, to, service } = happened {
+            if let Happened::News(News::Knock { end, from, to, service }) = happened {
                 assert_eq!((from, to, service), (A, B, "TEST"));
                 stage.network.refuse(end);
             }
@@ -212,7 +212,7 @@ fn whoever_listens_is_told_of_frames_and_of_the_end() {
     let mut told = 0;
     while let Some(happened) = stage.step() {
         if happened != Happened::Nothing {
-            assert_eq!(happened, Happened::Listener { host: B, listener: 7 });
+            assert_eq!(happened, Happened::News(News::Listener { host: B, listener: 7 }));
             told += 1;
         }
     }

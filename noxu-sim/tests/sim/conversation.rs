@@ -21,6 +21,7 @@ use noxu_sim::clock::MachineClock;
 use noxu_sim::dice::{Dice, Draw};
 use noxu_sim::event::Host;
 use noxu_sim::mutants::Mutants;
+use noxu_sim::network::News;
 use noxu_sim::network::{NetPlan, Network};
 use noxu_sim::stage::{Happened, Stage};
 use noxu_util::{GroupId, Incarnation, Name, Term, Vlsn};
@@ -145,7 +146,7 @@ fn run(seed: u64, logs: &[Log; 2], reset_after: usize) -> Outcome {
     stage.begin_task(REPLICA, move || *slot.lock() = Some(follow(&network, &log)));
     let mut events = 0;
     while let Some(happened) = stage.step() {
-        if let Happened::Knock { end, service, .. } = happened {
+        if let Happened::News(News::Knock { end, service, .. }) = happened {
             assert_eq!(service, "FEEDER");
             let channel = stage.network.accept(end);
             let (log, slot) = (logs[1].clone(), Arc::clone(&fed));

@@ -22,7 +22,7 @@ fn an_acknowledgement_before_the_sync_is_found() {
 
 #[test]
 fn a_second_vote_in_a_term_is_found() {
-    assert!(found(Mutant::SecondVote, 6).is_some());
+    assert!(found(Mutant::SecondVote, 30).is_some());
 }
 
 #[test]

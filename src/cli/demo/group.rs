@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::input::{Input, Piece, Pieces};
-use super::load::{CONNECTIONS, Expected, IN_FLIGHT, load};
+use super::load::{CONNECTIONS, Expected, IN_FLIGHT, Loaded, Source, load};
 use super::process::{NodeProcess, PATIENCE};
 use super::table::Table;
 use super::{Demo, failover, say, scene_title, verify};
@@ -70,6 +70,11 @@ impl<'a> Group<'a> {
         self.fail_over(table)?;
         scene_title(7, "Verification")?;
         self.verify(table)
+    }
+
+    /// Majority commits of what `source` gives, at node `master`.
+    fn write_to(&mut self, master: usize, source: &mut Source<'_>) -> Result<Loaded, CliError> {
+        load(&self.nodes[master], "majority", source, &mut self.expected.majority, |_| Ok(()))
     }
 
     fn segment_bytes(&self) -> u64 {
@@ -230,13 +235,7 @@ impl<'a> Group<'a> {
             };
             Ok((number <= LONELY_COMMITS).then_some(piece))
         };
-        load(
-            &self.nodes[master],
-            "majority",
-            &mut source,
-            &mut self.expected.majority,
-            |_| Ok(()),
-        )?;
+        self.write_to(master, &mut source)?;
         let info = self.nodes[master].info()?;
         say!(
             "n1 killed, n2 and n3 back: {} is master of term {} and wrote {LONELY_COMMITS} majority \
@@ -296,13 +295,7 @@ impl<'a> Group<'a> {
                 format!("written while a node was away, {number}: ").repeat(BULK_BYTES / 40);
             Ok(Some(Piece { key: format!("missed/{number:06}"), value: value.into_bytes() }))
         };
-        load(
-            &self.nodes[master],
-            "majority",
-            &mut source,
-            &mut self.expected.majority,
-            |_| Ok(()),
-        )?;
+        self.write_to(master, &mut source)?;
         // What is loaded so far ends up in the checkpoint, what follows in segments above it.
         for which in [master, other] {
             let mut client = self.nodes[which].client()?;

@@ -54,7 +54,7 @@ struct Done {
 }
 
 /// Where pieces come from, until there are enough.
-type Source<'a> = dyn FnMut() -> Result<Option<Piece>, CliError> + Send + 'a;
+pub(super) type Source<'a> = dyn FnMut() -> Result<Option<Piece>, CliError> + Send + 'a;
 
 /// Writes what `source` gives to `node` with `durability`; after each acknowledged commit, `progress`
 /// hears how many commits and bytes there are (in this thread, while the others go on).

@@ -61,16 +61,7 @@ impl NodeCore {
                 }
                 LeadPhase::Repairing => match &mut self.state {
                     State::Follower(follower) => follower.campaign_at = wait,
-                    State::Candidate(candidate) => {
-                        let following = candidate.following.clone();
-                        self.become_follower(now, following, wait, 0, "a master mends its log");
-                    }
-                    State::Founding(_)
-                    | State::Joining(_)
-                    | State::Repairing(_)
-                    | State::Master(_)
-                    | State::Installing
-                    | State::Stopped => {}
+                    _ => self.end_campaign(now, wait, "a master mends its log"),
                 },
             },
             State::Repairing(_) | State::Master(_) => panic!("still leads: {:?}", self.state),
@@ -107,21 +98,19 @@ impl NodeCore {
         followed.stage = Stage::Streaming;
         followed.head_nonce = nonce;
         self.outputs.extend(nonce.map(|nonce| Output::AskHead { nonce }));
-        match &mut self.state {
-            State::Follower(follower) => follower.backoff = 0,
-            State::Candidate(candidate) => {
-                let following = candidate.following.clone();
-                let at = now + self.setup.timing.failure_timeout;
-                self.become_follower(now, following, at, 0, "the stream is open");
-            }
-            State::Founding(_)
-            | State::Joining(_)
-            | State::Repairing(_)
-            | State::Master(_)
-            | State::Installing
-            | State::Stopped => {}
+        if let State::Follower(follower) = &mut self.state {
+            follower.backoff = 0;
         }
+        self.end_campaign(now, now + self.setup.timing.failure_timeout, "the stream is open");
         self.tell("follows");
+    }
+
+    /// A candidate is a follower again, of whom it followed before; it campaigns at `at`.
+    fn end_campaign(&mut self, now: Now, at: Now, reason: &str) {
+        if let State::Candidate(candidate) = &self.state {
+            let following = candidate.following.clone();
+            self.become_follower(now, following, at, 0, reason);
+        }
     }
 
     pub(super) fn handle_follow_ended(&mut self, now: Now, master: Option<&Name>, why: &Ended) {

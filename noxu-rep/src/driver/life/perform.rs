@@ -4,11 +4,10 @@
 
 use std::ptr::addr_eq;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use noxu_log::{Cut, EntryFlags, EntryKind, LostNote, NewEntry};
-use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
+use noxu_log::{EntryFlags, EntryKind, NewEntry};
+use noxu_util::{Incarnation, NULL_VLSN, Name, Term};
 use parking_lot::MutexGuard;
 
 use super::{FollowedMaster, Heard, Life, Target};
@@ -407,28 +406,11 @@ impl Life {
             }
             RepairStep::SplicePrefix { .. } => Ok(false),
             RepairStep::TruncateAfter { vlsn } => {
-                let last = self.log.positions().last;
-                let time_ms = self.clock.wall_clock_ms();
-                let name = format!("{}-{}-{time_ms}", vlsn.next().sequence(), last.sequence());
-                let note = LostNote {
-                    time_ms,
-                    master: self.me.name.to_string(),
-                    master_term: self.log.control().ballot().term,
-                    ..LostNote::default()
-                };
-                self.cut_log(vlsn, Cut::Save { name, note })?;
+                let term = self.log.control().ballot().term;
+                self.cut_to_lost(vlsn, &self.me.name, term)?;
                 Ok(true)
             }
         }
-    }
-
-    /// Undoes everything above `vlsn`, in the state machine first and then in the log; returns how
-    /// many entries that were. The core is held.
-    pub(in crate::driver) fn cut_log(&self, vlsn: Vlsn, cut: Cut) -> Result<u64> {
-        self.applier.roll_back_to(vlsn)?;
-        let cut = self.log.truncate_after(vlsn, cut)?;
-        self.configured.store(false, Ordering::Release);
-        Ok(cut.entries)
     }
 
     fn begin_mastership(&self, term: Term, founding: Option<&Electorate>) -> Result<Option<Input>> {
