@@ -1,11 +1,12 @@
 //! Baton: runs conversations that block, one at a time and in an order that the agenda decides.
 //!
-//! A task is a thread that runs only while it holds the baton. Where it would block it hands the
-//! baton back ([`wait`]), and the world runs on until an event resumes it. So blocking code, a
-//! handshake or a restore, runs unchanged and gives the same run each time.
+//! A task has a stack of its own and runs only while it holds the baton. Where it would block it hands
+//! the baton back ([`wait`]), and the world runs on until an event resumes it. So blocking code, a
+//! handshake or a restore, runs unchanged and gives the same run each time. All tasks of a world run
+//! in the thread of the world: a switch costs no more than a call.
 //!
 //! # Invariants
-//! - At most one thread runs: the world's, or that of one task.
+//! - At most one of them runs: the world, or one task.
 //! - A wait has a number, and whoever ends it names it: a timeout that comes after the frame it
 //!   waited for resumes nobody.
 //! - A task that was cancelled waits for nothing any more; it ends as soon as it finds out.
@@ -13,17 +14,18 @@
 //! # Not here: what ends a wait (network.rs, stage.rs).
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::rc::Rc;
 
-use parking_lot::{Condvar, Mutex};
+use generator::{Generator, Gn};
 
 use crate::event::Host;
-use crate::mutants::Mutants;
+
+/// Stack of a task in bytes; what is not touched costs nothing.
+const STACK_BYTES: usize = 1 << 20;
 
 /// A task, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,53 +52,44 @@ impl fmt::Display for Waiter {
 }
 
 /// All tasks of a world. Dropped, it cancels and ends them.
+#[derive(Default)]
 pub struct Tasks {
-    mutants: Mutants,
     running: BTreeMap<TaskId, Task>,
     begun: u64,
 }
 
 struct Task {
     host: Host,
-    hand: Arc<Hand>,
-    thread: Option<JoinHandle<()>>,
+    state: Rc<TaskState>,
+    body: Generator<'static, (), Option<Panic>>,
 }
 
-/// Where the baton is, between the world and one task.
-struct Hand {
+type Panic = Box<dyn Any + Send>;
+
+/// What a task and its world both know of it.
+struct TaskState {
     task: TaskId,
-    holder: Mutex<Holder>,
-    passed: Condvar,
-}
-
-struct Holder {
-    turn: Turn,
     /// Number of the present wait, or of the next one.
-    wait: u64,
-    cancelled: bool,
-}
-
-enum Turn {
-    World,
-    Task,
-    Ended(Option<Box<dyn Any + Send>>),
+    wait: Cell<u64>,
+    cancelled: Cell<bool>,
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<Hand>>> = const { RefCell::new(None) };
+    /// The task that holds the baton.
+    static CURRENT: RefCell<Option<Rc<TaskState>>> = const { RefCell::new(None) };
 }
 
-/// The wait that the calling task would begin now; `None` in the world's own thread.
+/// The wait that the calling task would begin now; `None` in the world itself.
 pub fn next_wait() -> Option<Waiter> {
     CURRENT.with_borrow(|current| {
-        let hand = current.as_ref()?;
-        Some(Waiter { task: hand.task, wait: hand.holder.lock().wait })
+        let state = current.as_ref()?;
+        Some(Waiter { task: state.task, wait: state.wait.get() })
     })
 }
 
-/// Whether the calling task was cancelled; false in the world's own thread.
+/// Whether the calling task was cancelled; false in the world itself.
 pub fn is_cancelled() -> bool {
-    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|hand| hand.holder.lock().cancelled))
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|state| state.cancelled.get()))
 }
 
 /// Hands the baton back until somebody resumes this wait. False if the task was cancelled.
@@ -104,57 +97,25 @@ pub fn is_cancelled() -> bool {
 /// # Panics
 /// If the caller is no task.
 pub fn wait() -> bool {
-    let hand = CURRENT.with_borrow(Clone::clone).expect("only a task may wait");
-    let mut holder = hand.holder.lock();
-    if holder.cancelled {
+    let state = CURRENT.with_borrow(Clone::clone).expect("only a task may wait");
+    if state.cancelled.get() {
         return false;
     }
-    holder.turn = Turn::World;
-    hand.passed.notify_all();
-    hand.await_turn(&mut holder);
-    holder.wait += 1;
-    !holder.cancelled
-}
-
-impl Hand {
-    fn await_turn(&self, holder: &mut parking_lot::MutexGuard<'_, Holder>) {
-        while matches!(holder.turn, Turn::World) {
-            self.passed.wait(holder);
-        }
-    }
-
-    /// The task's thread.
-    fn run(self: &Arc<Self>, mutants: Mutants, act: impl FnOnce()) {
-        CURRENT.set(Some(Arc::clone(self)));
-        self.await_turn(&mut self.holder.lock());
-        self.holder.lock().wait += 1;
-        let ended = catch_unwind(AssertUnwindSafe(|| mutants.with(act))).err();
-        self.holder.lock().turn = Turn::Ended(ended);
-        self.passed.notify_all();
-    }
+    #[expect(deprecated, reason = "a scope cannot be handed to code that does not know of tasks")]
+    generator::yield_with(None::<Panic>);
+    state.wait.set(state.wait.get() + 1);
+    !state.cancelled.get()
 }
 
 impl Tasks {
-    /// None yet; those to come have this bug.
-    pub fn new(mutants: Mutants) -> Self {
-        Self { mutants, running: BTreeMap::new(), begun: 0 }
-    }
-
     /// A task of `host` that begins when its first wait is resumed.
-    ///
-    /// # Panics
-    /// If the operating system has no thread for it.
     pub fn spawn(&mut self, host: Host, act: impl FnOnce() + Send + 'static) -> Waiter {
         let task = TaskId(self.begun);
         self.begun += 1;
-        let holder = Mutex::new(Holder { turn: Turn::World, wait: 0, cancelled: false });
-        let hand = Arc::new(Hand { task, holder, passed: Condvar::new() });
-        let (theirs, mutants) = (Arc::clone(&hand), self.mutants);
-        let thread = std::thread::Builder::new()
-            .name(format!("{host} task {}", task.0))
-            .spawn(move || theirs.run(mutants, act))
-            .expect("a thread for a task");
-        self.running.insert(task, Task { host, hand, thread: Some(thread) });
+        let state = Rc::new(TaskState { task, wait: Cell::new(0), cancelled: Cell::new(false) });
+        let words = STACK_BYTES / size_of::<usize>();
+        let body = Gn::<()>::new_opt(words, move || catch_unwind(AssertUnwindSafe(act)).err());
+        self.running.insert(task, Task { host, state, body });
         Waiter { task, wait: 0 }
     }
 
@@ -165,22 +126,18 @@ impl Tasks {
     /// If the task did.
     pub fn resume(&mut self, waiter: Waiter) -> bool {
         let Some(task) = self.running.get_mut(&waiter.task) else { return false };
-        let mut holder = task.hand.holder.lock();
-        if holder.wait != waiter.wait {
+        if task.state.wait.get() != waiter.wait {
             return false;
         }
-        holder.turn = Turn::Task;
-        task.hand.passed.notify_all();
-        while matches!(holder.turn, Turn::Task) {
-            task.hand.passed.wait(&mut holder);
+        if waiter.wait == 0 {
+            task.state.wait.set(1);
         }
-        let Turn::Ended(panic) = &mut holder.turn else { return true };
-        let panic = panic.take();
-        drop(holder);
-        if let Some(thread) = task.thread.take() {
-            thread.join().expect("a task's panic is caught in the task");
+        CURRENT.set(Some(Rc::clone(&task.state)));
+        let panic = task.body.resume().flatten();
+        CURRENT.set(None);
+        if task.body.is_done() {
+            self.running.remove(&waiter.task);
         }
-        self.running.remove(&waiter.task);
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -198,11 +155,8 @@ impl Tasks {
 
     fn end(&mut self, id: TaskId) {
         let Some(task) = self.running.get(&id) else { return };
-        let wait = {
-            let mut holder = task.hand.holder.lock();
-            holder.cancelled = true;
-            holder.wait
-        };
+        task.state.cancelled.set(true);
+        let wait = task.state.wait.get();
         self.resume(Waiter { task: id, wait });
         assert!(!self.running.contains_key(&id), "a cancelled task waits");
     }
@@ -235,6 +189,10 @@ impl Drop for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
     use super::*;
 
     type Said = Arc<Mutex<Vec<String>>>;
@@ -255,7 +213,7 @@ mod tests {
     #[test]
     fn tasks_run_only_when_resumed_and_only_from_the_wait_they_are_at() {
         let said = Said::default();
-        let mut tasks = Tasks::new(Mutants::default());
+        let mut tasks = Tasks::default();
         let a = tasks.spawn(Host(0), counting(&said, "a"));
         let b = tasks.spawn(Host(1), counting(&said, "b"));
         assert_eq!(*said.lock(), [""; 0]);
@@ -272,7 +230,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "in the task")]
     fn a_panic_in_a_task_goes_on_in_the_world() {
-        let mut tasks = Tasks::new(Mutants::default());
+        let mut tasks = Tasks::default();
         let task = tasks.spawn(Host(0), || panic!("in the task"));
         tasks.resume(task);
     }
@@ -280,7 +238,7 @@ mod tests {
     #[test]
     fn a_task_that_never_began_ends_with_its_world() {
         let said = Said::default();
-        let mut tasks = Tasks::new(Mutants::default());
+        let mut tasks = Tasks::default();
         tasks.spawn(Host(0), counting(&said, "a"));
         drop(tasks);
         assert_eq!(*said.lock(), ["a1", "a ends"]);

@@ -14,7 +14,6 @@ use crate::baton::{Tasks, Waiter};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
 use crate::event::{Agenda, Event, Host, Nanos, Turn};
-use crate::mutants::Mutants;
 use crate::network::{Arrived, NetEvent, NetPlan, Network, News};
 use crate::trace::Trace;
 
@@ -53,10 +52,10 @@ pub enum Happened {
 
 impl Stage {
     /// One with a machine for each of the clocks.
-    pub fn new(dice: Dice, plan: NetPlan, clocks: Vec<MachineClock>, mutants: Mutants) -> Self {
+    pub fn new(dice: Dice, plan: NetPlan, clocks: Vec<MachineClock>) -> Self {
         let agenda = Agenda::default();
         let network = Network::new(agenda.clone(), plan, dice.stream("net"));
-        let (tasks, trace) = (Tasks::new(mutants), Trace::default());
+        let (tasks, trace) = (Tasks::default(), Trace::default());
         Self { agenda, network, tasks, trace, clocks, paused: BTreeMap::new(), acted: None }
     }
 

@@ -93,7 +93,7 @@ pub fn run(plan: &Plan, schedule: &Schedule, mutants: Mutants) -> Outcome {
 pub fn run_keeping(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         mutants.with(|| {
-            let mut world = World::new(plan.clone(), schedule.clone(), mutants);
+            let mut world = World::new(plan.clone(), schedule.clone());
             world.stage.trace = Trace::keeping(lines);
             world.run()
         })
@@ -151,8 +151,8 @@ const MOST_BACKLOG: u64 = 3 << 20;
 const MOST_EVENTS: u64 = 400_000;
 
 impl World {
-    fn new(plan: Plan, schedule: Schedule, mutants: Mutants) -> Self {
-        let world = Self::still(plan, schedule, mutants);
+    fn new(plan: Plan, schedule: Schedule) -> Self {
+        let world = Self::still(plan, schedule);
         let (plan, agenda, dice) = (&world.plan, &world.stage.agenda, Dice::new(world.plan.seed));
         for host in 0..plan.voters {
             let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
@@ -169,11 +169,11 @@ impl World {
     }
 
     /// One in which nothing happens yet.
-    fn still(plan: Plan, schedule: Schedule, mutants: Mutants) -> Self {
+    fn still(plan: Plan, schedule: Schedule) -> Self {
         let dice = Dice::new(plan.seed);
         let clocks = plan.drifts_ppm.iter().zip(&plan.wall_offsets_ms);
         let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
-        let stage = Stage::new(dice, plan.net.clone(), clocks, mutants);
+        let stage = Stage::new(dice, plan.net.clone(), clocks);
         stage.network.watch(FEEDER_SERVICE_NAME);
         let nodes = (0..plan.voters).map(|host| SimNode::new(Host(host), dice, &plan)).collect();
         let clients = (0..plan.clients).map(|n| Client::new(dice, &plan, n)).collect();

@@ -4,7 +4,6 @@ use super::*;
 use crate::channel::SimChannel;
 use crate::clock::MachineClock;
 use crate::dice::Dice;
-use crate::mutants::Mutants;
 use crate::stage::{Happened, Stage};
 
 const A: Host = Host(0);
@@ -17,7 +16,7 @@ type Seen = (u64, Option<Vec<u8>>);
 
 fn stage(plan: NetPlan) -> Stage {
     let clocks = (0..2).map(|_| MachineClock::new(0, 0)).collect();
-    Stage::new(Dice::new(1), plan, clocks, Mutants::default())
+    Stage::new(Dice::new(1), plan, clocks)
 }
 
 /// Runs until nothing is to happen; who knocks is let in.

@@ -47,7 +47,7 @@ pub struct Played {
 /// Plays a scenario, and keeps so many of the last lines of the trace.
 pub fn play(script: &Script, mutants: Mutants, lines: usize) -> Played {
     mutants.with(|| {
-        let world = World::still(script.plan.clone(), Schedule::default(), mutants);
+        let world = World::still(script.plan.clone(), Schedule::default());
         let nodes = (0..script.plan.voters).map(Host).collect();
         let mut player = Player { world, nodes, writes: BTreeMap::new(), written: Vec::new() };
         player.world.stage.trace = Trace::keeping(lines);

@@ -20,7 +20,6 @@ use noxu_rep::wire::handshake::{
 use noxu_sim::clock::MachineClock;
 use noxu_sim::dice::{Dice, Draw};
 use noxu_sim::event::Host;
-use noxu_sim::mutants::Mutants;
 use noxu_sim::network::News;
 use noxu_sim::network::{NetPlan, Network};
 use noxu_sim::stage::{Happened, Stage};
@@ -139,7 +138,7 @@ type Outcome = (Result<SyncupOutcome>, Option<Result<Option<Vlsn>>>, u64);
 fn run(seed: u64, logs: &[Log; 2], reset_after: usize) -> Outcome {
     let plan = NetPlan { jitter: Duration::from_millis(3), ..NetPlan::default() };
     let clocks = (0..2).map(|_| MachineClock::new(0, 0)).collect();
-    let mut stage = Stage::new(Dice::new(seed), plan, clocks, Mutants::default());
+    let mut stage = Stage::new(Dice::new(seed), plan, clocks);
     let found = Arc::new(Mutex::new(None));
     let fed = Arc::new(Mutex::new(None));
     let (network, log, slot) = (stage.network.clone(), logs[0].clone(), Arc::clone(&found));
