@@ -50,6 +50,11 @@ impl Pending {
     pub fn is_any(&self) -> bool {
         *self != Self::default()
     }
+
+    /// Whether nothing is due but to ask a full disk now and then for room.
+    pub fn is_only_a_look_for_room(&self) -> bool {
+        *self == Self { look_for_room: true, ..Self::default() }
+    }
 }
 
 impl Log {

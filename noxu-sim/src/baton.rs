@@ -56,13 +56,17 @@ impl fmt::Display for Waiter {
 pub struct Tasks {
     running: BTreeMap<TaskId, Task>,
     begun: u64,
+    /// Of tasks that have ended: a stack is mapped once and used often.
+    stacks: Vec<Body>,
 }
 
 struct Task {
     host: Host,
     state: Rc<TaskState>,
-    body: Generator<'static, (), Option<Panic>>,
+    body: Body,
 }
+
+type Body = Generator<'static, (), Option<Panic>>;
 
 type Panic = Box<dyn Any + Send>;
 
@@ -113,8 +117,14 @@ impl Tasks {
         let task = TaskId(self.begun);
         self.begun += 1;
         let state = Rc::new(TaskState { task, wait: Cell::new(0), cancelled: Cell::new(false) });
-        let words = STACK_BYTES / size_of::<usize>();
-        let body = Gn::<()>::new_opt(words, move || catch_unwind(AssertUnwindSafe(act)).err());
+        let act = move || catch_unwind(AssertUnwindSafe(act)).err();
+        let body = match self.stacks.pop() {
+            Some(mut body) => {
+                body.init_code(act);
+                body
+            }
+            None => Gn::<()>::new_opt(STACK_BYTES / size_of::<usize>(), act),
+        };
         self.running.insert(task, Task { host, state, body });
         Waiter { task, wait: 0 }
     }
@@ -136,7 +146,8 @@ impl Tasks {
         let panic = task.body.resume().flatten();
         CURRENT.set(None);
         if task.body.is_done() {
-            self.running.remove(&waiter.task);
+            let ended = self.running.remove(&waiter.task);
+            self.stacks.extend(ended.map(|task| task.body));
         }
         if let Some(panic) = panic {
             resume_unwind(panic);

@@ -113,7 +113,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two dials of a link.
 const REDIAL: Duration = Duration::from_millis(100);
 /// Pause between two rounds of housekeeping.
-const HOUSE: Duration = Duration::from_millis(50);
+const HOUSE: Duration = Duration::from_millis(100);
+/// Mean pause in microseconds between two looks whether a full disk has room again.
+const LOOK_FOR_ROOM_US: u64 = 20_000;
 /// How long a node that is asked to close has for it.
 const LEAVING: Duration = Duration::from_millis(200);
 /// Bytes a feeder sends ahead of what its replica has taken.
@@ -441,7 +443,13 @@ impl SimNode {
         let pending = process.life.log().pending();
         if pending.is_any() && idle(Step::Disk) {
             let syncs = pending.sync || pending.lazy_mark;
-            let at = if syncs { now + self.disk.lock().sync_takes(now) } else { soon(1_000) };
+            let at = if syncs {
+                now + self.disk.lock().sync_takes(now)
+            } else if pending.is_only_a_look_for_room() {
+                soon(2 * LOOK_FOR_ROOM_US)
+            } else {
+                soon(1_000)
+            };
             wanted.push((Step::Disk, at));
         }
         if process.life.applier().is_due() && idle(Step::Apply) {

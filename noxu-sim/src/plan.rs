@@ -192,7 +192,7 @@ impl Plan {
             clients: rng.usize(1..=8),
             durabilities,
             think: Duration::from_millis(rng.spread(1, 60)),
-            commits: rng.usize(400..=1_500),
+            commits: rng.usize(400..=1_000),
             phase: Duration::from_mins(1),
             faults,
         }

@@ -104,7 +104,7 @@ impl Stage {
         self.tasks.cancel(host);
     }
 
-    /// On which machine the last event happened.
+    /// On which machine the last event happened; `None` if it was none's, or changed nothing there.
     pub fn acted(&self) -> Option<Host> {
         self.acted
     }
@@ -118,36 +118,38 @@ impl Stage {
             && let Some(waiting) = self.paused.get_mut(&host)
         {
             waiting.push(event);
-            return Some(Happened::Nothing);
+            return Some(self.nothing());
         }
         if let Some(host) = host {
             self.clocks[host.0].set(now);
         }
         Some(match event {
-            Event::Wake(waiter) => {
-                self.resume(now, waiter);
-                Happened::Nothing
-            }
+            Event::Wake(waiter) => self.resume(now, waiter),
             Event::Told(host, listener) => Happened::News(News::Listener { host, listener }),
             Event::Turn(host, turn) => Happened::Turn { host, turn },
             Event::Net(event) => {
                 self.note_net(now, host, &event);
                 match self.network.handle_arrival(event) {
-                    Arrived::Nothing => Happened::Nothing,
-                    Arrived::Resume(waiter) => {
-                        self.resume(now, waiter);
-                        Happened::Nothing
-                    }
+                    Arrived::Nothing => self.nothing(),
+                    Arrived::Resume(waiter) => self.resume(now, waiter),
                     Arrived::News(news) => Happened::News(news),
                 }
             }
         })
     }
 
-    fn resume(&mut self, now: Nanos, waiter: Waiter) {
-        if self.tasks.resume(waiter) {
-            self.trace.note(now, format_args!("{waiter} over"));
+    fn resume(&mut self, now: Nanos, waiter: Waiter) -> Happened {
+        if !self.tasks.resume(waiter) {
+            return self.nothing(); // over before
         }
+        self.trace.note(now, format_args!("{waiter} over"));
+        Happened::Nothing
+    }
+
+    /// The event concerned nobody after all.
+    fn nothing(&mut self) -> Happened {
+        self.acted = None;
+        Happened::Nothing
     }
 
     fn host_of(&self, event: &Event) -> Option<Host> {

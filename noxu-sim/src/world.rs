@@ -137,6 +137,8 @@ struct World {
     refused: BTreeMap<Host, String>,
     /// When the group is next looked at.
     look_at: Nanos,
+    /// The most inputs that waited, the most bytes that were not taken, on any machine.
+    most: [u64; 2],
 }
 
 /// How long the second phase may take.
@@ -198,6 +200,7 @@ impl World {
             rotten: BTreeSet::new(),
             refused: BTreeMap::new(),
             look_at: Nanos::default(),
+            most: [0; 2],
         }
     }
 
@@ -261,6 +264,11 @@ impl World {
     /// Lets the next event happen; false if there is none.
     fn advance(&mut self) -> Result<bool, Violation> {
         let Some(happened) = self.stage.step() else { return Ok(false) };
+        if let Happened::Turn { host: Some(host), turn: Turn::Step { life, step } } = happened
+            && !self.nodes[host.0].is_due(self.stage.now(), life, step)
+        {
+            return Ok(true); // it was put off, or came earlier
+        }
         let host = self.stage.acted();
         let touched = self.handle(happened)?;
         for host in [host, touched].into_iter().flatten() {
@@ -290,15 +298,13 @@ impl World {
     fn take_turn(&mut self, host: Option<Host>, turn: Turn) -> Result<Option<Host>, Violation> {
         let now = self.stage.now();
         match (turn, host) {
-            (Turn::Step { life, step }, Some(host)) => {
+            (Turn::Step { step, .. }, Some(host)) => {
                 let node = &mut self.nodes[host.0];
-                if node.is_due(now, life, step) {
-                    self.stage.trace.note(now, format_args!("{host} {step:?}"));
-                    if let Err(cause) = node.take_turn(&mut self.stage, step)
-                        && let Some(process) = &node.process
-                    {
-                        process.outside.fail(&format!("{step:?}: {cause}"));
-                    }
+                self.stage.trace.note(now, format_args!("{host} {step:?}"));
+                if let Err(cause) = node.take_turn(&mut self.stage, step)
+                    && let Some(process) = &node.process
+                {
+                    process.outside.fail(&format!("{step:?}: {cause}"));
                 }
             }
             (Turn::Boot, Some(host)) => self.boot(host)?,
@@ -343,12 +349,17 @@ impl World {
         for (host, frame) in self.stage.network.take_seen() {
             observer::heard_frame(&mut self.watch, host, &frame)?;
         }
-        let found = process.outside.notes().inbox.len() as u64;
-        let what = "inputs that wait for the core";
-        self.watch.enter(&Record::Sized { host, what, found, bound: MOST_INPUTS })?;
-        let found = process.backlog() as u64;
-        let what = "bytes sent to a replica and not taken";
-        self.watch.enter(&Record::Sized { host, what, found, bound: MOST_BACKLOG })?;
+        let sizes = [
+            ("inputs that wait for the core", process.outside.notes().inbox.len(), MOST_INPUTS),
+            ("bytes sent to a replica and not taken", process.backlog(), MOST_BACKLOG),
+        ];
+        for ((what, found, bound), most) in sizes.into_iter().zip(&mut self.most) {
+            // What was as much before has been looked at.
+            if found as u64 > *most {
+                *most = found as u64;
+                self.watch.enter(&Record::Sized { host, what, found: *most, bound })?;
+            }
+        }
         let (failed, restored, changes, ended, voted) = {
             let mut notes = process.outside.notes();
             let voted = notes.sends.iter().any(|(_, message)| observer::is_vote(message));

@@ -229,23 +229,29 @@ impl Disk {
             *count -= 1;
             if *count == 0 {
                 self.handles.remove(&node);
-                self.forget_unreachable();
+                // Often, and of the others nothing has changed.
+                if !self.kept_nodes().any(|kept| kept == node) {
+                    self.files.remove(&node);
+                }
             }
         }
     }
 
     /// Frees the files that have neither a handle nor a name that is there or might come back.
     fn forget_unreachable(&mut self) {
-        let named: BTreeSet<NodeId> = self
-            .directories
+        let kept: BTreeSet<NodeId> = self.kept_nodes().collect();
+        let handles = &self.handles;
+        self.files.retain(|node, _| kept.contains(node) || handles.contains_key(node));
+    }
+
+    /// Everything with a name that is there or might come back.
+    fn kept_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.directories
             .values()
             .flat_map(|directory| directory.names.values().chain(directory.durable.values()))
             .chain(self.unsynced_names.iter().map(NameChange::node))
             .chain(&self.locked)
             .copied()
-            .collect();
-        let handles = &self.handles;
-        self.files.retain(|node, _| named.contains(node) || handles.contains_key(node));
     }
 
     /// Everything that has a name callers see.
