@@ -3,22 +3,27 @@
 //! A faulty entry was synced and may have been acknowledged, so recovery never cuts it away: it
 //! counts as present in the log's positions, reading it is an error of its own, and its content
 //! comes back from a node that has it. The log is the same, byte for byte, on every node, so the
-//! bytes are written where they were, and the chain on both sides proves them.
+//! bytes are written where they were, and the chain on both sides proves them. Of the first entries
+//! of a range that nobody has all of, only what stands before them is proof; that they are the same
+//! entries is for the caller to know.
 //!
 //! # Crash argument
 //! A repair writes only inside the faulty range, and clears the zeros or rubbish behind a range that
-//! ends its segment. A crash leaves the range faulty or whole: whatever survives of the write is
-//! verified by the next recovery like any other byte. Nothing else is changed on disk.
+//! ends its segment and is put back whole. A crash leaves the range faulty, shorter at its beginning, or
+//! whole: whatever survives of the write is verified by the next recovery like any other byte, and what
+//! says how far the range goes, the entry behind it or the tail mark, is not touched. Nothing else is
+//! changed on disk.
 
 use std::io::IoSlice;
 
 use noxu_util::{Lsn, Vlsn};
 
-use crate::entry::{ChainState, EntryFault, EntryRun};
+use crate::entry::{ChainState, ENTRY_HEADER_BYTES, EntryFault, EntryRun};
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared, State};
 use crate::segment::header::SEGMENT_HEADER_BYTES;
+use crate::segment::scan::{ScanEnd, scan_entries};
 use crate::writing::group_commit::Writer;
 
 /// A run of entries that belong to the log and cannot be read.
@@ -87,13 +92,28 @@ impl Log {
     /// opened: the range is whole again, and the next open says so; `Poisoned`, `Closed`. A failed
     /// write poisons the log; the range is faulty or whole at the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
+        self.put_back(run, |range| range.first == run.first && range.last == run.last)
+    }
+
+    /// Puts the first entries of one faulty range back, which begins behind them from then on. Durable
+    /// on return. Nothing in this log proves that they are the ones that were there: the caller knows
+    /// it otherwise, as by their term, in which a VLSN is one entry in every log.
+    ///
+    /// # Errors
+    /// `NotFaulty` if `run` is not the beginning, and less than all, of one of [`Log::faulty`];
+    /// otherwise as [`Log::repair`].
+    pub fn repair_prefix(&self, run: &EntryRun) -> Result<()> {
+        self.put_back(run, |range| range.first == run.first && range.last > run.last)
+    }
+
+    fn put_back(&self, run: &EntryRun, is_meant: impl Fn(&Faulty) -> bool) -> Result<()> {
         let shared = &*self.shared;
         let alone = shared.maintenance.lock();
         shared.check_running()?;
         // Nobody else writes meanwhile: a range at the log's end ends where appends go on.
         let mut writer = shared.writer.lock();
         let faulty = self.faulty();
-        let Some(range) = faulty.iter().find(|f| f.first == run.first && f.last == run.last) else {
+        let Some(range) = faulty.iter().find(|range| is_meant(range)) else {
             return Err(LogError::NotFaulty { first: run.first, last: run.last });
         };
         let end = check(shared, range, run)?;
@@ -104,9 +124,11 @@ impl Log {
         };
         let file = shared.env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
         let parts: Vec<_> = run.parts.iter().map(|part| IoSlice::new(part)).collect();
+        let is_all = run.last == range.last;
         let put_back = || {
             file.write_at(&parts, range.offset.into()).map_err(wrap("write"))?;
-            if range.behind.is_none() && file.len().map_err(wrap("measure"))? > u64::from(end) {
+            let cuts = is_all && range.behind.is_none();
+            if cuts && file.len().map_err(wrap("measure"))? > u64::from(end) {
                 file.set_len(end.into()).map_err(wrap("cut"))?;
             }
             file.sync_data().map_err(wrap("sync"))
@@ -114,7 +136,19 @@ impl Log {
         // Entries of the flusher may lie in the pages of this file, and the kernel reports their loss
         // only once: to us, not to the flusher's next sync.
         put_back().map_err(|cause| shared.poison(cause))?;
-        shared.forget_fault(&mut writer, range)?;
+        let rest = if is_all {
+            None
+        } else {
+            let chain = ChainState {
+                vlsn: run.last,
+                term: run.last_term,
+                fingerprint: run.last_fingerprint,
+            };
+            let limit = range.behind.map_or(u64::MAX, u64::from);
+            let found = scan_entries(&*file, end, limit, chain, |_, _| {}).map_err(wrap("read"))?;
+            rest_of(range, found)?
+        };
+        shared.forget_fault(&mut writer, range, rest)?;
         drop(writer);
         drop(alone);
         shared.publish();
@@ -122,23 +156,48 @@ impl Log {
     }
 }
 
-/// Whether the run fits into its range, on both sides; the offset behind it.
+/// What is faulty still of `range`, once a scan behind the entries that were put back has ended so;
+/// `None` if the others are readable again with them.
+fn rest_of(range: &Faulty, found: ScanEnd) -> Result<Option<Faulty>> {
+    let ScanEnd { offset, chain, fault } = found;
+    if chain.vlsn < range.last {
+        return Ok(Some(Faulty {
+            first: chain.vlsn.next(),
+            offset,
+            before: chain,
+            found: fault.unwrap_or(EntryFault::Short { needed: ENTRY_HEADER_BYTES, left: 0 }),
+            ..range.clone()
+        }));
+    }
+    if chain == range.after {
+        return Ok(None);
+    }
+    let (expected, found) = (range.after.fingerprint, chain.fingerprint);
+    Err(LogError::ChainMismatch { vlsn: chain.vlsn, expected, found })
+}
+
+/// Whether the run fits into its range, on both sides as far as it reaches them; the offset behind it.
 fn check(shared: &Shared, range: &Faulty, run: &EntryRun) -> Result<u32> {
-    for (vlsn, expected, found) in [
+    let is_all = run.last == range.last;
+    let ends = [
         (range.first, range.before.fingerprint, run.previous_fingerprint),
         (range.last, range.after.fingerprint, run.last_fingerprint),
-    ] {
+    ];
+    for (vlsn, expected, found) in ends.into_iter().take(if is_all { 2 } else { 1 }) {
         if expected != found {
             return Err(LogError::ChainMismatch { vlsn, expected, found });
         }
     }
     let end = u64::from(range.offset) + run.byte_len() as u64;
+    // The others are as long as a header, at least.
+    let least = end + range.last.since(run.last) * ENTRY_HEADER_BYTES as u64;
     let segment_bytes = shared.state.lock().group.as_ref().map_or(0, |group| group.segment_bytes);
     let fits = match range.behind {
-        Some(behind) => end == u64::from(behind),
+        Some(behind) if is_all => end == u64::from(behind),
+        Some(behind) => least <= u64::from(behind),
         None => {
-            end <= u64::from(segment_bytes)
-                || (range.offset == SEGMENT_HEADER_BYTES && run.count() == 1)
+            least <= u64::from(segment_bytes)
+                || (is_all && range.offset == SEGMENT_HEADER_BYTES && run.count() == 1)
         }
     };
     match u32::try_from(end) {
@@ -157,14 +216,21 @@ fn misfit(range: &Faulty, found: String) -> LogError {
 }
 
 impl Shared {
-    /// Takes a repaired range out of the list and reads its segment anew.
-    fn forget_fault(&self, writer: &mut Writer, range: &Faulty) -> Result<()> {
+    /// Leaves only `rest` of a repaired range in the list and reads its segment anew.
+    fn forget_fault(
+        &self,
+        writer: &mut Writer,
+        range: &Faulty,
+        rest: Option<Faulty>,
+    ) -> Result<()> {
         let (header, (last_sync, last_txn_end), mut faulty) = {
             let state = self.state.lock();
             let at = state.position_of(range.segment);
             (*state.segments[at].header(), state.syncs_before(range.segment), state.faulty.clone())
         };
-        faulty.retain(|other| other != range);
+        if let Some(at) = faulty.iter().position(|other| other == range) {
+            faulty.splice(at..=at, rest);
+        }
         loop {
             // What was appended since the log was opened is to be in the file.
             drop(self.drain(writer)?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use noxu_log::env::{Env, Fault, FaultEnv, OpenMode, Survivors};
 use noxu_log::{
-    ChainState, Cut, ENTRY_HEADER_BYTES, EntryFlags, EntryHeader, EntryKind, EntryRun, Log,
+    ChainState, Cut, ENTRY_HEADER_BYTES, EntryFlags, EntryHeader, EntryKind, EntryRun, Faulty, Log,
     LogConfig, LogError, LostEntries, LostNote, Mark, NewEntry, OpenReport, TailMark,
 };
 use noxu_util::{Fingerprint, Lsn, Term, Vlsn};
@@ -388,6 +388,69 @@ fn two_damaged_entries_in_one_segment_are_repaired_one_after_the_other() {
 }
 
 #[test]
+fn the_first_entries_of_a_damaged_range_are_put_back_and_the_others_later() {
+    let sample = Sample::new();
+    let mut put_back = 0;
+    for (first, last) in [(1, 4), (2, 5), (9, 12), (14, 16), (ENTRIES - 3, ENTRIES)] {
+        for through in first..last {
+            let env = sample.env.clone_image(Survivors::None);
+            for damaged in first..=last {
+                Damage::Zeros.inflict(&env, sample.entry(damaged));
+            }
+            let (log, report) = try_open(&env).unwrap();
+            let meant =
+                |range: &&Faulty| range.holds(vlsn_of(first)) && range.last > vlsn_of(through);
+            let Some(range) = report.faulty.iter().find(meant).cloned() else { continue };
+            put_back += 1;
+            let context = format!("{through} of {range:?}");
+            log.repair_prefix(&sample.run(range.first, vlsn_of(through))).unwrap();
+            let (again, _) = try_open(&env.clone_image(Survivors::None)).unwrap();
+            for log in [log, again] {
+                let rest = log.faulty().into_iter().find(|rest| rest.last == range.last).unwrap();
+                assert_eq!(rest.first, vlsn_of(through + 1), "{context}");
+                assert_eq!(rest.before, sample.chain(vlsn_of(through)), "{context}");
+                let faulty = log.faulty();
+                let damaged: u64 = faulty.iter().map(|f| f.last.since(f.first) + 1).sum();
+                assert_eq!(readable(&log).len() as u64, ENTRIES as u64 - damaged, "{context}");
+                for range in log.faulty() {
+                    log.repair(&sample.run(range.first, range.last)).unwrap();
+                }
+                assert_eq!(read_all(&log, 1 << 20).unwrap().len(), ENTRIES as usize, "{context}");
+            }
+        }
+    }
+    assert!(put_back >= 8, "{put_back}");
+}
+
+#[test]
+fn first_entries_that_do_not_fit_change_nothing() {
+    let sample = Sample::new();
+    let env = sample.env.clone_image(Survivors::None);
+    for damaged in 2..=4 {
+        Damage::Zeros.inflict(&env, sample.entry(damaged));
+    }
+    let (log, report) = try_open(&env).unwrap();
+    let [range] = &report.faulty[..] else { panic!("{report:?}") };
+    // Entry 5 is sound, and nothing before it proves that it belongs there.
+    assert_eq!((range.first, range.last), (vlsn_of(2), vlsn_of(5)));
+    let writes = || env.trace().iter().filter(|call| call.function == "write_at").count();
+    let before = writes();
+    let all = log.repair_prefix(&sample.run(vlsn_of(2), vlsn_of(5)));
+    assert!(matches!(all, Err(LogError::NotFaulty { .. })), "that is no prefix: {all:?}");
+    let middle = log.repair_prefix(&sample.run(vlsn_of(3), vlsn_of(3)));
+    assert!(matches!(middle, Err(LogError::NotFaulty { .. })), "{middle:?}");
+    let longer = NewEntry::new(EntryKind(16), EntryFlags::NONE, &[7; 4096]);
+    let (raw, _) = longer.place(vlsn_of(2), Term::new(1), sample.chain(vlsn_of(1)).fingerprint);
+    let bytes = [&raw[..], &[7; 4096]].concat();
+    let run = EntryRun::verify(bytes.into(), sample.chain(vlsn_of(1)), u32::MAX).unwrap();
+    let long = log.repair_prefix(&run);
+    assert!(matches!(long, Err(LogError::Corrupt { .. })), "{long:?}");
+    assert_eq!((writes(), log.faulty()), (before, report.faulty.clone()));
+    log.repair_prefix(&sample.run(vlsn_of(2), vlsn_of(4))).unwrap();
+    assert_eq!(log.faulty(), [], "what is sound behind them is in its place again");
+}
+
+#[test]
 fn a_repair_takes_only_what_fits_and_changes_nothing_otherwise() {
     let sample = Sample::new();
     let env = sample.env.clone_image(Survivors::None);
@@ -418,24 +481,51 @@ fn a_repair_that_a_crash_interrupts_is_begun_again() {
         drop(opened);
         let range = report.faulty[0].clone();
         drop(log);
-        for call in 1.. {
-            let env = damaged.clone_image(Survivors::All);
-            let (log, _) = try_open(&env).unwrap();
-            env.crash_at(env.calls() + call);
-            let result = log.repair(&sample.run(range.first, range.last));
-            if !env.has_crashed() {
-                result.unwrap();
-                break;
+        crash_everywhere(&sample, &damaged, &format!("{damage:?}"), |log| {
+            log.repair(&sample.run(range.first, range.last))
+        });
+    }
+}
+
+#[test]
+fn first_entries_of_a_range_whose_repair_a_crash_interrupts_are_put_back_again() {
+    let sample = Sample::new();
+    for (first, last) in [(2, 4), (ENTRIES - 2, ENTRIES)] {
+        let damaged = sample.env.clone_image(Survivors::None);
+        for entry in first..=last {
+            Damage::Zeros.inflict(&damaged, sample.entry(entry));
+        }
+        crash_everywhere(&sample, &damaged, &format!("{first} to {last}"), |log| {
+            log.repair_prefix(&sample.run(vlsn_of(first), vlsn_of(first + 1)))
+        });
+    }
+}
+
+/// Lets `repair` crash at each of its calls; whatever survives, what is faulty then can be put back.
+fn crash_everywhere(
+    sample: &Sample,
+    damaged: &FaultEnv,
+    context: &str,
+    repair: impl Fn(&Log) -> Result<(), LogError>,
+) {
+    for call in 1.. {
+        let env = damaged.clone_image(Survivors::All);
+        let (log, _) = try_open(&env).unwrap();
+        env.crash_at(env.calls() + call);
+        let result = repair(&log);
+        if !env.has_crashed() {
+            result.unwrap();
+            assert!(call > 2, "{context}: nothing could crash");
+            return;
+        }
+        for seed in 0..16 {
+            let after = env.crash(seed);
+            let (log, report) = try_open(&after).unwrap();
+            for range in &report.faulty {
+                log.repair(&sample.run(range.first, range.last)).unwrap();
             }
-            for seed in 0..16 {
-                let after = env.crash(seed);
-                let (log, report) = try_open(&after).unwrap();
-                for range in &report.faulty {
-                    log.repair(&sample.run(range.first, range.last)).unwrap();
-                }
-                let whole = read_all(&log, 1 << 20).unwrap();
-                assert_eq!(whole.len(), ENTRIES as usize, "{damage:?}, call {call}, seed {seed}");
-            }
+            let whole = read_all(&log, 1 << 20).unwrap();
+            assert_eq!(whole.len(), ENTRIES as usize, "{context}, call {call}, seed {seed}");
         }
     }
 }

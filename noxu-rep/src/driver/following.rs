@@ -385,13 +385,15 @@ impl Life {
             );
             let told = ask_master(channel, era, &damage, self.env.entropy(), max_entry)?;
             let changed = match told {
-                Told::Bytes(bytes) => self.as_follower(&welcome.node, welcome.term, || {
-                    if put_back(&self.log, &damage, bytes)? {
-                        return Ok(());
-                    }
-                    let found = "others".to_owned();
-                    Err(RepError::protocol(channel.peer(), "the entries asked for", found))
-                })?,
+                Told::Bytes(through, bytes) => {
+                    self.as_follower(&welcome.node, welcome.term, || {
+                        if put_back(&self.log, &damage, through, bytes)? {
+                            return Ok(());
+                        }
+                        let found = "others".to_owned();
+                        Err(RepError::protocol(channel.peer(), "the entries asked for", found))
+                    })?
+                }
                 Told::Never => {
                     let to = damage.first.prev();
                     let durable =

@@ -87,12 +87,13 @@ pub fn answer_ask(
     })
 }
 
-/// Puts the entries of `damage` back; durable on return. False if these bytes are not they: then
-/// nothing was changed.
+/// Puts the entries of `damage` through `through` back; durable on return. If that is not all of them,
+/// whoever sent them has them in the same term. False if these bytes are not they: then nothing was
+/// changed.
 ///
 /// # Errors
 /// The log's own.
-pub fn put_back(log: &Log, damage: &Damage, bytes: Vec<u8>) -> Result<bool> {
+pub fn put_back(log: &Log, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Result<bool> {
     let before = ChainState {
         vlsn: damage.first.prev(),
         term: damage.before.term,
@@ -102,7 +103,11 @@ pub fn put_back(log: &Log, damage: &Damage, bytes: Vec<u8>) -> Result<bool> {
     let Ok(run) = EntryRun::verify(Bytes::from(bytes), before, max_body_bytes) else {
         return Ok(false);
     };
-    match log.repair(&run) {
+    if run.last != through {
+        return Ok(false);
+    }
+    let repaired = if through == damage.last { log.repair(&run) } else { log.repair_prefix(&run) };
+    match repaired {
         Ok(()) => Ok(true),
         Err(LogError::NotFaulty { .. } | LogError::ChainMismatch { .. }) => Ok(false),
         Err(cause) => Err(cause.into()),
@@ -112,8 +117,8 @@ pub fn put_back(log: &Log, damage: &Damage, bytes: Vec<u8>) -> Result<bool> {
 /// What a master says about damaged entries of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
-    /// These are they, if the chain agrees.
-    Bytes(Vec<u8>),
+    /// These are they, through this one, if the chain agrees.
+    Bytes(Vlsn, Vec<u8>),
     /// The first of them was never in its log.
     Never,
     /// It has dropped that part of its log.
@@ -135,6 +140,7 @@ pub fn ask_master(
 ) -> Result<Told> {
     let most = (damage.last.since(damage.first) + 1).saturating_mul(max_entry_bytes as u64);
     let mut bytes: Vec<u8> = Vec::new();
+    let mut told = None;
     loop {
         let ask = RepairAsk {
             purpose: Purpose::Mending,
@@ -156,22 +162,24 @@ pub fn ask_master(
         let lawful = (message.epoch, message.term) == (era.epoch, era.term)
             && (answer.nonce, answer.first) == (nonce, damage.first)
             && answer.offset as usize == bytes.len()
+            && *told.get_or_insert(answer.verdict) == answer.verdict
             && u64::from(answer.total) <= most
             && bytes.len() + answer.bytes.len() <= answer.total as usize;
         if !lawful {
             let found = format!("{answer:?}").chars().take(200).collect::<String>();
             return Err(RepError::protocol(channel.peer(), "an answer to what was asked", found));
         }
-        match answer.verdict {
+        let through = match answer.verdict {
             RepairVerdict::Never => return Ok(Told::Never),
             RepairVerdict::Silent(Silence::BelowAnchor) => return Ok(Told::Dropped),
-            RepairVerdict::Silent(_) | RepairVerdict::Part { .. } => return Ok(Told::Nothing),
-            RepairVerdict::Have => {}
-        }
+            RepairVerdict::Silent(_) => return Ok(Told::Nothing),
+            RepairVerdict::Have => damage.last,
+            RepairVerdict::Part { through } => through,
+        };
         let more = !answer.bytes.is_empty();
         bytes.extend_from_slice(&answer.bytes);
         if bytes.len() == answer.total as usize {
-            return Ok(Told::Bytes(bytes));
+            return Ok(Told::Bytes(through, bytes));
         }
         if !more {
             return Err(RepError::protocol(channel.peer(), "more bytes", "none"));
@@ -353,10 +361,10 @@ mod tests {
         }
         let mut wrong = bytes.clone();
         wrong[70] ^= 1;
-        assert!(!put_back(&log, &damage, wrong).unwrap());
-        assert!(!put_back(&log, &damage, bytes[..40].to_vec()).unwrap());
+        assert!(!put_back(&log, &damage, damage.last, wrong).unwrap());
+        assert!(!put_back(&log, &damage, damage.last, bytes[..40].to_vec()).unwrap());
         assert_eq!(damages(&log, NULL_VLSN), [damage]);
-        assert!(put_back(&log, &damage, bytes).unwrap());
+        assert!(put_back(&log, &damage, damage.last, bytes).unwrap());
         assert_eq!(damages(&log, NULL_VLSN), []);
         assert_eq!(log.positions().last_fingerprint, peer.positions().last_fingerprint);
         assert!(log.read(Vlsn::new(5), 1).unwrap().is_some());
@@ -372,7 +380,7 @@ mod tests {
         };
         assert!(append(&log).is_err(), "nobody knows where the entry ends");
         let [damage] = damages(&log, end)[..] else { panic!("{:?}", log.faulty()) };
-        assert!(put_back(&log, &damage, entry.parts.concat()).unwrap());
+        assert!(put_back(&log, &damage, damage.last, entry.parts.concat()).unwrap());
         assert_eq!(damages(&log, end), []);
         assert_eq!(append(&log).unwrap(), end.next());
     }

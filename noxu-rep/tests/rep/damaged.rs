@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use noxu_log::ENTRY_HEADER_BYTES;
 use noxu_rep::{Durability, Role};
 
 use crate::elections::{Group, SOON};
@@ -11,12 +12,21 @@ use crate::support::{assert_same_logs, entry, eventually};
 
 /// Flips a bit in the middle of the only occurrence of `body` in the log of node `n`, which is down.
 fn rot(group: &Group, n: usize, body: &str) {
+    damage(group, n, body, |bytes, at| bytes[at + body.len() / 2] ^= 0x10);
+}
+
+/// Nothing but zeros stands where the entry with `body` was: not even its length can be read.
+fn wipe_out(group: &Group, n: usize, body: &str) {
+    damage(group, n, body, |bytes, at| bytes[at - ENTRY_HEADER_BYTES..at + body.len()].fill(0));
+}
+
+fn damage(group: &Group, n: usize, body: &str, inflict: impl Fn(&mut [u8], usize)) {
     let mut found = 0;
     for file in segments(group, n) {
         let mut bytes = fs::read(&file).unwrap();
         let at = bytes.windows(body.len()).position(|window| window == body.as_bytes());
         if let Some(at) = at {
-            bytes[at + body.len() / 2] ^= 0x10;
+            inflict(&mut bytes, at);
             fs::write(&file, &bytes).unwrap();
             found += 1;
         }
@@ -91,6 +101,57 @@ fn a_rotten_entry_that_nobody_else_ever_had_goes_with_the_rollback() {
     let bodies = group.ledger(master).bodies();
     assert!(!bodies.iter().any(|body| body.starts_with(b"lost")), "{bodies:?}");
     assert_same_logs(&group.node(master).log(), &group.node(next).log());
+}
+
+/// Three nodes, all down. The first, whose log ends with "shared", which the second has too, and "own",
+/// cannot read either: it does not know where the one ends. The third has neither.
+fn two_entries_of_which_another_has_the_first() -> (Group, [usize; 3]) {
+    let (mut group, master) = three_with(10);
+    let (second, third) = ((master + 1) % 3, (master + 2) % 3);
+    group.stop(third);
+    group.node(master).commit(&[entry(b"shared")], Durability::MAJORITY).unwrap();
+    group.stop(second);
+    eventually("it is alone", || group.node(master).status().replicas.is_empty());
+    group.node(master).commit(&[entry(b"own")], Durability::LOCAL).unwrap();
+    group.stop(master);
+    wipe_out(&group, master, "shared");
+    wipe_out(&group, master, "own");
+    (group, [master, second, third])
+}
+
+#[test]
+fn who_is_elected_takes_back_what_a_node_that_lags_has_of_a_damaged_range() {
+    let (mut group, [first, second, third]) = two_entries_of_which_another_has_the_first();
+    group.start(first);
+    group.start(third);
+    eventually("elected, and waits", || {
+        group.node(first).status().term > group.node(third).log().positions().last_term
+    });
+    assert_ne!(group.node(first).status().role, Role::Master, "the durable entry may be elsewhere");
+    group.start(second);
+    group.commit("after");
+    group.await_everywhere("after");
+    for n in [first, second, third] {
+        let bodies = group.ledger(n).bodies();
+        assert!(bodies.iter().any(|body| body == b"shared"), "n{}: {bodies:?}", n + 1);
+        assert_eq!(group.node(n).log().faulty(), []);
+        assert_same_logs(&group.node(n).log(), &group.node(first).log());
+    }
+}
+
+#[test]
+fn a_replica_takes_back_what_its_master_has_of_a_damaged_range_and_the_rest_is_cut_off() {
+    let (mut group, [first, second, third]) = two_entries_of_which_another_has_the_first();
+    group.start(second);
+    group.start(third);
+    let next = group.commit("after");
+    group.start(first);
+    group.await_everywhere("after");
+    let bodies = group.ledger(first).bodies();
+    let has = |wanted: &[u8]| bodies.iter().any(|body| body == wanted);
+    assert!(has(b"shared") && !has(b"own"), "{bodies:?}");
+    assert_same_logs(&group.node(first).log(), &group.node(next).log());
+    assert_eq!(group.node(first).log().faulty(), []);
 }
 
 /// What was written long ago is not read when a node starts, but when its log is compared with the

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use noxu_log::{EntryFlags, EntryKind, NewEntry};
-use noxu_util::{Incarnation, NULL_VLSN, Name, Term};
+use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::MutexGuard;
 
 use super::{FollowedMaster, Heard, Life, Target};
 use crate::core::node::{Input, Membership, NodeCore, Output, Promise, StateEvent};
 use crate::core::quorum::Quorum;
-use crate::core::repair::RepairStep;
+use crate::core::repair::{Damage, RepairStep};
 use crate::driver::master::Master;
 use crate::driver::mending::{answer_ask, put_back};
 use crate::error::Result;
@@ -397,14 +397,18 @@ impl Life {
         }
     }
 
+    fn put_back(&self, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Result<bool> {
+        let fitted = put_back(&self.log, damage, through, bytes)?;
+        self.applier.signal(); // it may have waited for just these
+        Ok(fitted)
+    }
+
     fn mend(&self, step: RepairStep) -> Result<bool> {
         match step {
-            RepairStep::Splice { damage, bytes } => {
-                let fitted = put_back(&self.log, &damage, bytes)?;
-                self.applier.signal(); // it may have waited for just these
-                Ok(fitted)
+            RepairStep::Splice { damage, bytes } => self.put_back(&damage, damage.last, bytes),
+            RepairStep::SplicePrefix { damage, through, bytes } => {
+                self.put_back(&damage, through, bytes)
             }
-            RepairStep::SplicePrefix { .. } => Ok(false),
             RepairStep::TruncateAfter { vlsn } => {
                 let term = self.log.control().ballot().term;
                 self.cut_to_lost(vlsn, &self.me.name, term)?;
