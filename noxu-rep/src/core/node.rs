@@ -428,7 +428,8 @@ impl NodeCore {
         }
         self.seen = self.seen.max(term);
         match body {
-            Body::VoteRequest(_) | Body::Founding { .. } | Body::Founded => {}
+            Body::VoteRequest(_) | Body::Founding { .. } => {}
+            Body::Founded => self.handle_founded(from),
             Body::VoteAnswer(answer) => self.handle_vote_answer(now, facts, from, &answer),
             Body::Lead { address, phase } => {
                 self.handle_lead(now, facts, from, term, address, phase);

@@ -56,8 +56,9 @@ impl NodeCore {
         }
     }
 
-    /// Hands it to every fresh node at the other end of a link.
-    fn hand_on_to_all(&mut self) {
+    /// Hands it to every fresh node at the other end of a link; again before each campaign, because a
+    /// message may be lost and who does not know the group does not vote.
+    pub(super) fn hand_on_to_all(&mut self) {
         let fresh: Vec<Peer> = self
             .links
             .values()
@@ -66,6 +67,14 @@ impl NodeCore {
             .collect();
         for peer in &fresh {
             self.hand_on(peer);
+        }
+    }
+
+    /// It knows the group from now on.
+    pub(super) fn handle_founded(&mut self, from: &Peer) {
+        let group = self.membership.as_ref().map(|membership| membership.group.id);
+        if let Some(card) = self.links.get_mut(&from.name) {
+            card.group = group;
         }
     }
 

@@ -857,12 +857,25 @@ fn a_founder_binds_the_directories_of_all_members_and_hands_the_group_to_each() 
         }
         _ => None,
     });
+    // It may be lost: it is handed on again until it has come.
+    let hands_on = |founder: &mut NodeCore| {
+        let later = founder.poll_timeout().unwrap();
+        founder.handle_timeout(later, &empty);
+        let outputs = drain(founder);
+        sent(&outputs)
+            .iter()
+            .any(|(to, body)| **to == name(2) && matches!(body, Body::Founding { .. }))
+    };
+    assert!((0..10).any(|_| hands_on(&mut founder)));
     let handed = Input::Message { from: peer(1), message: handed.unwrap() };
     fresh.handle(ms(2), &empty, handed.clone());
     let outputs = drain(&mut fresh);
     assert_eq!(outputs[0], Output::Adopt(membership(2, 0, 0)));
     assert!(sent(&outputs).contains(&(&name(1), &Body::Founded)));
     assert!(matches!(fresh.state, State::Follower(_)));
+    founder.handle(ms(3), &empty, message(2, 0, Body::Founded));
+    drain(&mut founder);
+    assert!(!(0..10).any(|_| hands_on(&mut founder)));
 
     // Who is not in it, or is in a group already, does not take it.
     let mut stranger = NodeCore::new(ms(0), setup(2, 1, 3), Ballot::default(), None);

@@ -142,6 +142,7 @@ impl NodeCore {
     pub(super) fn campaign(&mut self, now: Now, facts: &Facts) {
         let State::Follower(follower) = &self.state else { panic!("campaign in {:?}", self.state) };
         let (following, backoff) = (follower.following.clone(), follower.backoff);
+        self.hand_on_to_all();
         if self.may_campaign(facts) {
             self.become_candidate(now, facts, Phase::Pre, following, backoff);
         } else {
