@@ -185,6 +185,8 @@ struct Mastership {
     since: Now,
     look_at: Now,
     lead_at: Now,
+    /// A replica needs what is damaged.
+    mending: Option<Repair>,
 }
 
 /// How many times the wait between campaigns doubles at most; the longest wait ends it earlier.
@@ -326,7 +328,10 @@ impl NodeCore {
                 let asking = repairing.repair.poll_timeout().unwrap_or(patience);
                 Some(patience.min(asking).min(repairing.lead_at))
             }
-            State::Master(mastership) => Some(mastership.look_at),
+            State::Master(mastership) => {
+                let asking = mastership.mending.as_ref().and_then(Repair::poll_timeout);
+                Some(asking.map_or(mastership.look_at, |at| at.min(mastership.look_at)))
+            }
         };
         match (own, self.tell_at) {
             (Some(own), Some(tell)) => Some(own.min(tell)),
@@ -394,12 +399,20 @@ impl NodeCore {
                 self.drain_repair();
                 self.look_at_repair(now, facts, term);
             }
-            State::Master(mastership) if now >= mastership.look_at => self.look(now, facts),
+            State::Master(mastership) => {
+                if let Some(mending) = &mut mastership.mending {
+                    mending.handle_timeout(now);
+                }
+                let looks = now >= mastership.look_at;
+                self.drain_repair();
+                if looks {
+                    self.look(now, facts);
+                }
+            }
             State::Founding(_)
             | State::Joining(_)
             | State::Follower(_)
             | State::Candidate(_)
-            | State::Master(_)
             | State::Installing
             | State::Stopped => {}
         }

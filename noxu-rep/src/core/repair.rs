@@ -184,15 +184,21 @@ pub struct RepairSetup {
     pub nonce: u64,
     /// What this node knows to be durable on a quorum.
     pub floor: Vlsn,
+    /// Whether its term waits for this. Else it is established and lacks only what others may need:
+    /// nothing is cut off, and what nobody has keeps nothing else waiting.
+    pub purpose: Purpose,
 }
 
-/// The mending of one log before its term begins, one damaged run after the other, oldest first.
+/// The mending of one log by a master, before its term begins or later, one damaged run after the
+/// other, oldest first.
 #[derive(Debug, Clone)]
 pub struct Repair {
     setup: RepairSetup,
     nonce: u64,
     /// Highest position known durable on a quorum, by anybody.
     floor: Vlsn,
+    /// What is damaged, oldest first.
+    damages: Vec<Damage>,
     state: State,
     outputs: VecDeque<RepairOutput>,
 }
@@ -219,6 +225,7 @@ struct Asking {
     /// Their bytes did not fit.
     unfit: BTreeSet<Name>,
     fetch: Option<Fetch>,
+    asked: bool,
     alarmed: bool,
 }
 
@@ -239,6 +246,7 @@ impl Repair {
             nonce: setup.nonce,
             floor: setup.floor,
             setup,
+            damages: Vec::new(),
             state: State::Finished,
             outputs: VecDeque::new(),
         };
@@ -255,11 +263,17 @@ impl Repair {
     }
 
     fn begin(&mut self, now: Now, damages: &[Damage], unfit: BTreeSet<Name>) {
-        let oldest = damages.iter().min_by_key(|damage| damage.first);
-        let Some(&damage) = oldest else {
+        self.damages = damages.to_vec();
+        self.damages.sort_by_key(|damage| damage.first);
+        let Some(&oldest) = self.damages.first() else {
             self.state = State::Finished;
             return;
         };
+        self.begin_with(now, oldest, unfit);
+        self.handle_timeout(now);
+    }
+
+    fn begin_with(&mut self, now: Now, damage: Damage, unfit: BTreeSet<Name>) {
         assert!(damage.first <= damage.last, "{damage:?}");
         self.nonce = self.nonce.wrapping_add(1);
         self.state = State::Asking(Asking {
@@ -269,9 +283,9 @@ impl Repair {
             silent: BTreeMap::new(),
             unfit,
             fetch: None,
+            asked: false,
             alarmed: false,
         });
-        self.handle_timeout(now);
     }
 
     /// A voter answered, in the master's own term.
@@ -321,7 +335,7 @@ impl Repair {
                 fetch.bytes.extend_from_slice(&answer.bytes);
                 fetch.moved = true;
                 if len < answer.total as usize {
-                    let ask = asking.ask(self.nonce, len as u32);
+                    let ask = asking.ask(self.setup.purpose, self.nonce, len as u32);
                     self.outputs.push_back(RepairOutput::Ask { to: name, ask });
                 }
             }
@@ -350,6 +364,9 @@ impl Repair {
             asking.fetch = None;
             self.state = State::Stepping { from, asking: asking.clone() };
             self.outputs.push_back(RepairOutput::Step(step));
+            return;
+        }
+        if self.setup.purpose == Purpose::Mending {
             return;
         }
         let enough =
@@ -394,11 +411,20 @@ impl Repair {
         if now < asking.ask_at {
             return;
         }
-        asking.ask_at = now + self.setup.retry;
         // Whoever began to send and fell silent is no reason to wait.
         if asking.fetch.as_ref().is_some_and(|fetch| !fetch.moved) {
             asking.fetch = None;
         }
+        if self.setup.purpose == Purpose::Mending && asking.asked && asking.fetch.is_none() {
+            let first = asking.damage.first;
+            let later = self.damages.iter().find(|damage| damage.first > first);
+            if let Some(&next) = later.or(self.damages.first()) {
+                self.begin_with(now, next, BTreeSet::new());
+            }
+        }
+        let State::Asking(asking) = &mut self.state else { return };
+        asking.asked = true;
+        asking.ask_at = now + self.setup.retry;
         if let Some(fetch) = &mut asking.fetch {
             fetch.moved = false;
         }
@@ -410,7 +436,7 @@ impl Repair {
                 Some(fetch) if fetch.from == peer.name => fetch.bytes.len() as u32,
                 Some(_) | None => 0,
             };
-            let ask = asking.ask(self.nonce, offset);
+            let ask = asking.ask(self.setup.purpose, self.nonce, offset);
             self.outputs.push_back(RepairOutput::Ask { to: peer.name.clone(), ask });
         }
     }
@@ -430,9 +456,9 @@ impl Repair {
 }
 
 impl Asking {
-    fn ask(&self, nonce: u64, offset: u32) -> RepairAsk {
+    fn ask(&self, purpose: Purpose, nonce: u64, offset: u32) -> RepairAsk {
         RepairAsk {
-            purpose: Purpose::Repairing,
+            purpose,
             nonce,
             first: self.damage.first,
             last: self.damage.last,

@@ -128,8 +128,8 @@ impl Life {
         }))
     }
 
-    /// Rot in what was written long ago is met only when a replica needs it.
-    fn look_for_damage(&self, cause: &RepError) {
+    /// Rot in what was written long ago is met only when another node needs it.
+    pub(super) fn look_for_damage(&self, cause: &RepError) {
         if let RepError::Log(cause) = cause
             && is_damage(cause)
         {

@@ -10,6 +10,7 @@
 //! # Not here: whom to ask, and when to ask again (follower.rs); whether a term is to be adopted
 //! (core/node.rs), what is rolled back (core/rollback.rs).
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use noxu_log::{
     Cut, ENTRY_HEADER_BYTES, EntryKind, EntryRun, GroupIdentity, LogError, LostNote, lost_path,
 };
-use noxu_util::{Lsn, Name, Term, Vlsn};
+use noxu_util::{Lsn, NULL_VLSN, Name, Term, Vlsn};
 
 #[cfg(doc)]
 use super::life::Surroundings;
@@ -367,18 +368,23 @@ impl Life {
         Ok(())
     }
 
-    /// Takes damaged entries back from the master, before the logs are compared. What was never in
-    /// the master's log is cut off: it is the established master of this node's term, so all that is
-    /// durable is in its log.
+    /// Takes damaged entries back from the master, before the logs are compared; of those that only
+    /// others may need, below the checkpoint, what it can give. What was never in the master's log is
+    /// cut off: it is the established master of this node's term, so all that is durable is in its
+    /// log.
     fn mend_from(&self, channel: &dyn Channel, welcome: &Welcome) -> Result<Mended> {
         let era = Era { epoch: welcome.epoch, term: welcome.term };
         let max_entry = self.log.config().max_body_bytes as usize + ENTRY_HEADER_BYTES;
+        let mut not_to_be_had = BTreeSet::new();
         loop {
-            let checkpoint = self.applier.machine().checkpointed();
-            let Some(damage) = damages(&self.log, checkpoint).into_iter().next() else {
+            let all = damages(&self.log, NULL_VLSN);
+            let next = all.into_iter().find(|damage| !not_to_be_had.contains(&damage.first));
+            let Some(damage) = next else {
                 self.applier.signal(); // it may have waited for what is there again
                 return Ok(Mended::Whole);
             };
+            let checkpoint = self.applier.machine().checkpointed();
+            let is_needed = damages(&self.log, checkpoint).contains(&damage);
             tracing::warn!(
                 node = %self.config.name, master = %welcome.node,
                 "entries {} to {} are damaged and asked for", damage.first, damage.last
@@ -410,6 +416,10 @@ impl Life {
                         self.roll_back(to, lsn, 0, welcome)
                     })?;
                     rolled.map(|report| self.note_rollback(&report))
+                }
+                Told::Dropped | Told::Nothing if !is_needed => {
+                    not_to_be_had.insert(damage.first);
+                    continue;
                 }
                 Told::Dropped => return Ok(Mended::NeedsRestore),
                 Told::Nothing => {

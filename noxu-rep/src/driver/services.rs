@@ -76,9 +76,15 @@ impl Life {
             let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
             master.map(|master| master.term()).ok_or_else(refused)
         };
+        let weak = Arc::downgrade(self);
+        let on_failed = move |cause: &RepError| {
+            if let Some(life) = weak.upgrade() {
+                life.look_for_damage(cause);
+            }
+        };
         let machine = Arc::clone(self.applier.machine());
         let (name, log) = (self.config.name.clone(), self.log.clone());
-        RestoreProvider::new(name, log, machine, Box::new(may_serve))
+        RestoreProvider::new(name, log, machine, Box::new(may_serve), Box::new(on_failed))
     }
 
     /// Tells whoever asks over `channel` what this node is and what its log holds, until it is closed

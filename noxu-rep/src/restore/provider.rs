@@ -47,17 +47,27 @@ pub struct RestoreProvider {
     log: Log,
     machine: Arc<dyn StateMachine>,
     may_serve: MayServe,
+    on_failed: OnFailed,
     sessions: AtomicUsize,
 }
 
 /// The term of the mastership in which a node gives its log and state away; the reason if it does not.
 pub type MayServe = Box<dyn Fn() -> Result<Term> + Send + Sync>;
 
+/// Hears of what a session failed for, such as a log that cannot be read. Called with no lock held.
+pub type OnFailed = Box<dyn Fn(&RepError) + Send + Sync>;
+
 impl RestoreProvider {
     /// A provider for the log and state machine of the node named `node`. A session begins if
     /// `may_serve` lets it: what a session is to reach is the end of an established master's log.
-    pub fn new(node: Name, log: Log, machine: Arc<dyn StateMachine>, may_serve: MayServe) -> Self {
-        Self { node, log, machine, may_serve, sessions: AtomicUsize::new(0) }
+    pub fn new(
+        node: Name,
+        log: Log,
+        machine: Arc<dyn StateMachine>,
+        may_serve: MayServe,
+        on_failed: OnFailed,
+    ) -> Self {
+        Self { node, log, machine, may_serve, on_failed, sessions: AtomicUsize::new(0) }
     }
 
     /// Serves one session to its end.
@@ -69,6 +79,7 @@ impl RestoreProvider {
         if let Err(error) = &served
             && !error.is_disconnect()
         {
+            (self.on_failed)(error);
             let _ = channel.send(&RestoreMsg::Failure { reason: error.to_string() }.encode());
         }
         channel.close();

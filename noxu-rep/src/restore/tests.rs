@@ -179,7 +179,9 @@ impl Master {
         }
         let term = log.control().ballot().term;
         let may_serve = Box::new(move || Ok(term));
-        let provider = Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, may_serve));
+        let heard = Box::new(|_: &RepError| {});
+        let provider =
+            Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, may_serve, heard));
         Self { provider, log }
     }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use noxu_log::ENTRY_HEADER_BYTES;
 use noxu_rep::{Durability, Role};
 
+use noxu_util::NULL_VLSN;
+
 use crate::elections::{Group, SOON};
 use crate::support::{assert_same_logs, entry, eventually};
 
@@ -65,6 +67,21 @@ fn a_replica_takes_a_rotten_entry_back_from_its_master() {
     assert_eq!(group.ledger(replica).bodies(), group.ledger(master).bodies());
     assert_same_logs(&group.node(replica).log(), &group.node(master).log());
     assert_eq!(group.node(replica).log().faulty(), []);
+}
+
+#[test]
+fn a_replica_takes_back_what_it_does_not_need_itself_any_more() {
+    let (mut group, master) = three_with(40);
+    let replica = (master + 1) % 3;
+    let machine = Arc::clone(group.ledger(replica));
+    machine.take_checkpoint();
+    group.stop(replica);
+    rot(&group, replica, "body number 0007");
+    group.start_over(replica, machine);
+    group.commit("after");
+    group.await_everywhere("after");
+    assert_eq!(group.node(replica).log().faulty(), []);
+    assert_same_logs(&group.node(replica).log(), &group.node(master).log());
 }
 
 #[test]
@@ -221,6 +238,63 @@ fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
     });
     assert_ne!(group.commit("after"), master);
     group.await_everywhere("after");
+}
+
+/// Three nodes, of which the first, which has `rotten` damaged below its checkpoint and holds more than
+/// the second, is elected, and the third has to be restored. Returns who is which.
+fn a_master_with_damage_that_it_does_not_need_itself(rotten: &str) -> (Group, [usize; 3]) {
+    let mut group = Group::of(3);
+    group.segment_bytes = 4 << 10;
+    (0..3).for_each(|n| group.start(n));
+    let first = group.await_master();
+    let (second, third) = ((first + 1) % 3, (first + 2) % 3);
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(first).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
+    }
+    group.await_everywhere("body number 0199");
+    for n in [first, second] {
+        eventually("segments are sealed", || group.node(n).log().sealed_segments().len() > 1);
+        let dropped = || group.node(n).drop_front(NULL_VLSN).unwrap() > NULL_VLSN;
+        eventually("the front is dropped", dropped);
+    }
+    let machines = [first, second].map(|n| (n, Arc::clone(group.ledger(n))));
+    machines.iter().for_each(|(_, machine)| machine.take_checkpoint());
+    // Who holds more than the others is elected.
+    group.stop(third);
+    group.stop(second);
+    eventually("it is alone", || group.node(first).status().replicas.is_empty());
+    group.node(first).commit(&[entry(b"own")], Durability::LOCAL).unwrap();
+    group.stop(first);
+    rot(&group, first, rotten);
+    for (n, machine) in machines {
+        group.start_over(n, machine);
+    }
+    assert_eq!(group.await_master(), first);
+    fs::remove_dir_all(group.config(third).dir).unwrap();
+    group.start_joining(third);
+    (group, [first, second, third])
+}
+
+#[test]
+fn a_master_that_cannot_give_all_of_its_log_away_makes_way_for_one_that_can() {
+    let (group, [first, _, third]) =
+        a_master_with_damage_that_it_does_not_need_itself("body number 0190");
+    eventually("it was restored", || group.node(third).status().last_restore.is_some());
+    assert_ne!(group.commit("after"), first);
+    group.await_everywhere("after");
+    assert_eq!(group.node(first).log().faulty(), []);
+}
+
+/// The second's log ends with the damaged entry, so nobody can be brought level before it is mended.
+#[test]
+fn a_master_takes_back_what_it_does_not_need_itself_when_nobody_else_could_be_master() {
+    let (group, [first, _, third]) =
+        a_master_with_damage_that_it_does_not_need_itself("body number 0199");
+    eventually("it was restored", || group.node(third).status().last_restore.is_some());
+    group.commit("after");
+    group.await_everywhere("after");
+    assert_eq!(group.node(first).log().faulty(), []);
 }
 
 /// Two of three are up and the entry is damaged on both: it may be durable, so nobody may go on

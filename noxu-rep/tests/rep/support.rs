@@ -96,9 +96,16 @@ struct LedgerState {
     /// Bodies are not kept, only counted.
     count_only: bool,
     fail_at: Option<Vlsn>,
+    checkpointed: Vlsn,
 }
 
 impl Ledger {
+    /// Everything that is applied counts as in a checkpoint from now on.
+    pub(crate) fn take_checkpoint(&self) {
+        let mut state = self.state.lock();
+        state.checkpointed = state.applied;
+    }
+
     pub(crate) fn bodies(&self) -> Vec<Vec<u8>> {
         self.state.lock().bodies.values().cloned().collect()
     }
@@ -139,6 +146,10 @@ impl StateMachine for Ledger {
         state.bodies.retain(|vlsn, _| *vlsn <= matchpoint);
         state.applied = state.applied.min(matchpoint);
         Ok(())
+    }
+
+    fn checkpointed(&self) -> Vlsn {
+        self.state.lock().checkpointed
     }
 
     fn checkpoint(&self) -> Result<Vlsn> {

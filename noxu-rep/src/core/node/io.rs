@@ -150,6 +150,8 @@ pub struct Facts {
     pub uncertain: bool,
     /// What is damaged above the own checkpoint.
     pub damaged: Vec<Damage>,
+    /// All that is damaged: the rest only others may need.
+    pub faulty: Vec<Damage>,
     /// Whether the state machine needs what the log does not hold any more: only a restore helps.
     pub behind: bool,
     /// Whether the disk is full.

@@ -30,6 +30,7 @@ impl NodeCore {
             since: now,
             look_at: now + self.setup.timing.heartbeat,
             lead_at: now,
+            mending: None,
         });
         self.outputs.push_back(Output::BeginMastership { term, founding });
     }
@@ -130,16 +131,6 @@ impl NodeCore {
         }
     }
 
-    /// Whoever is level can give the replica what it needs; as a replica this node is restored.
-    pub(super) fn handle_unreadable(&mut self, now: Now, facts: &Facts) {
-        let State::Master(_) = &self.state else { return };
-        self.alarm("a replica needs entries of this log that cannot be read".to_owned());
-        if let Some(successor) = self.successor(now, facts) {
-            let at = now + self.setup.timing.failure_timeout * 2;
-            self.step_down(now, at, "a replica needs what cannot be read", Some(successor));
-        }
-    }
-
     /// Whether so few voters are in touch that the others could elect a master.
     pub(super) fn is_deposed(&self, now: Now, facts: &Facts, mastership: &Mastership) -> bool {
         let timeout = self.setup.timing.quorum_timeout;
@@ -156,7 +147,7 @@ impl NodeCore {
     }
 
     /// A voter whose log is level with this one and that had better be master.
-    fn successor(&self, now: Now, facts: &Facts) -> Option<Name> {
+    pub(super) fn successor(&self, now: Now, facts: &Facts) -> Option<Name> {
         let timeout = self.setup.timing.failure_timeout;
         facts
             .contacts

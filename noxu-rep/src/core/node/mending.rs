@@ -1,13 +1,13 @@
-//! Mending: an elected master's log is mended before its term begins, and others are helped to mend
-//! theirs.
+//! Mending: an elected master's log is mended before its term begins, or later where only replicas
+//! need what is damaged; and others are helped to mend theirs.
 //!
 //! # Not here: what is asked, answered and cut off (core/repair.rs).
 
 use noxu_util::Term;
 
-use super::{Facts, NodeCore, Output, State};
+use super::{Facts, Mastership, NodeCore, Output, State};
 use crate::core::commits::Now;
-use crate::core::repair::RepairOutput;
+use crate::core::repair::{Damage, Repair, RepairOutput, RepairSetup};
 use crate::wire::election::{Body, Peer, Phase, Purpose, RepairAnswer, RepairAsk};
 
 impl NodeCore {
@@ -54,29 +54,84 @@ impl NodeCore {
         answer: &RepairAnswer,
     ) {
         self.handle_term_met(now, term, from);
-        let State::Repairing(repairing) = &mut self.state else { return };
-        if repairing.term == term {
-            repairing.repair.handle_answer(from, answer);
+        match &mut self.state {
+            State::Repairing(repairing) if repairing.term == term => {
+                repairing.repair.handle_answer(from, answer);
+            }
+            // The chain proves what comes, in whichever term.
+            State::Master(Mastership { mending: Some(mending), .. }) => {
+                mending.handle_answer(from, answer);
+            }
+            _ => return,
+        }
+        self.drain_repair();
+    }
+
+    pub(super) fn handle_mended(&mut self, now: Now, facts: &Facts, fitted: bool) {
+        match &mut self.state {
+            State::Repairing(repairing) => {
+                repairing.repair.handle_done(now, &facts.damaged, fitted);
+            }
+            State::Master(Mastership { mending: Some(mending), .. }) => {
+                mending.handle_done(now, &facts.faulty, fitted);
+            }
+            _ => return, // it stepped down meanwhile
+        }
+        self.drain_repair();
+    }
+
+    /// A replica needs entries that cannot be read. Whoever is level can give them to it, and takes
+    /// the mastership over; if nobody is, this log is mended while it is the master's.
+    pub(super) fn handle_unreadable(&mut self, now: Now, facts: &Facts) {
+        let State::Master(Mastership { mending: None, .. }) = &self.state else { return };
+        self.alarm("a replica needs entries of this log that cannot be read".to_owned());
+        if let Some(successor) = self.successor(now, facts) {
+            let at = now + self.setup.timing.failure_timeout * 2;
+            self.step_down(now, at, "a replica needs what cannot be read", Some(successor));
+        } else if !facts.faulty.is_empty() {
+            let begun = self.repair(now, facts, Purpose::Mending, &facts.faulty);
+            if let State::Master(mastership) = &mut self.state {
+                mastership.mending = Some(begun);
+            }
             self.drain_repair();
         }
     }
 
-    pub(super) fn handle_mended(&mut self, now: Now, facts: &Facts, fitted: bool) {
-        // Else it stepped down meanwhile.
-        let State::Repairing(repairing) = &mut self.state else { return };
-        repairing.repair.handle_done(now, &facts.damaged, fitted);
-        self.drain_repair();
+    pub(super) fn repair(
+        &mut self,
+        now: Now,
+        facts: &Facts,
+        purpose: Purpose,
+        damages: &[Damage],
+    ) -> Repair {
+        let setup = RepairSetup {
+            quorums: self.quorums(),
+            others: self.other_voters(),
+            retry: self.setup.timing.repair_retry,
+            max_bytes: self.setup.max_repair_bytes,
+            nonce: self.rng.u64(..),
+            floor: facts.commit_floor.max(facts.dtvlsn),
+            purpose,
+        };
+        Repair::new(now, setup, damages)
     }
 
     pub(super) fn drain_repair(&mut self) {
         loop {
-            let State::Repairing(repairing) = &mut self.state else { return };
-            match repairing.repair.poll_output() {
-                None => return,
+            let repair = match &mut self.state {
+                State::Repairing(repairing) => &mut repairing.repair,
+                State::Master(Mastership { mending: Some(mending), .. }) => mending,
+                _ => return,
+            };
+            match repair.poll_output() {
+                None => break,
                 Some(RepairOutput::Ask { to, ask }) => self.send(&to, Body::RepairAsk(ask)),
                 Some(RepairOutput::Step(step)) => self.outputs.push_back(Output::Mend(step)),
                 Some(RepairOutput::Alarm(text)) => self.alarm(text),
             }
+        }
+        if let State::Master(mastership) = &mut self.state {
+            mastership.mending.take_if(|mending| mending.is_finished());
         }
     }
 

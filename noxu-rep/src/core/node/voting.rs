@@ -10,10 +10,9 @@ use noxu_util::{Name, Term};
 use super::{Candidate, Facts, Followed, NodeCore, Output, Repairing, State, heard};
 use crate::core::commits::Now;
 use crate::core::election::{Campaign, Tally, VoterView, judge};
-use crate::core::repair::{Repair, RepairSetup};
 use crate::mutant::{self, Mutant};
 use crate::wire::election::{
-    Body, NodeRole, Peer, Phase, Refusal, Standing, Verdict, VoteAnswer, VoteRequest,
+    Body, NodeRole, Peer, Phase, Purpose, Refusal, Standing, Verdict, VoteAnswer, VoteRequest,
 };
 
 impl NodeCore {
@@ -265,15 +264,7 @@ impl NodeCore {
             self.become_master(now, facts, term, granted);
             return;
         }
-        let setup = RepairSetup {
-            quorums: self.quorums(),
-            others: self.other_voters(),
-            retry: self.setup.timing.repair_retry,
-            max_bytes: self.setup.max_repair_bytes,
-            nonce: self.rng.u64(..),
-            floor: facts.commit_floor.max(facts.dtvlsn),
-        };
-        let repair = Repair::new(now, setup, &facts.damaged);
+        let repair = self.repair(now, facts, Purpose::Repairing, &facts.damaged);
         self.state =
             State::Repairing(Repairing { term, repair, granted, since: now, lead_at: now });
         self.tell("elected; mends its log");

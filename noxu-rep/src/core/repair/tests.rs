@@ -192,6 +192,7 @@ fn repair(floor: i64) -> (Repair, Damage) {
     let damage = terms(&[1, 1, 1, 1]).damage(3, 3);
     let others = vec![peer(2), peer(3)];
     let setup = RepairSetup {
+        purpose: Purpose::Repairing,
         quorums: Quorums::majorities(3),
         others,
         retry: RETRY,
@@ -200,6 +201,51 @@ fn repair(floor: i64) -> (Repair, Damage) {
         floor: v(floor),
     };
     (Repair::new(Duration::ZERO, setup, &[damage]), damage)
+}
+
+/// What an established master lacks and only others need: nothing is cut off, and what nobody has
+/// keeps nothing else waiting.
+#[test]
+fn an_established_master_asks_for_one_damaged_run_after_the_other_and_cuts_nothing_off() {
+    let log = terms(&[1, 1, 1, 1, 1]);
+    let (second, fourth) = (log.damage(2, 2), log.damage(4, 4));
+    let setup = RepairSetup {
+        purpose: Purpose::Mending,
+        quorums: Quorums::majorities(3),
+        others: vec![peer(2), peer(3)],
+        retry: RETRY,
+        max_bytes: 1000,
+        nonce: 41,
+        floor: v(0),
+    };
+    let mut repair = Repair::new(Duration::ZERO, setup, &[fourth, second]);
+    let asked = |repair: &mut Repair| {
+        let asks = outputs(repair).into_iter().map(|output| match output {
+            RepairOutput::Ask { ask, .. } => (ask.purpose, ask.first, ask.nonce),
+            other => panic!("{other:?}"),
+        });
+        asks.collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&mut repair), [(Purpose::Mending, v(2), 42); 2]);
+    let never = |nonce| RepairAnswer { nonce, first: v(2), ..said(RepairVerdict::Never, b"", 0) };
+    for n in [2, 3] {
+        repair.handle_answer(&peer(n), &never(42));
+    }
+    assert_eq!(asked(&mut repair), []);
+    repair.handle_timeout(RETRY);
+    assert_eq!(asked(&mut repair), [(Purpose::Mending, v(4), 43); 2]);
+    let have = RepairAnswer { nonce: 43, first: v(4), ..said(RepairVerdict::Have, b"four", 0) };
+    repair.handle_answer(&peer(3), &have);
+    let step = RepairStep::Splice { damage: fourth, bytes: b"four".to_vec() };
+    assert_eq!(outputs(&mut repair), [RepairOutput::Step(step)]);
+    repair.handle_done(RETRY, &[second], true);
+    assert_eq!(asked(&mut repair), [(Purpose::Mending, v(2), 44); 2]);
+    repair.handle_timeout(RETRY * 2);
+    assert_eq!(
+        asked(&mut repair),
+        [(Purpose::Mending, v(2), 45); 2],
+        "the only one is asked for again"
+    );
 }
 
 fn outputs(repair: &mut Repair) -> Vec<RepairOutput> {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use noxu_log::{EntryKind, Log};
-use noxu_util::Vlsn;
+use noxu_util::{NULL_VLSN, Vlsn};
 
 use super::Life;
 use crate::core::node::{Facts, StreamFacts};
@@ -37,6 +37,7 @@ impl Life {
             acked,
             uncertain: ballot.head_uncertain,
             damaged: damages(&self.log, checkpoint),
+            faulty: damages(&self.log, NULL_VLSN),
             configured: self.is_configured(),
             behind: self.applier.applied() < positions.anchor.vlsn,
             full: self.log.read_only().is_some(),

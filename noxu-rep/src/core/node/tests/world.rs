@@ -1068,6 +1068,7 @@ impl World {
             acked: vlsn(stream.map_or(0, |s| s.acked)),
             uncertain: disk.uncertain,
             damaged: disk.damages(),
+            faulty: disk.damages(),
             behind: false,
             full: false,
             stalled_for: Duration::ZERO,
