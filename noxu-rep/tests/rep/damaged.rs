@@ -259,7 +259,9 @@ fn a_master_with_damage_that_it_does_not_need_itself(rotten: &str) -> (Group, [u
         eventually("the front is dropped", dropped);
     }
     let machines = [first, second].map(|n| (n, Arc::clone(group.ledger(n))));
-    machines.iter().for_each(|(_, machine)| machine.take_checkpoint());
+    for (_, machine) in &machines {
+        machine.take_checkpoint();
+    }
     // Who holds more than the others is elected.
     group.stop(third);
     group.stop(second);
