@@ -47,6 +47,10 @@ pub enum Mutant {
     MarkNotMovedByInstall,
     /// Entries from elsewhere are appended whatever the entry before them is.
     RunNotChained,
+    /// What is damaged is cut off as a torn write is, whatever the mark says.
+    DamageIsCut,
+    /// That the end of the log may be missing is not written down.
+    UncertaintyForgotten,
 }
 
 /// Whether `mutant` is switched on in this thread.

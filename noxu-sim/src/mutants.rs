@@ -21,7 +21,7 @@ pub struct Mutants {
 #[cfg(feature = "mutants")]
 impl Mutants {
     /// The bugs of replication that random worlds are to find.
-    pub const REP: [RepMutant; 15] = [
+    pub const REP: [RepMutant; 19] = [
         RepMutant::VoteNotPersisted,
         RepMutant::HeadNotCompared,
         RepMutant::SecondVote,
@@ -37,22 +37,34 @@ impl Mutants {
         RepMutant::LeaveOthersTermFrames,
         RepMutant::PreviousNotChecked,
         RepMutant::AppliesBeyondDtvlsn,
+        RepMutant::OldTermsCount,
+        RepMutant::QuorumsDoNotMeet,
+        RepMutant::FaultyVotesAsShorter,
+        RepMutant::WinClearsVoters,
     ];
 
-    /// Those of the log.
-    pub const LOG: [LogMutant; 5] = [
+    /// Those of the log. Its others are about single crashes, of which its own tests enumerate all.
+    pub const LOG: [LogMutant; 7] = [
         LogMutant::DurableBeforeSync,
         LogMutant::ToldBeforeMark,
         LogMutant::FoundNotSynced,
         LogMutant::ControlNotSynced,
-        LogMutant::RunNotChained,
+        LogMutant::ControlWrittenToOneSlot,
+        LogMutant::DamageIsCut,
+        LogMutant::UncertaintyForgotten,
     ];
 
     /// All of them, with their names.
     pub fn all() -> Vec<(String, Self)> {
-        let rep = Self::REP.map(|bug| (format!("{bug:?}"), Self { rep: Some(bug), log: None }));
+        let rep = Self::REP.map(|bug| (format!("{bug:?}"), Self::of(bug)));
         let log = Self::LOG.map(|bug| (format!("{bug:?}"), Self { rep: None, log: Some(bug) }));
         rep.into_iter().chain(log).collect()
+    }
+
+    /// This bug of replication, and that of the log which it needs to show.
+    pub fn of(bug: RepMutant) -> Self {
+        let log = (bug == RepMutant::PreviousNotChecked).then_some(LogMutant::RunNotChained);
+        Self { rep: Some(bug), log }
     }
 
     /// Does something with this bug, in the calling thread.
