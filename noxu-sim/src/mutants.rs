@@ -20,30 +20,8 @@ pub struct Mutants {
 
 #[cfg(feature = "mutants")]
 impl Mutants {
-    /// The bugs of replication that random worlds are to find.
-    pub const REP: [RepMutant; 19] = [
-        RepMutant::VoteNotPersisted,
-        RepMutant::HeadNotCompared,
-        RepMutant::SecondVote,
-        RepMutant::GrantOfAnyCampaign,
-        RepMutant::UncertainCountsAsCertain,
-        RepMutant::RankedByVlsnOnly,
-        RepMutant::AckAfterGrant,
-        RepMutant::TermResumed,
-        RepMutant::NackQuorumTooSmall,
-        RepMutant::UncertainNacks,
-        RepMutant::ClearWithoutNonce,
-        RepMutant::AckBeforeSync,
-        RepMutant::LeaveOthersTermFrames,
-        RepMutant::PreviousNotChecked,
-        RepMutant::AppliesBeyondDtvlsn,
-        RepMutant::OldTermsCount,
-        RepMutant::QuorumsDoNotMeet,
-        RepMutant::FaultyVotesAsShorter,
-        RepMutant::WinClearsVoters,
-    ];
-
-    /// Those of the log. Its others are about single crashes, of which its own tests enumerate all.
+    /// The bugs of the log that a group shows. The others are about single crashes, of which the log's
+    /// own tests enumerate all, or show only together with one of replication.
     pub const LOG: [LogMutant; 7] = [
         LogMutant::DurableBeforeSync,
         LogMutant::ToldBeforeMark,
@@ -54,11 +32,11 @@ impl Mutants {
         LogMutant::UncertaintyForgotten,
     ];
 
-    /// All of them, with their names.
+    /// Those of replication and those of the log, with their names.
     pub fn all() -> Vec<(String, Self)> {
-        let rep = Self::REP.map(|bug| (format!("{bug:?}"), Self::of(bug)));
+        let rep = RepMutant::ALL.iter().map(|bug| (format!("{bug:?}"), Self::of(*bug)));
         let log = Self::LOG.map(|bug| (format!("{bug:?}"), Self { rep: None, log: Some(bug) }));
-        rep.into_iter().chain(log).collect()
+        rep.chain(log).collect()
     }
 
     /// This bug of replication, and that of the log which it needs to show.
