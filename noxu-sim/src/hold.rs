@@ -107,7 +107,7 @@ impl Hold {
         Self { name, kind, ways, stopped: BTreeSet::new(), kept: Vec::new() }
     }
 
-    /// No more is held.
+    /// No more is held, but what comes behind something that is.
     pub(crate) fn end(&mut self) {
         self.ways.clear();
     }
@@ -118,13 +118,11 @@ impl Hold {
 
     /// Whether `event` is to wait here. `service` is that of its connection.
     pub(crate) fn holds(&mut self, way: (Host, Host), service: &str, event: &NetEvent) -> bool {
-        if !self.ways.contains(&way) {
-            return false;
-        }
+        let is_meant = |kind| kind == Some(self.kind) && self.ways.contains(&way);
         match event {
-            NetEvent::Datagram { bytes, .. } => Kind::of_datagram(bytes) == Some(self.kind),
+            NetEvent::Datagram { bytes, .. } => is_meant(Kind::of_datagram(bytes)),
             NetEvent::Frame { to, frame } => {
-                if Kind::of_frame(service, frame) == Some(self.kind) {
+                if is_meant(Kind::of_frame(service, frame)) {
                     self.stopped.insert(*to);
                 }
                 self.stopped.contains(to)

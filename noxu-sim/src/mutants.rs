@@ -32,9 +32,11 @@ impl Mutants {
         LogMutant::UncertaintyForgotten,
     ];
 
-    /// Those of replication and those of the log, with their names.
+    /// Those of replication that a group shows, and those of the log, with their names.
     pub fn all() -> Vec<(String, Self)> {
-        let rep = RepMutant::ALL.iter().map(|bug| (format!("{bug:?}"), Self::of(*bug)));
+        let shown = |bug: &&RepMutant| **bug != RepMutant::RestoreTargetUnchecked;
+        let rep = RepMutant::ALL.iter().filter(shown);
+        let rep = rep.map(|bug| (format!("{bug:?}"), Self::of(*bug)));
         let log = Self::LOG.map(|bug| (format!("{bug:?}"), Self { rep: None, log: Some(bug) }));
         rep.chain(log).collect()
     }

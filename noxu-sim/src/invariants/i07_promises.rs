@@ -58,8 +58,7 @@ impl Invariant for Promises {
                 }
             }
             // Who knows that entries may be missing claims nothing.
-            Record::Restarted { uncertain: true, .. } => Ok(()),
-            Record::Restarted { host, last, amid, uncertain: false } => {
+            Record::Restarted { host, last, amid, uncertain } if !uncertain => {
                 let acked = ledger.log(*host).map_or(Vlsn::default(), LogMirror::acked);
                 let counted = if *amid { acked.min(ledger.last_durable()) } else { acked };
                 if *last < counted {

@@ -164,6 +164,8 @@ fn a_broken_promise_is_named() {
     };
     assert_eq!(broken(&[voted("n1"), voted("n1")]), None);
     assert_eq!(broken(&[voted("n1"), voted("n3")]), Some("I7"));
+    let uncertain = Record::Restarted { host: B, last: vlsn(2), amid: false, uncertain: true };
+    assert_eq!(broken(&[uncertain]), None, "it knows");
     for amid in [false, true] {
         assert_eq!(
             broken(&[Record::Restarted { host: B, last: vlsn(2), amid, uncertain: false }]),
@@ -181,6 +183,15 @@ fn a_broken_promise_is_named() {
     let entry = [held(2, 24)];
     assert_eq!(broken(&[nacked.clone(), appended(B, 4, 4, &entry)]), Some("I7"));
     assert_eq!(broken(&[nacked, appended(B, 4, 5, &entry)]), None);
+}
+
+#[test]
+fn what_is_applied_and_not_durable_is_named() {
+    let applied = |host, at| Record::Applied { host, vlsn: vlsn(at) };
+    assert_eq!(broken(&[applied(B, 3)]), None);
+    assert_eq!(broken(&[applied(B, 4)]), Some("C5"));
+    let wrote = [appended(A, 4, 1, &[held(1, 14)]), applied(A, 4)];
+    assert_eq!(broken(&wrote), None, "it was master");
 }
 
 #[test]
