@@ -25,6 +25,8 @@ pub enum Kind {
     PreGrants,
     /// A vote.
     Grants,
+    /// How its sender stands.
+    Standings,
     /// Entries of a stream.
     Entries,
     /// Where the log of a stream's master ends.
@@ -41,6 +43,7 @@ impl Kind {
             "votes" => Self::Votes,
             "pre-grants" => Self::PreGrants,
             "grants" => Self::Grants,
+            "standings" => Self::Standings,
             "entries" => Self::Entries,
             "heads" => Self::Heads,
             "acks" => Self::Acks,
@@ -60,6 +63,7 @@ impl Kind {
                 (Phase::Real, Verdict::Granted { .. }) => Some(Self::Grants),
                 (Phase::Pre | Phase::Real, Verdict::Refused(_)) => None,
             },
+            Body::Standing(_) => Some(Self::Standings),
             _ => None,
         }
     }

@@ -24,9 +24,9 @@
 //! heal                            everything passes
 //! reset A B                       the connections between both are reset
 //! hold KIND A.. -> B.. as h       messages of a kind that go these ways wait from now on. KIND is
-//!                                 pre-votes, votes (both: the requests), pre-grants, grants, entries,
-//!                                 acks or heads (where the master's log ends); on a connection
-//!                                 whatever comes behind them waits too
+//!                                 pre-votes, votes (both: the requests), pre-grants, grants, standings,
+//!                                 entries, acks or heads (where the master's log ends); on a
+//!                                 connection whatever comes behind them waits too
 //! enough h                        nothing more is held; what waits goes on waiting
 //! release h / drop h              what waits comes now, or never; nothing more is held
 //! replay h                        what waits comes on the connection that there is by now, as if

@@ -9,8 +9,8 @@ use std::time::Duration;
 use noxu_log::Log;
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, read_whole, write_whole};
 use noxu_log::{
-    EntryFlags, EntryKind, EntryRun, GroupIdentity, LogConfig, LogError, LostEntries, NewEntry,
-    RetentionConfig,
+    Cut, EntryFlags, EntryKind, EntryRun, GroupIdentity, LogConfig, LogError, LostEntries,
+    NewEntry, RetentionConfig,
 };
 use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;

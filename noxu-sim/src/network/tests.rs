@@ -89,7 +89,9 @@ fn a_held_frame_stops_what_comes_behind_it_until_it_is_released() {
     run(&mut stage);
     assert!(!stage.network.has_held("h"));
     let sent = [head_answer(1), b"behind".to_vec()];
-    sent.iter().for_each(|frame| a.send(frame).unwrap());
+    for frame in &sent {
+        a.send(frame).unwrap();
+    }
     b.send(&head_answer(2)).unwrap();
     run(&mut stage);
     assert_eq!((received(&b), received(&a)), (vec![b"before".to_vec()], vec![head_answer(2)]));
