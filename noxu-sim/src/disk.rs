@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastrand::Rng;
-use noxu_log::env::{Env, Fault, FaultEnv};
+use noxu_log::env::{Env, Fault, FaultEnv, Survivors};
 use noxu_log::segment::name::{log_dir, parse_segment_name, parse_side_name};
 
 use crate::dice::Dice;
@@ -68,6 +68,8 @@ pub struct Disk {
     slowness: u32,
     stalled_until: Nanos,
     full: bool,
+    /// A power loss leaves nothing that was not synced.
+    loses_all: bool,
     /// A machine's identity numbers: of its first directory, of the next after a wipe.
     directories: u64,
     dice: Dice,
@@ -90,6 +92,7 @@ impl Disk {
             slowness: 1,
             stalled_until: Nanos::default(),
             full: false,
+            loses_all: false,
             directories: 0,
             dice,
             name: name.to_owned(),
@@ -157,10 +160,16 @@ impl Disk {
         self.env.has_crashed()
     }
 
+    /// Whether a power loss leaves nothing that was not synced.
+    pub fn lose_all_unsynced(&mut self, all: bool) {
+        self.loses_all = all;
+    }
+
     /// The power goes: any part of what was not synced is lost.
     pub fn lose_power(&mut self) {
-        let seed = self.rng.u64(..);
-        self.replace(|env| env.crash(seed));
+        let drawn = Survivors::Random(self.rng.u64(..));
+        let survivors = if self.loses_all { Survivors::None } else { drawn };
+        self.replace(|env| env.crash_keeping(survivors));
     }
 
     /// The process dies; what it wrote stays.

@@ -66,6 +66,8 @@ pub enum Record {
         last: Vlsn,
         /// It crashed in the middle of a call, which may have been a lawful cut.
         amid: bool,
+        /// It knows that the end of its log may be missing.
+        uncertain: bool,
     },
     /// Its disk was replaced by an empty one.
     Wiped {
@@ -96,6 +98,13 @@ pub enum Record {
         host: Host,
         /// Its term.
         term: Term,
+        /// Last such entry.
+        vlsn: Vlsn,
+    },
+    /// While it was no master it applied everything through `vlsn`.
+    Applied {
+        /// Which node.
+        host: Host,
         /// Last such entry.
         vlsn: Vlsn,
     },
@@ -304,6 +313,7 @@ impl Ledger {
                 log.acked = log.acked.max(*durable);
             }
             Record::FrontDropped { .. }
+            | Record::Applied { .. }
             | Record::Spoke { .. }
             | Record::Voted { .. }
             | Record::Nacked { .. }

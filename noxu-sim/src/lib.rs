@@ -2,7 +2,7 @@
 //! simulated time, network and disks.
 //!
 //! The room plan: `event` and `stage` make time pass, `network` and `channel` carry what nodes say,
-//! `baton` runs the conversations that block, `clock` tells each node a time of its own, `trace` and
+//! `hold` keeps it back, `baton` runs the conversations that block, `clock` tells each node a time of its own, `trace` and
 //! `coverage` say afterwards what happened.
 //!
 //! Nothing here looks at a real clock, a real network or a real disk, and only one thread runs at
@@ -18,6 +18,7 @@ pub mod disk;
 pub mod event;
 pub mod excuse;
 mod follower;
+pub mod hold;
 pub mod invariants;
 pub mod ledger;
 pub mod mutants;

@@ -47,7 +47,7 @@ struct Args {
     #[arg(long, requires = "seed", value_name = "RUNS")]
     shrink: Option<usize>,
     /// Looks for each deliberate bug, or for the one of this name, in the worlds of `--seeds` or
-    /// the scenarios of `--scripts`.
+    /// the scenarios of `--script` or `--scripts`.
     #[cfg(feature = "mutants")]
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     mutants: Option<String>,
@@ -209,6 +209,20 @@ fn scripts(dir: &Path) -> Vec<(String, Script)> {
     named.collect()
 }
 
+/// Plays a scenario with a bug and prints how it went; true if it did not go as it says.
+#[cfg(feature = "mutants")]
+fn show_found(file: &Path, mutants: Mutants, lines: usize) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let Ok(script) = Script::parse(&text) else { return false };
+    let played = play(&script, mutants, lines);
+    played.lines.iter().for_each(|line| println!("{line}"));
+    match &played.failure {
+        Some(failure) => println!("{}:{}: {}", file.display(), failure.line, failure.why),
+        None => println!("{}: as it says", file.display()),
+    }
+    played.failure.is_some()
+}
+
 /// Prints in which world each bug is found, and by which rule; true if one is not found.
 #[cfg(feature = "mutants")]
 fn look_for_mutants(args: &Args, name: &str) -> bool {
@@ -217,6 +231,10 @@ fn look_for_mutants(args: &Args, name: &str) -> bool {
     let mut missed = 0;
     for (bug, mutants) in Mutants::all() {
         if !name.is_empty() && bug != name {
+            continue;
+        }
+        if let Some(file) = &args.script {
+            missed += usize::from(!show_found(file, mutants, args.lines));
             continue;
         }
         if let Some(dir) = &args.scripts {

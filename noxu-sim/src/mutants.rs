@@ -20,39 +20,31 @@ pub struct Mutants {
 
 #[cfg(feature = "mutants")]
 impl Mutants {
-    /// The bugs of replication that random worlds are to find.
-    pub const REP: [RepMutant; 15] = [
-        RepMutant::VoteNotPersisted,
-        RepMutant::HeadNotCompared,
-        RepMutant::SecondVote,
-        RepMutant::GrantOfAnyCampaign,
-        RepMutant::UncertainCountsAsCertain,
-        RepMutant::RankedByVlsnOnly,
-        RepMutant::AckAfterGrant,
-        RepMutant::TermResumed,
-        RepMutant::NackQuorumTooSmall,
-        RepMutant::UncertainNacks,
-        RepMutant::ClearWithoutNonce,
-        RepMutant::AckBeforeSync,
-        RepMutant::LeaveOthersTermFrames,
-        RepMutant::PreviousNotChecked,
-        RepMutant::AppliesBeyondDtvlsn,
-    ];
-
-    /// Those of the log.
-    pub const LOG: [LogMutant; 5] = [
+    /// The bugs of the log that a group shows. The others are about single crashes, of which the log's
+    /// own tests enumerate all, or show only together with one of replication.
+    pub const LOG: [LogMutant; 7] = [
         LogMutant::DurableBeforeSync,
         LogMutant::ToldBeforeMark,
         LogMutant::FoundNotSynced,
         LogMutant::ControlNotSynced,
-        LogMutant::RunNotChained,
+        LogMutant::ControlWrittenToOneSlot,
+        LogMutant::DamageIsCut,
+        LogMutant::UncertaintyForgotten,
     ];
 
-    /// All of them, with their names.
+    /// Those of replication that a group shows, and those of the log, with their names.
     pub fn all() -> Vec<(String, Self)> {
-        let rep = Self::REP.map(|bug| (format!("{bug:?}"), Self { rep: Some(bug), log: None }));
+        let shown = |bug: &&RepMutant| **bug != RepMutant::RestoreTargetUnchecked;
+        let rep = RepMutant::ALL.iter().filter(shown);
+        let rep = rep.map(|bug| (format!("{bug:?}"), Self::of(*bug)));
         let log = Self::LOG.map(|bug| (format!("{bug:?}"), Self { rep: None, log: Some(bug) }));
-        rep.into_iter().chain(log).collect()
+        rep.chain(log).collect()
+    }
+
+    /// This bug of replication, and that of the log which it needs to show.
+    pub fn of(bug: RepMutant) -> Self {
+        let log = (bug == RepMutant::PreviousNotChecked).then_some(LogMutant::RunNotChained);
+        Self { rep: Some(bug), log }
     }
 
     /// Does something with this bug, in the calling thread.

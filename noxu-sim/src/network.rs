@@ -30,6 +30,7 @@ use crate::channel::SimChannel;
 use crate::coverage::Coverage;
 use crate::dice::Draw;
 use crate::event::{Agenda, Event, Host, Nanos};
+use crate::hold::{Hold, Kept, Kind};
 
 /// How the network behaves.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,6 +188,8 @@ struct State {
     /// What waits for a blocked way, in order.
     held: BTreeMap<(Host, Host), VecDeque<NetEvent>>,
     slow: BTreeSet<(Host, Host)>,
+    /// What a scenario keeps back.
+    holds: Vec<Hold>,
     /// Machines without power.
     dark: BTreeSet<Host>,
     /// The service whose frames are kept for whoever watches, and those sent since it looked.
@@ -269,6 +272,7 @@ impl Network {
             blocked: BTreeSet::new(),
             held: BTreeMap::new(),
             slow: BTreeSet::new(),
+            holds: Vec::new(),
             dark: BTreeSet::new(),
             watched: None,
             seen: Vec::new(),
@@ -352,6 +356,62 @@ impl Network {
         } else {
             state.slow.remove(&(from, to));
         }
+    }
+
+    /// From now on messages of this kind wait on these ways, under a name.
+    pub(crate) fn hold(&self, name: &str, kind: Kind, ways: &[(Host, Host)]) {
+        self.shared.state.lock().holds.push(Hold::new(name, kind, ways));
+    }
+
+    /// Whether anything waits under this name.
+    pub(crate) fn has_held(&self, name: &str) -> bool {
+        let state = self.shared.state.lock();
+        state.holds.iter().any(|hold| hold.is_named(name) && hold.has_any())
+    }
+
+    /// No more is held under this name; what waits goes on waiting. False if there is no such name.
+    pub(crate) fn end_hold(&self, name: &str) -> bool {
+        let mut state = self.shared.state.lock();
+        let hold = state.holds.iter_mut().find(|hold| hold.is_named(name));
+        hold.map(Hold::end).is_some()
+    }
+
+    /// Nothing is held under this name any more; what has waited comes now, if `comes`. False if
+    /// there is no such name.
+    pub(crate) fn release(&self, name: &str, comes: bool) -> bool {
+        let mut state = self.shared.state.lock();
+        let Some(kept) = state.take_held(name) else { return false };
+        for Kept { from, to, event, .. } in kept.into_iter().filter(|_| comes) {
+            self.dispatch(&mut state, from, to, event);
+        }
+        true
+    }
+
+    /// The frames that wait under this name come on the newest connection for the same service, as
+    /// if somebody between the machines had joined it to the one that they were sent on; nothing is
+    /// held any more. False if there is no such name, or no such connection.
+    pub(crate) fn replay(&self, name: &str) -> bool {
+        let mut state = self.shared.state.lock();
+        let Some(kept) = state.take_held(name) else { return false };
+        for Kept { from, to, service, event } in kept {
+            let NetEvent::Frame { to: EndId { side, .. }, frame } = event else { continue };
+            let is_it = |connection: &Connection| {
+                connection.service == service
+                    && connection.stage == Stage::Open
+                    && connection.ends[side].host == to
+                    && connection.ends[1 - side].host == from
+            };
+            let newest = state.connections.iter().rev().find(|(_, connection)| is_it(connection));
+            let Some(conn) = newest.map(|(conn, _)| *conn) else { return false };
+            let end = EndId { conn, side };
+            if let Some(theirs) = state.end(end) {
+                theirs.unread += frame.len();
+            }
+            let event = NetEvent::Frame { to: end, frame };
+            let at = state.arrival(self.shared.agenda.now(), (from, to), &event);
+            self.shared.agenda.post(at, Event::Net(event));
+        }
+        true
     }
 
     /// Every connection between two machines is reset.
@@ -621,6 +681,7 @@ impl Network {
             }
             return;
         }
+        let Some(event) = state.held_back((from, to), event) else { return };
         let now = self.shared.agenda.now();
         let at = state.arrival(now, (from, to), &event);
         self.shared.agenda.post(at, Event::Net(event));
@@ -721,6 +782,33 @@ impl State {
         {
             self.seen.push((connection.ends[0].host, frame.to_vec()));
         }
+    }
+
+    /// What waits under this name, which holds nothing more; `None` if there is none.
+    fn take_held(&mut self, name: &str) -> Option<Vec<Kept>> {
+        let at = self.holds.iter().position(|hold| hold.is_named(name))?;
+        Some(self.holds.remove(at).into_kept())
+    }
+
+    /// Lets `event` wait if a scenario wants it to; what does not wait is given back.
+    fn held_back(&mut self, way: (Host, Host), event: NetEvent) -> Option<NetEvent> {
+        if self.holds.is_empty() {
+            return Some(event);
+        }
+        let service = match &event {
+            NetEvent::Frame { to, .. } | NetEvent::Close { to } => {
+                self.connections.get(&to.conn).map_or("", |connection| connection.service)
+            }
+            NetEvent::Syn { .. } | NetEvent::Answer { .. } | NetEvent::Datagram { .. } => "",
+        };
+        for hold in &mut self.holds {
+            if hold.holds(way, service, &event) {
+                let (from, to) = way;
+                hold.keep(Kept { from, to, service, event });
+                return None;
+            }
+        }
+        Some(event)
     }
 
     fn forget_if_over(&mut self, conn: u64) {

@@ -22,6 +22,8 @@ use crate::ledger::{Held, LogMirror, Record};
 pub(crate) struct Observer {
     /// The mastership that a node's present life was last seen in, and what it called durable.
     masterships: BTreeMap<Host, (Term, Vlsn)>,
+    /// What a node's present life was last seen to have applied.
+    applied: BTreeMap<Host, Vlsn>,
 }
 
 impl Observer {
@@ -35,8 +37,10 @@ impl Observer {
         amid: bool,
     ) -> Result<(), Violation> {
         self.masterships.remove(&host);
+        self.applied.remove(&host);
         let last = common(watch, host, life.log(), life.log().positions().last);
-        watch.enter(&Record::Restarted { host, last, amid })?;
+        let uncertain = life.log().control().ballot().head_uncertain;
+        watch.enter(&Record::Restarted { host, last, amid, uncertain })?;
         self.look(watch, host, life)
     }
 
@@ -83,7 +87,22 @@ impl Observer {
         if positions.durable != synced {
             watch.enter(&Record::Synced { host, durable: positions.durable })?;
         }
-        self.look_at_mastership(watch, host, life)
+        self.look_at_mastership(watch, host, life)?;
+        self.look_at_applied(watch, host, life)
+    }
+
+    fn look_at_applied(
+        &mut self,
+        watch: &mut Watch,
+        host: Host,
+        life: &Life,
+    ) -> Result<(), Violation> {
+        let applied = life.applier().applied();
+        let before = self.applied.insert(host, applied).unwrap_or_default();
+        if applied > before && life.mastership().is_none() {
+            watch.enter(&Record::Applied { host, vlsn: applied })?;
+        }
+        Ok(())
     }
 
     fn look_at_mastership(

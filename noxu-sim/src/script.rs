@@ -16,14 +16,25 @@
 //! stop A..                        closes in order
 //! kill A..                        the process dies
 //! crash A..                       the machine loses its power: what is not synced may be gone
+//! crash A.. losing all            the same, and it is
 //! wipe A..                        it gets an empty disk, and is down
 //! pause A.. / resume A..          the process hangs, and goes on
 //! partition A | B C               nothing passes between the sides
 //! cut A -> B C                    nothing passes that way
 //! heal                            everything passes
 //! reset A B                       the connections between both are reset
+//! hold KIND A.. -> B.. as h       messages of a kind that go these ways wait from now on. KIND is
+//!                                 pre-votes, votes (both: the requests), pre-grants, grants, standings,
+//!                                 entries, acks or heads (where the master's log ends); on a
+//!                                 connection whatever comes behind them waits too
+//! enough h                        nothing more is held; what waits goes on waiting
+//! release h / drop h              what waits comes now, or never; nothing more is held
+//! replay h                        what waits comes on the connection that there is by now, as if
+//!                                 somebody between both had mixed them up
 //! disk A full / disk A ok         there is no room, and again
+//! disk A broken                   the next sync fails: the process stops, and is back soon
 //! corrupt A entry x               the (first) entry of the write named x rots
+//! corrupt A last                  the last entry of its log rots
 //! corrupt A mark                  both slots of the tail mark rot
 //! corrupt A control               one slot of the control file rots
 //! corrupt A header                the header of a segment rots
@@ -37,7 +48,7 @@
 //! ```
 //!
 //! `WHAT` is one of `master B`, `a master`, `no master`, `role A replica`, `down A`, `equal`,
-//! `elections N`, `rollbacks N`, `log A has x`, `log A lacks x`, and of a named write: `reported x`
+//! `elections N`, `rollbacks N`, `held h` (something waits), `log A has x`, `log A lacks x`, and of a named write: `reported x`
 //! (its client was told it is done), `unknown x` (it was written and its client knows no more),
 //! `refused x` (nothing was written), `durable x` (it is on a quorum, whatever was told), `lost x` (no
 //! node that runs has it).
@@ -50,6 +61,7 @@ use noxu_rep::{Durability, Role};
 
 use crate::disk::Rot;
 use crate::event::Host;
+use crate::hold::Kind;
 use crate::plan::Plan;
 
 /// A scenario.
@@ -87,7 +99,11 @@ pub(crate) enum Command {
     Start(Vec<Host>),
     Stop(Vec<Host>),
     Kill(Vec<Host>),
-    Crash(Vec<Host>),
+    Crash {
+        hosts: Vec<Host>,
+        /// Nothing is left that was not synced.
+        losing_all: bool,
+    },
     Wipe(Vec<Host>),
     Pause(Vec<Host>),
     Resume(Vec<Host>),
@@ -95,14 +111,29 @@ pub(crate) enum Command {
     Cut(Vec<(Host, Host)>),
     Heal,
     Reset(Host, Host),
+    Hold {
+        kind: Kind,
+        ways: Vec<(Host, Host)>,
+        name: String,
+    },
+    /// No more is held; what is goes on waiting.
+    Enough(String),
+    /// What is held comes after all, or is gone.
+    Release {
+        name: String,
+        comes: bool,
+    },
+    Replay(String),
     Disk {
         host: Host,
-        full: bool,
+        what: DiskState,
     },
     CorruptEntry {
         host: Host,
         write: String,
     },
+    /// The last entry of its log.
+    CorruptLast(Host),
     CorruptMark(Host),
     Corrupt(Host, Rot),
     Write(Writing),
@@ -110,6 +141,15 @@ pub(crate) enum Command {
     Call(Host),
     Run(Duration),
     Expect(Expectation, Patience),
+}
+
+/// What becomes of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskState {
+    Full,
+    Ok,
+    /// The next sync fails.
+    Broken,
 }
 
 /// What is to be written.
@@ -139,6 +179,7 @@ pub(crate) enum Expectation {
     Equal,
     Elections(usize),
     Rollbacks(usize),
+    Held(String),
     Reported(String),
     Unknown(String),
     Refused(String),
@@ -244,7 +285,14 @@ fn command(verb: &str, words: &mut Words<'_>) -> Parsed<Command> {
         "start" => Command::Start(words.hosts()?),
         "stop" => Command::Stop(words.hosts()?),
         "kill" => Command::Kill(words.hosts()?),
-        "crash" => Command::Crash(words.hosts()?),
+        "crash" => {
+            let hosts = words.hosts()?;
+            let losing_all = words.words.next_if_eq(&"losing").is_some();
+            if losing_all {
+                words.literally("all")?;
+            }
+            Command::Crash { hosts, losing_all }
+        }
         "wipe" => Command::Wipe(words.hosts()?),
         "pause" => Command::Pause(words.hosts()?),
         "resume" => Command::Resume(words.hosts()?),
@@ -269,18 +317,34 @@ fn command(verb: &str, words: &mut Words<'_>) -> Parsed<Command> {
         }
         "heal" => Command::Heal,
         "reset" => Command::Reset(words.host()?, words.host()?),
+        "hold" => {
+            let word = words.word()?;
+            let kind = Kind::named(word).ok_or_else(|| format!("no messages are {word}"))?;
+            let from = words.hosts()?;
+            words.literally("->")?;
+            let to = words.hosts()?;
+            let ways = from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))).collect();
+            words.literally("as")?;
+            Command::Hold { kind, ways, name: words.name()? }
+        }
+        "enough" => Command::Enough(words.name()?),
+        "release" => Command::Release { name: words.name()?, comes: true },
+        "drop" => Command::Release { name: words.name()?, comes: false },
+        "replay" => Command::Replay(words.name()?),
         "disk" => Command::Disk {
             host: words.host()?,
-            full: match words.word()? {
-                "full" => true,
-                "ok" => false,
-                other => return Err(format!("full or ok expected, not {other}")),
+            what: match words.word()? {
+                "full" => DiskState::Full,
+                "ok" => DiskState::Ok,
+                "broken" => DiskState::Broken,
+                other => return Err(format!("full, ok or broken expected, not {other}")),
             },
         },
         "corrupt" => {
             let host = words.host()?;
             match words.word()? {
                 "entry" => Command::CorruptEntry { host, write: words.name()? },
+                "last" => Command::CorruptLast(host),
                 "mark" => Command::CorruptMark(host),
                 "control" => Command::Corrupt(host, Rot::ControlSlot),
                 "header" => Command::Corrupt(host, Rot::SegmentHeader),
@@ -333,6 +397,7 @@ fn expectation(words: &mut Words<'_>) -> Parsed<Expectation> {
         "equal" => Expectation::Equal,
         "elections" => Expectation::Elections(words.number()? as usize),
         "rollbacks" => Expectation::Rollbacks(words.number()? as usize),
+        "held" => Expectation::Held(words.name()?),
         "reported" => Expectation::Reported(words.name()?),
         "unknown" => Expectation::Unknown(words.name()?),
         "refused" => Expectation::Refused(words.name()?),
@@ -427,17 +492,18 @@ impl Command {
             Self::Start(hosts)
             | Self::Stop(hosts)
             | Self::Kill(hosts)
-            | Self::Crash(hosts)
+            | Self::Crash { hosts, .. }
             | Self::Wipe(hosts)
             | Self::Pause(hosts)
             | Self::Resume(hosts) => hosts.iter_mut().for_each(one),
-            Self::Cut(ways) => ways.iter_mut().for_each(|(from, to)| {
+            Self::Cut(ways) | Self::Hold { ways, .. } => ways.iter_mut().for_each(|(from, to)| {
                 one(from);
                 one(to);
             }),
             Self::Reset(a, b) => [a, b].into_iter().for_each(one),
             Self::Disk { host, .. }
             | Self::CorruptEntry { host, .. }
+            | Self::CorruptLast(host)
             | Self::CorruptMark(host)
             | Self::Corrupt(host, _) => {
                 one(host);
@@ -454,6 +520,7 @@ impl Command {
                 | Expectation::Equal
                 | Expectation::Elections(_)
                 | Expectation::Rollbacks(_)
+                | Expectation::Held(_)
                 | Expectation::Reported(_)
                 | Expectation::Unknown(_)
                 | Expectation::Refused(_)
@@ -461,7 +528,12 @@ impl Command {
                 | Expectation::Lost(_) => {}
             },
             // Of a call the letter itself is meant.
-            Self::Call(_) | Self::Heal | Self::Run(_) => {}
+            Self::Call(_)
+            | Self::Heal
+            | Self::Run(_)
+            | Self::Enough(_)
+            | Self::Release { .. }
+            | Self::Replay(_) => {}
         }
         self
     }
@@ -516,6 +588,22 @@ mod tests {
     }
 
     #[test]
+    fn held_messages_have_a_kind_a_way_and_a_name() {
+        let text = "hold votes A -> B C as h\nrelease h\ncrash A B losing all\nexpect held h";
+        let script = Script::parse(text).unwrap();
+        let [a, b, c] = [0, 1, 2].map(Host);
+        let commands: Vec<_> = script.lines.iter().map(|line| line.command.clone()).collect();
+        let name = "h".to_owned();
+        let expected = [
+            Command::Hold { kind: Kind::Votes, ways: vec![(a, b), (a, c)], name: name.clone() },
+            Command::Release { name: name.clone(), comes: true },
+            Command::Crash { hosts: vec![a, b], losing_all: true },
+            Command::Expect(Expectation::Held(name), Patience::Within(Duration::ZERO)),
+        ];
+        assert_eq!(commands, expected);
+    }
+
+    #[test]
     fn a_line_that_says_nothing_is_named() {
         for (text, line, why) in [
             ("start A\nfly B", 2, "there is no verb fly"),
@@ -524,6 +612,9 @@ mod tests {
             ("run 5", 1, "a time expected, not 5"),
             ("heal all", 1, "all is one word too many"),
             ("expect role A king", 1, "king is no role"),
+            ("hold letters A -> B as h", 1, "no messages are letters"),
+            ("crash A losing some", 1, "all expected, not some"),
+            ("disk A wet", 1, "full, ok or broken expected, not wet"),
         ] {
             assert_eq!(Script::parse(text), Err(Failure { line, why: why.to_owned() }), "{text}");
         }

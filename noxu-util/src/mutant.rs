@@ -2,6 +2,25 @@
 //!
 //! # Not here: what the bugs are, and who may switch them on (each crate's own mutant.rs).
 
+/// Defines the enum of a crate's deliberate bugs, with `ALL` of them, so that a test can ask of each
+/// by what it is found.
+#[macro_export]
+macro_rules! mutants {
+    (
+        $(#[$meta:meta])*
+        $vis:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }
+    ) => {
+        $(#[$meta])*
+        $vis enum $name { $($(#[$doc])* $variant,)+ }
+
+        #[cfg(any(test, feature = "mutants"))]
+        impl $name {
+            /// Each of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+        }
+    };
+}
+
 /// Gives the enum `$mutant` of a crate its switch: `is_on(mutant)` for the code that has the bug,
 /// `$mutant::with(mutant, act)` for the test. A switch is one thread's; other threads stay sane.
 #[macro_export]

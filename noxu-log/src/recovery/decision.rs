@@ -16,6 +16,8 @@
 
 use noxu_util::Vlsn;
 
+use crate::mutant::{self, Mutant};
+
 /// What recovery knows when it meets a place without the valid entry that should stand there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Evidence {
@@ -56,6 +58,7 @@ pub(crate) fn decide(evidence: &Evidence) -> Decision {
     let synced = evidence.vlsn <= evidence.synced;
     match (synced, evidence.stands) {
         (true, Stands::OtherHistory) => Decision::Alarm,
+        (true, Stands::NoEntry) if mutant::is_on(Mutant::DamageIsCut) => Decision::Cut,
         (true, Stands::NoEntry) => Decision::Faulty,
         (false, Stands::NoEntry) if !evidence.mark_readable && evidence.chain_goes_on => {
             Decision::Faulty

@@ -140,7 +140,10 @@ impl Log {
             threads => threads,
         };
         let mut found = find_end(&*env, dir, &control_state, &mark, threads, &mut report)?;
-        if report.head_uncertain && !control_state.head_uncertain {
+        if report.head_uncertain
+            && !control_state.head_uncertain
+            && !mutant::is_on(Mutant::UncertaintyForgotten)
+        {
             control.update(|control| control.head_uncertain = true)?;
         }
         found.apply(&*env, dir, &mark.read())?;
@@ -572,6 +575,7 @@ fn find_end(
     }
     if let Some(mark) = known.mark
         && mark.vlsn > found.end.vlsn
+        && !mutant::is_on(Mutant::DamageIsCut)
     {
         let next = found.end.vlsn.next();
         return Err(missing(

@@ -22,6 +22,7 @@ use noxu_util::{Incarnation, NULL_VLSN, Name, Vlsn};
 
 use crate::core::durability::{AckPolicy, Class};
 use crate::core::quorum::{Acked, Quorum, SessionId};
+use crate::mutant::{self, Mutant};
 
 /// Time since the node started.
 pub type Now = Duration;
@@ -381,6 +382,10 @@ impl<W> Commits<W> {
     fn advance_dtvlsn(&mut self) -> bool {
         let held = self.quorum.durable_on_quorum();
         let before = self.dtvlsn;
+        if mutant::is_on(Mutant::OldTermsCount) && held > before && held < self.term_entry {
+            self.dtvlsn = held;
+            return true;
+        }
         while let Some((first, last)) = self.sync_runs.front_mut() {
             if *first > held {
                 break;

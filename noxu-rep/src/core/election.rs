@@ -278,7 +278,8 @@ impl Campaign {
         }
         let missing = self.quorums.n() - self.answers.len();
         let refused = self.answers.len() - granted;
-        if certain >= self.quorums.elect() || granted == self.quorums.n() {
+        let too_few = usize::from(mutant::is_on(Mutant::QuorumsDoNotMeet));
+        if certain + too_few >= self.quorums.elect() || granted == self.quorums.n() {
             Tally::Won
         } else if certain + missing < self.quorums.elect() && refused > 0 {
             Tally::Lost

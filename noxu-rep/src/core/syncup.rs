@@ -27,6 +27,7 @@
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
 use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
 use crate::wire::syncup::{MAX_SAMPLES, MAX_TERMS, SyncupMsg, Verdict};
 
 /// One entry of a log as the syncup sees it.
@@ -337,7 +338,8 @@ impl<'v> ReplicaSyncup<'v> {
             self.search.bound = vlsn;
             return Ok(self.ask_below(vlsn));
         };
-        if ours.lsn != lsn || ours.fingerprint != fingerprint {
+        let blind = mutant::is_on(Mutant::PreviousNotChecked);
+        if !blind && (ours.lsn != lsn || ours.fingerprint != fingerprint) {
             self.search.disagree(vlsn)?;
             return self.narrow();
         }
@@ -362,7 +364,7 @@ impl<'v> ReplicaSyncup<'v> {
                     .view
                     .entry(last)
                     .is_some_and(|ours| ours.lsn == *theirs && ours.fingerprint == *fingerprint);
-                if agrees {
+                if agrees || mutant::is_on(Mutant::PreviousNotChecked) {
                     self.search.agree(last)?;
                     Ok(self.start(matchpoint, lsn, last.next()))
                 } else {

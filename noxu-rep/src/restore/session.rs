@@ -26,6 +26,7 @@ use super::bitmap::Bitmap;
 use super::manifest::{BITMAP, CHECKPOINT, COMMIT, Commit, MARKER, Manifest, Marker, TAIL};
 use super::{Phase, Progress, restore_dir};
 use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
 use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
 
@@ -500,6 +501,7 @@ impl<'a> Fetch<'a> {
             for entry in run.entries() {
                 if entry.header.vlsn == head.target
                     && entry.header.fingerprint != head.target_fingerprint
+                    && !mutant::is_on(Mutant::RestoreTargetUnchecked)
                 {
                     let expected = format!("entry {} as the manifest names it", head.target);
                     return Err(RepError::protocol("", expected, "another one"));

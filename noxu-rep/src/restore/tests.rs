@@ -9,8 +9,8 @@ use std::time::Duration;
 use noxu_log::Log;
 use noxu_log::env::{Env, FaultEnv, MemoryEnv, read_whole, write_whole};
 use noxu_log::{
-    EntryFlags, EntryKind, EntryRun, GroupIdentity, LogConfig, LogError, LostEntries, NewEntry,
-    RetentionConfig,
+    Cut, EntryFlags, EntryKind, EntryRun, GroupIdentity, LogConfig, LogError, LostEntries,
+    NewEntry, RetentionConfig,
 };
 use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
@@ -21,6 +21,7 @@ use super::session::{Restoring, fetch, is_committed, is_pending};
 use super::*;
 use crate::clock::Clock;
 use crate::error::{RepError, Result};
+use crate::mutant::Mutant;
 use crate::net::channel::{Channel, LocalChannelPair};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{
@@ -592,6 +593,38 @@ fn a_flipped_bit_a_lost_byte_and_a_wrong_answer_are_found_in_every_frame() {
             assert_eq!(progress.false_claims, 0);
         }
     }
+}
+
+/// Every entry follows the one before it, but it is another history than the one that was offered.
+#[test]
+fn a_provider_whose_log_was_rolled_back_meanwhile_is_refused() {
+    let fetched = |mutant| {
+        let (master, env) = (Master::new(100), memory());
+        let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = master.provider.run(&channel_b);
+            });
+            let mut changed = false;
+            let mut report = |progress: &Progress| {
+                if progress.blocks_done < progress.blocks_total || changed {
+                    return;
+                }
+                changed = true;
+                master.log.truncate_after(v(195), Cut::Discard).unwrap();
+                let entry = NewEntry::new(EntryKind(16), EntryFlags::COMMIT, b"another");
+                (196..=200).for_each(|_| {
+                    master.log.append(Term::new(2), &[entry]).unwrap();
+                });
+            };
+            Mutant::with(mutant, || {
+                fetch(&env, dir(), &restoring(), &channel_a, &mut report, &mut |_| true)
+            })
+        })
+    };
+    let refused = fetched(None).unwrap_err().to_string();
+    assert!(refused.contains("as the manifest names it"), "{refused}");
+    assert!(fetched(Some(Mutant::RestoreTargetUnchecked)).is_ok(), "the mutant is noticed");
 }
 
 /// Restores on a disk that crashes at its `call`-th call; false when it got through without.

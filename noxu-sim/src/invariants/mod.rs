@@ -10,6 +10,7 @@ use std::fmt;
 
 use crate::ledger::{Ledger, Record};
 
+mod c5_applied;
 mod i01_one_master;
 mod i02_same_entry;
 mod i03_durable_prefix;
@@ -77,6 +78,7 @@ impl Default for Watch {
                 Box::<i12_fingerprints::Fingerprints>::default(),
                 Box::<i13_syncup::Syncup>::default(),
                 Box::<i15_bounds::Bounds>::default(),
+                Box::<c5_applied::Applied>::default(),
             ],
         }
     }

@@ -81,7 +81,7 @@ fn a_lawful_run_breaks_nothing() {
             appended(A, 4, 2, &[held(2, 24)]),
             synced(A, 4),
             acked(A, 2, 4),
-            Record::Restarted { host: A, last: vlsn(4), amid: false },
+            Record::Restarted { host: A, last: vlsn(4), amid: false, uncertain: false },
             appended(C, 1, 2, &[held(1, 11)]),
         ]),
         None
@@ -164,18 +164,34 @@ fn a_broken_promise_is_named() {
     };
     assert_eq!(broken(&[voted("n1"), voted("n1")]), None);
     assert_eq!(broken(&[voted("n1"), voted("n3")]), Some("I7"));
+    let uncertain = Record::Restarted { host: B, last: vlsn(2), amid: false, uncertain: true };
+    assert_eq!(broken(&[uncertain]), None, "it knows");
     for amid in [false, true] {
-        assert_eq!(broken(&[Record::Restarted { host: B, last: vlsn(2), amid }]), Some("I7"));
+        assert_eq!(
+            broken(&[Record::Restarted { host: B, last: vlsn(2), amid, uncertain: false }]),
+            Some("I7")
+        );
     }
     let more = [appended(B, 4, 1, &[held(1, 14)]), synced(B, 4), acked(B, 1, 4)];
-    let restarted =
-        |amid| [&more[..], &[Record::Restarted { host: B, last: vlsn(3), amid }]].concat();
+    let restarted = |amid| {
+        [&more[..], &[Record::Restarted { host: B, last: vlsn(3), amid, uncertain: false }]]
+            .concat()
+    };
     assert_eq!(broken(&restarted(false)), Some("I7"));
     assert_eq!(broken(&restarted(true)), None, "it may have been cut");
     let nacked = Record::Nacked { host: B, asked_in: term(5), vlsn: vlsn(4) };
     let entry = [held(2, 24)];
     assert_eq!(broken(&[nacked.clone(), appended(B, 4, 4, &entry)]), Some("I7"));
     assert_eq!(broken(&[nacked, appended(B, 4, 5, &entry)]), None);
+}
+
+#[test]
+fn what_is_applied_and_not_durable_is_named() {
+    let applied = |host, at| Record::Applied { host, vlsn: vlsn(at) };
+    assert_eq!(broken(&[applied(B, 3)]), None);
+    assert_eq!(broken(&[applied(B, 4)]), Some("C5"));
+    let wrote = [appended(A, 4, 1, &[held(1, 14)]), applied(A, 4)];
+    assert_eq!(broken(&wrote), None, "it was master");
 }
 
 #[test]

@@ -1,4 +1,7 @@
 use noxu_rep::net::channel::Channel as _;
+use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
+use noxu_rep::wire::election::LogEnd;
+use noxu_rep::wire::message::StreamMessage;
 
 use super::*;
 use crate::channel::SimChannel;
@@ -31,10 +34,14 @@ fn run(stage: &mut Stage) -> Vec<SimChannel> {
 }
 
 fn connect(stage: &mut Stage) -> (SimChannel, SimChannel) {
+    connect_for(stage, "TEST")
+}
+
+fn connect_for(stage: &mut Stage, service: &'static str) -> (SimChannel, SimChannel) {
     let slot = Slot::default();
     let (network, theirs) = (stage.network.clone(), Arc::clone(&slot));
     stage.begin_task(A, move || {
-        *theirs.lock() = Some(network.dial(A, B, "TEST", SECOND).unwrap());
+        *theirs.lock() = Some(network.dial(A, B, service, SECOND).unwrap());
     });
     let b = run(stage).pop().expect("B was dialled");
     let a = slot.lock().take().expect("A has dialled");
@@ -65,6 +72,51 @@ fn frames_of_a_connection_arrive_in_order_whatever_they_weigh() {
     assert_eq!(a.backlog(), 0);
     let bytes: usize = frames.iter().map(Vec::len).sum();
     assert!(stage.now().since(began) >= SECOND * (bytes >> 16) as u32, "the line is slow");
+}
+
+/// What a scenario calls a head.
+fn head_answer(nonce: u64) -> Vec<u8> {
+    StreamMessage::HeadAnswer { nonce, head: LogEnd::default() }.encode()
+}
+
+#[test]
+fn a_held_frame_stops_what_comes_behind_it_until_it_is_released() {
+    let mut stage = stage(NetPlan::default());
+    let (a, b) = connect_for(&mut stage, FEEDER_SERVICE_NAME);
+    stage.network.hold("h", Kind::Heads, &[(A, B)]);
+    a.send(b"before").unwrap();
+    run(&mut stage);
+    assert!(!stage.network.has_held("h"));
+    let sent = [head_answer(1), b"behind".to_vec()];
+    for frame in &sent {
+        a.send(frame).unwrap();
+    }
+    b.send(&head_answer(2)).unwrap();
+    run(&mut stage);
+    assert_eq!((received(&b), received(&a)), (vec![b"before".to_vec()], vec![head_answer(2)]));
+    assert!(stage.network.has_held("h") && stage.network.end_hold("h"));
+    a.send(b"later").unwrap();
+    run(&mut stage);
+    assert_eq!(received(&b), [b""; 0], "it would overtake");
+    assert!(stage.network.release("h", true) && !stage.network.release("h", true));
+    run(&mut stage);
+    let [first, second] = sent;
+    assert_eq!(received(&b), [first, second, b"later".to_vec()]);
+}
+
+#[test]
+fn a_held_frame_is_replayed_on_the_newest_connection() {
+    let mut stage = stage(NetPlan::default());
+    let (a, b) = connect_for(&mut stage, FEEDER_SERVICE_NAME);
+    stage.network.hold("h", Kind::Heads, &[(A, B)]);
+    a.send(&head_answer(1)).unwrap();
+    drop((a, b));
+    run(&mut stage);
+    assert!(!stage.network.replay("none"));
+    let (a, b) = connect_for(&mut stage, FEEDER_SERVICE_NAME);
+    assert!(stage.network.replay("h"));
+    run(&mut stage);
+    assert_eq!((received(&b), a.backlog()), (vec![head_answer(1)], 0));
 }
 
 #[test]

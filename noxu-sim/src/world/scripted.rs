@@ -29,7 +29,7 @@ use crate::ledger::LogMirror;
 use crate::mutants::Mutants;
 use crate::oracle::{Place, Told, Transaction, TxnId};
 use crate::schedule::Schedule;
-use crate::script::{Command, Expectation, Failure, Patience, Script, Writing, letter};
+use crate::script::{Command, DiskState, Expectation, Failure, Patience, Script, Writing, letter};
 use crate::trace::Trace;
 use crate::workload::is_durable;
 
@@ -137,9 +137,10 @@ impl Player {
                 player.world.take_down(host, Duration::ZERO);
                 Ok(())
             }),
-            Command::Crash(hosts) => self.each(hosts, |player, host| {
+            Command::Crash { hosts, losing_all } => self.each(hosts, |player, host| {
                 player.running(host)?;
                 player.world.held.insert(host);
+                player.world.nodes[host.0].disk.lock().lose_all_unsynced(*losing_all);
                 player.world.power_off(host);
                 Ok(())
             }),
@@ -176,12 +177,38 @@ impl Player {
                 self.world.stage.network.reset(*a, *b);
                 Ok(())
             }
-            Command::Disk { host, full } => {
-                let env = self.world.nodes[host.0].disk.lock().env();
-                env.set_capacity(full.then(|| env.used_bytes()));
+            Command::Hold { kind, ways, name } => {
+                self.world.stage.network.hold(name, *kind, ways);
+                Ok(())
+            }
+            Command::Enough(name) => {
+                let known = self.world.stage.network.end_hold(name);
+                known.then_some(()).ok_or_else(|| format!("nothing is held as {name}"))
+            }
+            Command::Release { name, comes } => {
+                let known = self.world.stage.network.release(name, *comes);
+                known.then_some(()).ok_or_else(|| format!("nothing is held as {name}"))
+            }
+            Command::Replay(name) => {
+                let done = self.world.stage.network.replay(name);
+                done.then_some(()).ok_or_else(|| format!("there is no {name}, or no connection"))
+            }
+            Command::Disk { host, what } => {
+                let disk = self.world.nodes[host.0].disk.lock();
+                let env = disk.env();
+                match what {
+                    DiskState::Full => env.set_capacity(Some(env.used_bytes())),
+                    DiskState::Ok => env.set_capacity(None),
+                    DiskState::Broken => disk.break_next_sync(),
+                }
                 Ok(())
             }
             Command::CorruptEntry { host, write } => self.corrupt_entry(*host, write),
+            Command::CorruptLast(host) => {
+                let known = self.world.watch.ledger().log(*host);
+                let last = known.map_or(Vlsn::default(), LogMirror::last);
+                self.corrupt_at(*host, last, "the last entry")
+            }
             Command::CorruptMark(host) => self.corrupt_mark(*host),
             Command::Corrupt(host, what) => self.corrupt(*host, *what),
             Command::Write(writing) => self.write(writing),
@@ -390,25 +417,33 @@ impl Player {
     fn corrupt_entry(&mut self, host: Host, write: &str) -> Done {
         let first = *self.named(write)?.first().expect("a name has a write");
         let place = self.written[first].place.ok_or_else(|| format!("{write} was not written"))?;
+        let held = self.world.watch.ledger().log(host).and_then(|log| log.at(place.vlsn));
+        if held.is_none_or(|held| held.fingerprint != place.fingerprint) {
+            return Err(format!("{write} is not in the log of {}", self.letter(host)));
+        }
+        self.corrupt_at(host, place.vlsn, write)
+    }
+
+    fn corrupt_at(&mut self, host: Host, vlsn: Vlsn, what: &str) -> Done {
         let (env, dir) = {
             let disk = self.world.nodes[host.0].disk.lock();
             (disk.env(), disk.dir().to_owned())
         };
         let mut found: Option<Lsn> = None;
         let log = Inspection::open(Arc::new(env.clone()), &dir).map_err(|e| e.to_string())?;
-        log.walk(place.vlsn, |lsn, entry| {
-            if entry.header.vlsn == place.vlsn && entry.header.fingerprint == place.fingerprint {
+        log.walk(vlsn, |lsn, entry| {
+            if entry.header.vlsn == vlsn {
                 found = Some(lsn);
             }
             ControlFlow::Continue(())
         })
         .map_err(|cause| cause.to_string())?;
         let lsn =
-            found.ok_or_else(|| format!("{write} is not on the disk of {}", self.letter(host)))?;
+            found.ok_or_else(|| format!("{what} is not on the disk of {}", self.letter(host)))?;
         let path = log_dir(&dir).join(segment_name(lsn.segment()));
         let offset = u64::from(lsn.offset() + ROTTEN_BYTE);
         env.corrupt(&path, offset, 0x55).map_err(|cause| cause.to_string())?;
-        self.world.atlas.note_damage(host, place.vlsn);
+        self.world.atlas.note_damage(host, vlsn);
         self.world.rotten.insert(host);
         Ok(())
     }
@@ -504,6 +539,7 @@ impl Player {
             }
             Expectation::Elections(count) => ledger.masterships() == *count,
             Expectation::Rollbacks(count) => ledger.truncations() == *count,
+            Expectation::Held(name) => world.stage.network.has_held(name),
             Expectation::Reported(name) => all(name, &|w| w.answer == Answer::Done),
             Expectation::Unknown(name) => all(name, &|w| {
                 w.place.is_some() && matches!(w.answer, Answer::None | Answer::Unknown(_))
@@ -574,7 +610,8 @@ impl Expectation {
             | Self::Down(_)
             | Self::Equal
             | Self::Elections(_)
-            | Self::Rollbacks(_) => None,
+            | Self::Rollbacks(_)
+            | Self::Held(_) => None,
         }
     }
 }

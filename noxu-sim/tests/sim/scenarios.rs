@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use noxu_rep::mutant::Mutant;
 use noxu_sim::mutants::Mutants;
 use noxu_sim::script::{Failure, Script};
 use noxu_sim::trace::KEPT_LINES;
@@ -82,23 +81,44 @@ fn between_machines_without_a_process_nothing_goes_on() {
     assert!(silent(end), "{end:?}");
 }
 
+/// Each deliberate bug, and a scenario about the rule that it breaks.
+const FOUND_BY: [(&str, &str); 26] = [
+    ("VoteNotPersisted", "m_vote_outlives_its_voter"),
+    ("HeadNotCompared", "e_longer_log_of_an_older_term"),
+    ("SecondVote", "m_vote_outlives_its_voter"),
+    ("GrantOfAnyCampaign", "m_pre_grants_are_no_votes"),
+    ("UncertainCountsAsCertain", "m_uncertain_votes_are_not_certain"),
+    ("RankedByVlsnOnly", "e_longer_log_of_an_older_term"),
+    ("AckAfterGrant", "m_no_ack_after_a_vote"),
+    ("TermResumed", "u_size_one"),
+    ("NackQuorumTooSmall", "d_faulty_head_and_laggard"),
+    ("UncertainNacks", "m_uncertain_does_not_deny"),
+    ("ClearWithoutNonce", "m_head_answer_of_an_earlier_life"),
+    ("AckBeforeSync", "e_partition_master_minority"),
+    ("LeaveOthersTermFrames", "m_entries_of_an_earlier_term"),
+    ("PreviousNotChecked", "u_unknown_resolves_rolled_back"),
+    ("AppliesBeyondDtvlsn", "m_only_durable_is_applied"),
+    ("OldTermsCount", "m_old_terms_do_not_count"),
+    ("QuorumsDoNotMeet", "e_partition_master_majority"),
+    ("FaultyVotesAsShorter", "d_faulty_head_and_laggard"),
+    ("WinClearsVoters", "m_voters_stay_uncertain"),
+    ("DurableBeforeSync", "e_all_up"),
+    ("ToldBeforeMark", "m_told_after_the_mark"),
+    ("FoundNotSynced", "m_recovered_is_synced"),
+    ("ControlNotSynced", "h08_power_loss_everywhere"),
+    ("ControlWrittenToOneSlot", "m_rotten_ballot"),
+    ("DamageIsCut", "d_faulty_head_and_laggard"),
+    ("UncertaintyForgotten", "m_uncertain_votes_are_not_certain"),
+];
+
 #[test]
 fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
-    for (name, bug) in [
-        ("d_faulty_head_and_laggard.scn", Mutant::NackQuorumTooSmall),
-        ("h17_never_acknowledged_damage.scn", Mutant::NackQuorumTooSmall),
-        ("e_partition_master_minority.scn", Mutant::AckBeforeSync),
-        ("e_longer_log_of_an_older_term.scn", Mutant::RankedByVlsnOnly),
-        ("e_needed_vote_has_the_entry.scn", Mutant::HeadNotCompared),
-        ("u_size_one.scn", Mutant::TermResumed),
-    ] {
-        let mutants = Mutants { rep: Some(bug), log: None };
-        // Some need that of two nodes the one that may not win is first to try.
-        let fails = (0..6).any(|seed| {
-            let mut script = read(name);
-            script.plan.seed = seed;
-            play(&script, mutants, 0).failure.is_some()
-        });
-        assert!(fails, "{name} with {bug:?}");
+    for (bug, mutants) in Mutants::all() {
+        let found = FOUND_BY.iter().find(|(name, _)| *name == bug);
+        let (_, scenario) = found.unwrap_or_else(|| panic!("no scenario is about {bug}"));
+        let played = play(&read(&format!("{scenario}.scn")), mutants, 0);
+        let Failure { line, why } = played.failure.unwrap_or_else(|| panic!("{scenario}, {bug}"));
+        println!("{bug}: {scenario}:{line}: {}", why.lines().next().unwrap_or_default());
     }
+    assert_eq!(FOUND_BY.len(), Mutants::all().len(), "a bug that does not exist any more");
 }

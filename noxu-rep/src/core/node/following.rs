@@ -97,6 +97,10 @@ impl NodeCore {
         };
         followed.stage = Stage::Streaming;
         followed.head_nonce = nonce;
+        let clears = mutant::is_on(Mutant::WinClearsVoters) && facts.uncertain;
+        if clears && self.promised.vote.as_ref() == Some(master) {
+            self.promise(term, Some(master.clone()), true);
+        }
         self.outputs.extend(nonce.map(|nonce| Output::AskHead { nonce }));
         if let State::Follower(follower) = &mut self.state {
             follower.backoff = 0;

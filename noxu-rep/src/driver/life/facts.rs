@@ -9,7 +9,8 @@ use noxu_util::{NULL_VLSN, Vlsn};
 use super::Life;
 use crate::core::node::{Facts, StreamFacts};
 use crate::driver::mending::damages;
-use crate::wire::election::LogEnd;
+use crate::mutant::{self, Mutant};
+use crate::wire::election::{LogEnd, Mark};
 
 impl Life {
     /// What is true now, if everything through `acked` was acknowledged on the stream that is open
@@ -25,18 +26,26 @@ impl Life {
         });
         let restoring = self.public.lock().restoring;
         let stalled_for = self.log.busy_since().map_or(Duration::ZERO, |since| since.elapsed());
+        let damaged = damages(&self.log, checkpoint);
+        let mut head = LogEnd {
+            term: positions.last_term,
+            vlsn: positions.last,
+            fingerprint: positions.last_fingerprint,
+        };
+        if mutant::is_on(Mutant::FaultyVotesAsShorter)
+            && let Some(first) = damaged.first()
+        {
+            let Mark { term, fingerprint } = first.before;
+            head = LogEnd { term, vlsn: first.first.prev(), fingerprint };
+        }
         Facts {
-            head: LogEnd {
-                term: positions.last_term,
-                vlsn: positions.last,
-                fingerprint: positions.last_fingerprint,
-            },
-            durable: positions.durable,
+            head,
+            durable: positions.durable.min(head.vlsn),
             dtvlsn: self.dtvlsn(),
             commit_floor: ballot.commit_floor,
             acked,
             uncertain: ballot.head_uncertain,
-            damaged: damages(&self.log, checkpoint),
+            damaged,
             faulty: damages(&self.log, NULL_VLSN),
             configured: self.is_configured(),
             behind: self.applier.applied() < positions.anchor.vlsn,
