@@ -21,11 +21,6 @@ fn an_acknowledgement_before_the_sync_is_found() {
 }
 
 #[test]
-fn a_second_vote_in_a_term_is_found() {
-    assert!(found(Mutant::SecondVote, 30).is_some());
-}
-
-#[test]
 fn a_term_that_is_held_again_is_found() {
     assert!(found(Mutant::TermResumed, 10).is_some());
 }

@@ -116,8 +116,13 @@ fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
     for (bug, mutants) in Mutants::all() {
         let found = FOUND_BY.iter().find(|(name, _)| *name == bug);
         let (_, scenario) = found.unwrap_or_else(|| panic!("no scenario is about {bug}"));
-        let played = play(&read(&format!("{scenario}.scn")), mutants, 0);
-        let Failure { line, why } = played.failure.unwrap_or_else(|| panic!("{scenario}, {bug}"));
+        // Some need that of two nodes the one that may not win is first to try.
+        let failure = (0..6).find_map(|seed| {
+            let mut script = read(&format!("{scenario}.scn"));
+            script.plan.seed = seed;
+            play(&script, mutants, 0).failure
+        });
+        let Failure { line, why } = failure.unwrap_or_else(|| panic!("{scenario}, {bug}"));
         println!("{bug}: {scenario}:{line}: {}", why.lines().next().unwrap_or_default());
     }
     assert_eq!(FOUND_BY.len(), Mutants::all().len(), "a bug that does not exist any more");
