@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use noxu_log::env::{read_whole, sync_parent, write_whole};
 use noxu_log::{Entry, EntryFlags, EntryKind, EntryRun, NewEntry};
 use noxu_rep::{Checkpoint, LogReader, NodeContext, RepError, Result, StateMachine};
@@ -125,7 +126,7 @@ impl Accounts {
 
     /// Books a transfer; false, with nothing changed, if it would overdraw an account.
     pub(crate) fn book(&mut self, postings: &[Posting]) -> bool {
-        postings.iter().for_each(|posting| self.change(*posting));
+        self.change_all(postings);
         let covered = postings.iter().all(|posting| self.balance(posting.account) >= 0);
         if !covered {
             self.take_back(postings);
@@ -137,6 +138,10 @@ impl Accounts {
         for Posting { account, amount } in postings {
             self.change(Posting { account: *account, amount: -amount });
         }
+    }
+
+    fn change_all(&mut self, postings: &[Posting]) {
+        postings.iter().for_each(|posting| self.change(*posting));
     }
 
     fn change(&mut self, Posting { account, amount }: Posting) {
@@ -179,11 +184,21 @@ impl Accounts {
     }
 }
 
+/// A deliberate bug, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bug {
+    /// What is rolled back stays booked.
+    ForgetsToUndo,
+    /// A transfer that is not covered is booked all the same.
+    Overdraws,
+    /// Of a transfer that is not covered the postings are booked that are.
+    BooksInPart,
+}
+
 /// A node's accounts.
 pub(crate) struct Bank {
     context: NodeContext,
-    /// A deliberate bug: what is rolled back stays booked.
-    forgets_to_undo: bool,
+    bug: Option<Bug>,
     state: Mutex<State>,
 }
 
@@ -202,9 +217,8 @@ struct State {
 
 impl Bank {
     /// The accounts of a node as its last checkpoint has them.
-    pub(crate) fn open(context: &NodeContext, forgets_to_undo: bool) -> Result<Self> {
-        let bank =
-            Self { context: context.clone(), forgets_to_undo, state: Mutex::new(State::default()) };
+    pub(crate) fn open(context: &NodeContext, bug: Option<Bug>) -> Result<Self> {
+        let bank = Self { context: context.clone(), bug, state: Mutex::new(State::default()) };
         if context.env().exists(&bank.path()).map_err(RepError::state_machine)? {
             let bytes = read_whole(&**context.env(), &bank.path())?;
             *bank.state.lock() = State::at_checkpoint(&bytes)?;
@@ -244,7 +258,7 @@ impl State {
         Ok(Self { accounts, applied: vlsn, checkpointed: vlsn, ..Self::default() })
     }
 
-    fn apply(&mut self, entry: &Entry<'_>) -> Result<(), CodecError> {
+    fn apply(&mut self, entry: &Entry<'_>, bug: Option<Bug>) -> Result<(), CodecError> {
         let vlsn = entry.header.vlsn;
         assert_eq!(vlsn, self.applied.next(), "entries are applied in order, each once");
         self.applied = vlsn;
@@ -252,12 +266,17 @@ impl State {
             self.open.push((vlsn, decode_posting(entry)?));
         }
         if entry.header.is_txn_end() {
-            let open = self.open.drain(..).map(|(_, posting)| posting);
-            // The end of an earlier term leaves a transfer open that nobody goes on with.
-            let mut postings: Vec<_> =
-                if entry.header.is_commit() { open.collect() } else { vec![] };
-            if !self.accounts.book(&postings) {
+            let mut postings: Vec<_> = self.open.drain(..).map(|(_, posting)| posting).collect();
+            if !entry.header.is_commit() {
+                // A new term ends what an earlier one has left open.
                 postings.clear();
+            }
+            let accounts = &mut self.accounts;
+            match bug {
+                Some(Bug::Overdraws) => accounts.change_all(&postings),
+                Some(Bug::BooksInPart) => postings.retain(|posting| accounts.book(&[*posting])),
+                Some(Bug::ForgetsToUndo) | None if accounts.book(&postings) => {}
+                Some(Bug::ForgetsToUndo) | None => postings.clear(),
             }
             self.booked.push_back((vlsn, postings));
         }
@@ -282,7 +301,7 @@ impl StateMachine for Bank {
     fn apply(&self, run: &EntryRun, through: Vlsn) -> Result<()> {
         let mut state = self.state.lock();
         let mut entries = run.entries().take_while(|entry| entry.header.vlsn <= through);
-        entries.try_for_each(|entry| state.apply(&entry)).map_err(RepError::state_machine)
+        entries.try_for_each(|entry| state.apply(&entry, self.bug)).map_err(RepError::state_machine)
     }
 
     fn roll_back_to(&self, matchpoint: Vlsn, _replay: &dyn LogReader) -> Result<()> {
@@ -297,7 +316,7 @@ impl StateMachine for Bank {
             return Err(RepError::state_machine(cause));
         }
         while let Some((_, postings)) = state.booked.pop_back_if(|(at, _)| *at > matchpoint) {
-            if !self.forgets_to_undo {
+            if self.bug != Some(Bug::ForgetsToUndo) {
                 state.accounts.take_back(&postings);
             }
         }

@@ -1,4 +1,5 @@
-//! Banking: the bank in the simulator's worlds: what its clients do, and how it is judged.
+//! Banking: the bank in the simulator's worlds: what its clients do, and how it is judged. All that an
+//! engine needs to run there.
 //!
 //! # Rules
 //! - Conserved: whatever happens, at any moment, no node has lost money or made some.
@@ -6,22 +7,35 @@
 
 use std::sync::Arc;
 
-use noxu_rep::{Admission, NodeContext, Result, StateMachine, Submitted};
+use noxu_rep::{Admission, Durability, NodeContext, Result, StateMachine, Submitted};
 use noxu_sim::clock::WALL_START_MS;
 use noxu_sim::dice::{Draw, Rng};
 use noxu_sim::embed::{Embedded, Ending};
 use noxu_sim::invariants::Violation;
 use noxu_sim::oracle::TxnId;
 use noxu_sim::plan::Plan;
-use noxu_util::Vlsn;
-use noxu_util::checksum::crc;
+use noxu_util::NULL_VLSN;
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::bank::{Accounts, Bank, OPENING, Posting, Transfer, entries};
+use super::bank::{Accounts, Bank, Bug, OPENING, Posting, Transfer, entries};
 
 /// The bank, sound or with a deliberate bug.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Banking {
-    pub(crate) forgets_to_undo: bool,
+    pub(crate) bug: Option<Bug>,
+}
+
+/// The world of a seed. In every other one the network is often cut and clients seldom wait for more
+/// than the master's disk, so that masters apply what a rollback has to take back.
+pub(crate) fn plan(seed: u64) -> Plan {
+    let mut plan = Plan::drawn(seed);
+    if seed % 2 == 1 {
+        plan.faults.partition = 20.0;
+        plan.durabilities = vec![(12, Durability::LOCAL), (1, Durability::MAJORITY)];
+        plan.clients = plan.clients.min(2);
+        plan.commits = 300;
+    }
+    plan
 }
 
 impl Embedded for Banking {
@@ -31,7 +45,7 @@ impl Embedded for Banking {
     type Record = Transfer;
 
     fn open(&self, _image: &(), context: &NodeContext) -> Result<Arc<Bank>> {
-        Bank::open(context, self.forgets_to_undo).map(Arc::new)
+        Bank::open(context, self.bug).map(Arc::new)
     }
 
     fn machine(&self, bank: &Arc<Bank>) -> Arc<dyn StateMachine> {
@@ -74,7 +88,8 @@ impl Embedded for Banking {
     }
 
     fn digest(&self, bank: &Arc<Bank>) -> Option<u64> {
-        Some(crc(&bank.with_accounts(|accounts| accounts.encode(Vlsn::default()))).into())
+        // No CRC, which is the same for everything that ends with its own.
+        Some(xxh3_64(&bank.with_accounts(|accounts| accounts.encode(NULL_VLSN))))
     }
 
     fn check(&self, bank: &Arc<Bank>) -> Result<(), Violation> {

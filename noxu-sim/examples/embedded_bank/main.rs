@@ -15,13 +15,13 @@ use clap::Parser;
 use noxu_sim::coverage::Coverage;
 use noxu_sim::invariants::Violation;
 use noxu_sim::mutants::Mutants;
-use noxu_sim::plan::Plan;
 use noxu_sim::schedule::{FaultKind, Schedule};
 use noxu_sim::world::{Outcome, run_embedded};
 
 mod bank;
 mod banking;
 
+use bank::Bug;
 use banking::Banking;
 
 /// Runs a replicated bank in worlds drawn from seeds, with all kinds of faults.
@@ -36,9 +36,10 @@ struct Args {
     /// So many of the last events of a world are printed.
     #[arg(long, default_value_t = 200)]
     lines: usize,
-    /// The bank forgets to undo what a rollback takes away.
-    #[arg(long)]
-    broken: bool,
+    /// The bank has this bug, which is to be found: it forgets to undo what is rolled back, unless
+    /// another one is named.
+    #[arg(long, value_name = "BUG", num_args = 0..=1, default_missing_value = "forgets-to-undo")]
+    broken: Option<Bug>,
     /// Runs each world twice, and compares.
     #[arg(long)]
     twice: bool,
@@ -51,9 +52,9 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn world(args: &Args, seed: u64) -> Outcome {
-    let plan = Plan::drawn(seed);
+    let plan = banking::plan(seed);
     let schedule = Schedule::drawn(&plan);
-    let banking = Banking { forgets_to_undo: args.broken };
+    let banking = Banking { bug: args.broken };
     let run = || run_embedded(banking, &plan, &schedule, Mutants::default(), args.lines);
     let mut outcome = run();
     if args.twice && outcome.violation.is_none() && run().hash != outcome.hash {
@@ -100,9 +101,8 @@ fn main() -> ExitCode {
          before one that it came after; every balance of every node"
     );
     println!("violations: {}", broken.len());
-    let flag = if args.broken { " --broken" } else { "" };
     for (seed, violation) in &broken {
-        println!("  --seed {seed}{flag}    {violation}");
+        println!("  seed {seed}: {violation}");
     }
     if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
