@@ -34,6 +34,8 @@ const POSTING: EntryKind = EntryKind(16);
 
 /// What every account has in the beginning.
 pub(crate) const OPENING: i64 = 1_000;
+/// Most that one posting may change: sums stay far from overflowing.
+const MOST: u64 = 1 << 40;
 
 /// A change of one account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +99,12 @@ fn decode_posting(entry: &Entry<'_>) -> Result<Posting, CodecError> {
     if entry.header.is_commit() {
         reader.u64("wall clock")?;
     }
-    Ok(Posting { account: reader.u32("account")?, amount: reader.u64("amount")? as i64 })
+    let (account, amount) = (reader.u32("account")?, reader.u64("amount")? as i64);
+    if amount.unsigned_abs() > MOST {
+        let expected = "no more than anybody has";
+        return Err(CodecError::OutOfRange { what: "amount", found: amount.to_string(), expected });
+    }
+    Ok(Posting { account, amount })
 }
 
 /// All accounts.
@@ -141,7 +148,9 @@ impl Accounts {
     }
 
     fn change_all(&mut self, postings: &[Posting]) {
-        postings.iter().for_each(|posting| self.change(*posting));
+        for posting in postings {
+            self.change(*posting);
+        }
     }
 
     fn change(&mut self, Posting { account, amount }: Posting) {
