@@ -3,7 +3,7 @@
 //! A concern that draws more often changes nothing for the others: so a run from which one fault is
 //! left out stays as it was up to that fault.
 
-use fastrand::Rng;
+pub use fastrand::Rng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Where all random numbers of a run come from.

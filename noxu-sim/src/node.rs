@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use noxu_kv::{Engine, EngineConfig, KvError, MemoryImage, Stability};
 use noxu_log::{Background, LogConfig, RetentionConfig, WallClock};
 use noxu_rep::core::node::Input;
 use noxu_rep::core::search::Search;
@@ -26,13 +25,14 @@ use noxu_rep::restore::provider::RestoreProvider;
 use noxu_rep::stream::feeder::SendStep;
 use noxu_rep::wire::election::link::{admit, introduce};
 use noxu_rep::wire::election::{ElectionMsg, Peer};
-use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeContext};
+use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, RepError};
 use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
 use crate::channel::SimChannel;
 use crate::dice::{Dice, Draw};
 use crate::disk::Disk;
+use crate::embed::Embedded;
 use crate::event::{Event, Host, Nanos, Step, Turn};
 use crate::follower::Follower;
 use crate::network::{EndId, Network};
@@ -41,22 +41,22 @@ use crate::plan::Plan;
 use crate::stage::Stage;
 
 /// One machine.
-pub(crate) struct SimNode {
+pub(crate) struct SimNode<E: Embedded> {
     pub(crate) host: Host,
     pub(crate) disk: Arc<Mutex<Disk>>,
-    pub(crate) process: Option<Process>,
+    pub(crate) process: Option<Process<E>>,
     /// Counts the processes that ran here.
     pub(crate) lives: u32,
-    image: MemoryImage,
+    image: E::Image,
     wiped: bool,
     rng: Rng,
 }
 
 /// One life of a node.
-pub(crate) struct Process {
+pub(crate) struct Process<E: Embedded> {
     pub(crate) life: Arc<Life>,
     pub(crate) outside: Arc<Outside>,
-    pub(crate) engine: Engine,
+    pub(crate) engine: E::Engine,
     pub(crate) feedings: BTreeMap<u64, Fed>,
     provider: Arc<RestoreProvider>,
     links: BTreeMap<Host, Link>,
@@ -91,23 +91,6 @@ struct Heard {
     peer: Peer,
 }
 
-/// What the engine asks of the node.
-struct NodeStability(NodeContext);
-
-impl Stability for NodeStability {
-    fn dtvlsn(&self) -> Vlsn {
-        self.0.dtvlsn()
-    }
-
-    fn raise_commit_floor(&self, floor: Vlsn) -> Result<(), KvError> {
-        Ok(self.0.raise_commit_floor(floor)?)
-    }
-
-    fn note_checkpoint(&self, vlsn: Vlsn) {
-        self.0.note_checkpoint(vlsn);
-    }
-}
-
 /// How long a peer is given to answer a dial.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two dials of a link.
@@ -120,8 +103,6 @@ const LOOK_FOR_ROOM_US: u64 = 20_000;
 const LEAVING: Duration = Duration::from_millis(200);
 /// Bytes a feeder sends ahead of what its replica has taken.
 const WINDOW: usize = 1 << 20;
-/// Size at which the state's memtable is flushed.
-const MEMTABLE_BYTES: u64 = 64 << 10;
 
 /// The name of a machine's node.
 pub(crate) fn name_of(host: Host) -> Name {
@@ -133,7 +114,7 @@ pub(crate) fn host_of(name: &Name) -> Option<Host> {
     name.as_str().strip_prefix('n')?.parse::<usize>().ok()?.checked_sub(1).map(Host)
 }
 
-impl SimNode {
+impl<E: Embedded> SimNode<E> {
     pub(crate) fn new(host: Host, dice: Dice, plan: &Plan) -> Self {
         let (name, dir) = (host.to_string(), format!("/{host}"));
         let disk = Disk::new(dice, &name, dir.as_ref(), plan.disk.clone());
@@ -142,7 +123,7 @@ impl SimNode {
             disk: Arc::new(Mutex::new(disk)),
             process: None,
             lives: 0,
-            image: MemoryImage::default(),
+            image: E::Image::default(),
             wiped: false,
             rng: dice.stream(&format!("turns of {host}")),
         }
@@ -201,14 +182,19 @@ impl SimNode {
     ///
     /// # Errors
     /// What it finds on its disk and cannot start with.
-    pub(crate) fn start(&mut self, stage: &mut Stage, plan: &Plan) -> noxu_rep::Result<()> {
+    pub(crate) fn start(
+        &mut self,
+        stage: &mut Stage,
+        plan: &Plan,
+        embedded: &E,
+    ) -> noxu_rep::Result<()> {
         assert!(self.process.is_none(), "{} runs already", self.host);
         self.lives += 1;
         let (network, agenda) = (stage.network.clone(), stage.agenda.clone());
         let outside = Arc::new(Outside::new(self.host, network, agenda, self.rng.fork()));
         let config = self.config(plan, stage);
         let peers = config.peers.clone();
-        let image = self.image.clone();
+        let image = &self.image;
         let mut engine = None;
         let env = Arc::new(self.disk.lock().env());
         let life = Life::open(
@@ -218,11 +204,8 @@ impl SimNode {
             stage.clock(self.host).clock(),
             Arc::clone(&outside) as Arc<dyn Surroundings>,
             |context| {
-                let config =
-                    EngineConfig { memtable_bytes: MEMTABLE_BYTES, ..EngineConfig::default() };
-                let stability = Box::new(NodeStability(context.clone()));
-                let opened = engine.insert(Engine::open(image, stability, config));
-                Ok(opened.machine())
+                let opened = engine.insert(embedded.open(image, context)?);
+                Ok(embedded.machine(opened))
             },
         )?;
         let engine = engine.expect("an open life has opened its state machine");
@@ -263,7 +246,7 @@ impl SimNode {
         assert!(self.process.is_none(), "{} runs", self.host);
         self.wiped = true;
         self.disk.lock().wipe();
-        self.image = MemoryImage::default();
+        self.image = E::Image::default();
     }
 
     /// Somebody dials.
@@ -360,7 +343,12 @@ impl SimNode {
     ///
     /// # Errors
     /// What the life cannot go on with.
-    pub(crate) fn take_turn(&mut self, stage: &mut Stage, step: Step) -> noxu_rep::Result<()> {
+    pub(crate) fn take_turn(
+        &mut self,
+        stage: &mut Stage,
+        step: Step,
+        embedded: &E,
+    ) -> noxu_rep::Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
         process.due.remove(&step);
         match step {
@@ -381,13 +369,20 @@ impl SimNode {
             }
             Step::House => {
                 process.life.keep_house()?;
-                process.engine.upkeep();
+                embedded.keep_house(&process.engine);
                 // What the log does by the clock, if it has threads.
                 if self.rng.hit(0.2) {
                     process.life.log().request_sync();
                 }
                 if self.rng.hit(0.1) {
-                    process.life.checkpoint()?;
+                    match process.life.checkpoint() {
+                        Ok(_) => {}
+                        // As in a program, the log keeps its front until one succeeds.
+                        Err(cause @ RepError::StateMachine { .. }) => {
+                            process.outside.notes().ended.push(format!("checkpoint: {cause}"));
+                        }
+                        Err(cause) => return Err(cause),
+                    }
                 }
             }
             Step::Feed(listener) => process.feed(listener),
@@ -501,7 +496,7 @@ impl SimNode {
     }
 }
 
-impl Process {
+impl<E: Embedded> Process<E> {
     /// What a feeder may have to send for: end of the log, DTVLSN, whether the mastership is over.
     fn sendable(&self) -> (Vlsn, Vlsn, bool) {
         let master = self.life.mastership();

@@ -4,57 +4,78 @@
 //! A client begins a transaction, thinks, and commits, at different turns, so that transactions
 //! overlap. Nothing waits: what became of a commit is told by a callback.
 //!
-//! # Not here: judging what they were told (oracle.rs).
+//! # Not here: what the transactions do (embed.rs), judging what they were told (oracle.rs).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastrand::Rng;
-use noxu_kv::{KvError, Work};
 use noxu_rep::core::durability::{AckPolicy, SyncPolicy};
 use noxu_rep::driver::master::Admit;
 use noxu_rep::{Durability, RepError};
 use parking_lot::Mutex;
 
-use crate::clock::WALL_START_MS;
-use crate::dice::{Dice, Draw};
+use crate::dice::{Dice, Draw, Rng};
+use crate::embed::Embedded;
 use crate::event::{Host, Nanos};
+use crate::network::Network;
 use crate::node::{Process, SimNode};
-use crate::oracle::{Item, Oracle, Place, Told, Transaction, TxnId};
+use crate::oracle::{Oracle, Place, Told, Transaction, TxnId};
 use crate::plan::Plan;
 
 /// What a callback has told a client.
 type Answer = Arc<Mutex<Option<Result<(), RepError>>>>;
 
 /// One client.
-pub(crate) struct Client {
+pub(crate) struct Client<E: Embedded> {
     rng: Rng,
     believes: Host,
-    state: State,
+    state: State<E::Draft>,
     /// Numbers its transactions.
     next: u64,
     stride: u64,
 }
 
-enum State {
+enum State<D> {
     Idle,
-    /// It has begun a transaction, in this life of that node.
-    Begun {
-        host: Host,
-        life: u32,
-        id: TxnId,
-        work: Box<Work>,
-        transaction: Box<Transaction>,
-    },
-    /// It has written, and waits.
-    Waiting {
-        host: Host,
-        life: u32,
-        id: TxnId,
-        answer: Answer,
-        durable: bool,
-        since: Nanos,
-    },
+    Begun(Begun<D>),
+    Waiting(Waiting),
+}
+
+/// A transaction that is open, in this life of that node.
+struct Begun<D> {
+    host: Host,
+    life: u32,
+    id: TxnId,
+    began: Nanos,
+    draft: D,
+}
+
+/// One that is written, and without an answer.
+struct Waiting {
+    host: Host,
+    life: u32,
+    id: TxnId,
+    place: Place,
+    answer: Answer,
+    durable: bool,
+    since: Nanos,
+}
+
+/// What clients find at the moment.
+pub(crate) struct Group<'a, E: Embedded> {
+    pub(crate) embedded: &'a E,
+    pub(crate) now: Nanos,
+    pub(crate) nodes: &'a [SimNode<E>],
+    pub(crate) reachable: &'a dyn Fn(Host) -> bool,
+    pub(crate) plan: &'a Plan,
+}
+
+impl<E: Embedded> Group<'_, E> {
+    /// The process of this number on a machine, if it still runs.
+    fn running(&self, host: Host, life: u32) -> Option<&Process<E>> {
+        let node = &self.nodes[host.0];
+        node.process.as_ref().filter(|_| node.lives == life)
+    }
 }
 
 /// What a turn of a client came to.
@@ -68,12 +89,21 @@ pub(crate) struct Acted {
     pub(crate) met: Option<&'static str>,
 }
 
+impl Acted {
+    /// Nothing but this.
+    fn met(what: &'static str) -> Self {
+        Self { met: Some(what), ..Self::default() }
+    }
+}
+
 /// Between two looks whether an answer has come.
 const LOOK: Duration = Duration::from_millis(5);
 /// Between two attempts to find a master.
 const RETRY: Duration = Duration::from_millis(30);
+/// How long it waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-impl Client {
+impl<E: Embedded> Client<E> {
     /// Number `number` of `plan`'s.
     pub(crate) fn new(dice: Dice, plan: &Plan, number: usize) -> Self {
         let mut rng = dice.stream(&format!("client {number}"));
@@ -83,189 +113,119 @@ impl Client {
 
     /// Whether it waits for an answer.
     pub(crate) const fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
+        matches!(self.state, State::Waiting(_))
     }
 
     /// Its turn; returns when the next one is.
     pub(crate) fn turn(
         &mut self,
-        now: Nanos,
-        nodes: &[SimNode],
-        reachable: &dyn Fn(Host) -> bool,
-        plan: &Plan,
-        oracle: &mut Oracle,
+        group: &Group<'_, E>,
+        oracle: &mut Oracle<E::Record>,
     ) -> (Duration, Acted) {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => self.begin(now, nodes, reachable, plan),
-            State::Begun { host, life, id, work, transaction } => {
-                match running(nodes, host, life).filter(|_| reachable(host)) {
-                    Some(process) => {
-                        self.commit(now, host, life, process, id, &work, *transaction, plan, oracle)
-                    }
-                    None => (RETRY, Acted { met: Some("client: master gone"), ..Acted::default() }),
+            State::Idle => self.begin(group),
+            State::Begun(begun) => {
+                let process = group.running(begun.host, begun.life);
+                match process.filter(|_| (group.reachable)(begun.host)) {
+                    Some(process) => self.commit(group, process, begun, oracle),
+                    None => (RETRY, Acted::met("client: master gone")),
                 }
             }
-            State::Waiting { host, life, id, answer, durable, since } => {
-                let told = answer.lock().take();
-                let gone = running(nodes, host, life).is_none();
+            State::Waiting(waiting) => {
+                let told = waiting.answer.lock().take();
+                let gone = group.running(waiting.host, waiting.life).is_none();
                 match told {
-                    None if !gone && now.since(since) < Duration::from_secs(10) => {
-                        self.state = State::Waiting { host, life, id, answer, durable, since };
+                    None if !gone && group.now.since(waiting.since) < PATIENCE => {
+                        self.state = State::Waiting(waiting);
                         (LOOK, Acted::default())
                     }
-                    None => (RETRY, Acted { met: Some("client: no answer"), ..Acted::default() }),
-                    Some(outcome) => self.hear(now, id, &outcome, durable, plan, oracle),
+                    None => (RETRY, Acted::met("client: no answer")),
+                    Some(outcome) => self.hear(group, &waiting, &outcome, oracle),
                 }
             }
         }
     }
 
-    fn begin(
-        &mut self,
-        now: Nanos,
-        nodes: &[SimNode],
-        reachable: &dyn Fn(Host) -> bool,
-        plan: &Plan,
-    ) -> (Duration, Acted) {
+    fn begin(&mut self, group: &Group<'_, E>) -> (Duration, Acted) {
+        let Group { embedded, now, nodes, reachable, plan } = *group;
         let host = self.believes;
         let process = nodes[host.0].process.as_ref().filter(|_| reachable(host));
         let Some(process) = process.filter(|process| process.life.mastership().is_some()) else {
             // Whom it asked may know; otherwise anybody.
             let named = process.and_then(|process| process.life.master_address());
-            let named = named.and_then(|address| crate::network::Network::host_of(&address));
+            let named = named.and_then(|address| Network::host_of(&address));
             self.believes = named
                 .filter(|named| *named != host)
                 .unwrap_or_else(|| Host(self.rng.usize(..plan.voters)));
-            return (RETRY, Acted { met: Some("client: not the master"), ..Acted::default() });
-        };
-        let Ok(mut work) = process.engine.begin() else {
-            return (RETRY, Acted { met: Some("client: cannot begin"), ..Acted::default() });
+            return (RETRY, Acted::met("client: not the master"));
         };
         let id = TxnId(self.next);
         self.next += self.stride;
-        let filled = self.fill(&mut work, id, plan);
-        let Ok((reads, writes)) = filled else {
-            return (RETRY, Acted { met: Some("client: cannot read"), ..Acted::default() });
+        let draft = match embedded.begin(&process.engine, id, &mut self.rng, plan) {
+            Ok(draft) => draft,
+            Err(why) => return (RETRY, Acted::met(why)),
         };
-        let transaction = Transaction {
-            began: now,
-            ended: None,
-            snapshot: work.snapshot_vlsn(),
-            reads,
-            writes,
-            told: Told::Nothing,
-        };
-        let (work, transaction) = (Box::new(work), Box::new(transaction));
         let life = nodes[host.0].lives;
-        self.state = State::Begun { host, life, id, work, transaction };
+        self.state = State::Begun(Begun { host, life, id, began: now, draft });
         (plan.think.mul_f64(self.rng.f64() * 0.5), Acted { host: Some(host), ..Acted::default() })
     }
 
-    fn fill(
-        &mut self,
-        work: &mut Work,
-        id: TxnId,
-        plan: &Plan,
-    ) -> Result<(Vec<Item>, Vec<Item>), KvError> {
-        let mut reads = Vec::new();
-        let mut writes: Vec<Item> = Vec::new();
-        let key = |rng: &mut Rng| format!("k{}", rng.u64(..plan.keys)).into_bytes();
-        for _ in 0..self.rng.usize(..4) {
-            let key = key(&mut self.rng);
-            let value = work.get(&key)?.map(|value| value.to_vec());
-            reads.push((key, value));
-        }
-        for number in 0..self.rng.spread(1, plan.writes as u64) {
-            let key = key(&mut self.rng);
-            if writes.iter().any(|(written, _)| *written == key) {
-                continue;
-            }
-            if self.rng.hit(0.1) {
-                work.delete(&key)?;
-                writes.push((key, None));
-                continue;
-            }
-            let len = self.rng.spread(1, plan.value_bytes as u64) as usize;
-            let mut value = format!("{}.{number} ", id.0).into_bytes();
-            value.resize(value.len().max(len), b'.');
-            work.put(&key, &value)?;
-            writes.push((key, Some(value)));
-        }
-        Ok((reads, writes))
-    }
-
-    #[allow(clippy::too_many_arguments)] // called in one place
     fn commit(
         &mut self,
-        now: Nanos,
-        host: Host,
-        life: u32,
-        process: &Process,
-        id: TxnId,
-        work: &Work,
-        mut transaction: Transaction,
-        plan: &Plan,
-        oracle: &mut Oracle,
+        group: &Group<'_, E>,
+        process: &Process<E>,
+        begun: Begun<E::Draft>,
+        oracle: &mut Oracle<E::Record>,
     ) -> (Duration, Acted) {
-        let durability = self.rng.weighted(&plan.durabilities);
-        let met = |what| (RETRY, Acted { host: Some(host), met: Some(what), ..Acted::default() });
-        let Ok(master) = process.life.sitting_master() else { return met("client: deposed") };
+        let Begun { host, life, id, began, draft } = begun;
+        let durability = self.rng.weighted(&group.plan.durabilities);
+        let met = |what| Acted { host: Some(host), ..Acted::met(what) };
+        let Ok(master) = process.life.sitting_master() else {
+            return (RETRY, met("client: deposed"));
+        };
         let admission = match master.try_admit(durability) {
             Admit::Yes(admission) => admission,
-            Admit::Replicas { .. } => return met("client: too few replicas"),
-            Admit::Room => return met("client: no room"),
-            Admit::Applied(_) => return met("client: term not applied"),
-            Admit::Closed => return met("client: mastership over"),
+            Admit::Replicas { .. } => return (RETRY, met("client: too few replicas")),
+            Admit::Room => return (RETRY, met("client: no room")),
+            Admit::Applied(_) => return (RETRY, met("client: term not applied")),
+            Admit::Closed => return (RETRY, met("client: mastership over")),
         };
-        let bodies = work.encode(WALL_START_MS);
-        let term = admission.term();
-        let prepared = match process.engine.prepare(work, term, admission.term_entry()) {
-            Ok(prepared) => prepared,
-            Err(KvError::Conflict { .. }) => return met("client: conflict"),
-            Err(_) => return met("client: refused"),
+        let (submitted, record) = match group.embedded.commit(&process.engine, draft, admission) {
+            Ok(written) => written,
+            Err(why) => return (RETRY, met(why)),
         };
-        let Ok(submitted) = admission.write(&bodies.entries()) else {
-            return met("client: not written");
-        };
-        prepared.committed(submitted.vlsn());
-        let place = Place { vlsn: submitted.vlsn(), term, fingerprint: submitted.fingerprint() };
-        transaction.told = Told::Unknown(place);
-        oracle.note(id, transaction);
+        let (vlsn, term) = (submitted.vlsn(), submitted.term());
+        let place = Place { vlsn, term, fingerprint: submitted.fingerprint() };
+        oracle.note(id, Transaction { began, ended: None, told: Told::Unknown(place), record });
         let answer = Answer::default();
         let theirs = Arc::clone(&answer);
         submitted.start();
         submitted.on_done(move |outcome| *theirs.lock() = Some(outcome));
-        let durable = is_durable(durability);
-        self.state = State::Waiting { host, life, id, answer, durable, since: now };
-        (LOOK, Acted { host: Some(host), met: Some("client: written"), ..Acted::default() })
+        let (durable, since) = (is_durable(durability), group.now);
+        self.state = State::Waiting(Waiting { host, life, id, place, answer, durable, since });
+        (LOOK, met("client: written"))
     }
 
     fn hear(
         &mut self,
-        now: Nanos,
-        id: TxnId,
+        group: &Group<'_, E>,
+        waiting: &Waiting,
         outcome: &Result<(), RepError>,
-        durable: bool,
-        plan: &Plan,
-        oracle: &mut Oracle,
+        oracle: &mut Oracle<E::Record>,
     ) -> (Duration, Acted) {
-        let pause = plan.think.mul_f64(self.rng.f64());
-        let Some(mut transaction) = oracle.get(id).cloned() else {
-            panic!("{id:?} was noted when it was written")
+        let pause = group.plan.think.mul_f64(self.rng.f64());
+        let Waiting { id, place, durable, .. } = *waiting;
+        let (told, what) = match outcome {
+            Ok(()) if durable => (Some(Told::Durable(place)), "client: told durable"),
+            Ok(()) => (Some(Told::Weak(place)), "client: told weak"),
+            Err(RepError::OutcomeUnknown { .. }) => (None, "client: outcome unknown"),
+            Err(_) => (None, "client: stopped"),
         };
-        let Told::Unknown(place) = transaction.told else { panic!("{id:?} was told before") };
-        let met = match outcome {
-            Ok(()) => {
-                transaction.ended = Some(now);
-                transaction.told = if durable { Told::Durable(place) } else { Told::Weak(place) };
-                if durable { "client: told durable" } else { "client: told weak" }
-            }
-            Err(RepError::OutcomeUnknown { .. }) => "client: outcome unknown",
-            Err(_) => "client: stopped",
-        };
-        oracle.note(id, transaction);
-        let durable = met == "client: told durable";
-        (pause, Acted { durable, met: Some(met), ..Acted::default() })
+        let durable = durable && told.is_some();
+        if let Some(told) = told {
+            oracle.tell(id, told, group.now);
+        }
+        (pause, Acted { durable, ..Acted::met(what) })
     }
 }
 
@@ -285,9 +245,4 @@ pub(crate) fn is_durable(durability: Durability) -> bool {
         SyncPolicy::NoSync => false,
     };
     local && replicas && synced
-}
-
-fn running(nodes: &[SimNode], host: Host, life: u32) -> Option<&Process> {
-    let node = &nodes[host.0];
-    node.process.as_ref().filter(|_| node.lives == life)
 }

@@ -22,9 +22,11 @@ use crate::atlas::Atlas;
 use crate::clock::MachineClock;
 use crate::coverage::Coverage;
 use crate::dice::{Dice, Draw};
+use crate::embed::Embedded;
 use crate::event::{Event, Host, Nanos, Turn};
 use crate::excuse::Excuse;
 use crate::invariants::{Violation, Watch};
+use crate::kv::Kv;
 use crate::ledger::Record;
 use crate::mutants::Mutants;
 use crate::network::News;
@@ -35,7 +37,7 @@ use crate::plan::Plan;
 use crate::schedule::{FaultKind, Schedule};
 use crate::stage::{Happened, Stage};
 use crate::trace::{KEPT_LINES, Trace};
-use crate::workload::Client;
+use crate::workload::{Client, Group};
 
 mod ending;
 mod faults;
@@ -83,17 +85,28 @@ impl Outcome {
     }
 }
 
-/// Runs a plan with the faults of `schedule` and a bug. A panic of the code under test is a
-/// violation as any other.
+/// Runs a plan with the faults of `schedule` and a bug, with the key-value store of the repository.
+/// A panic of the code under test is a violation as any other.
 pub fn run(plan: &Plan, schedule: &Schedule, mutants: Mutants) -> Outcome {
     run_keeping(plan, schedule, mutants, KEPT_LINES)
 }
 
 /// As [`run`], and keeps so many of the last lines of the trace.
 pub fn run_keeping(plan: &Plan, schedule: &Schedule, mutants: Mutants, lines: usize) -> Outcome {
+    run_embedded(Kv, plan, schedule, mutants, lines)
+}
+
+/// As [`run_keeping`], with an engine of one's own.
+pub fn run_embedded<E: Embedded>(
+    embedded: E,
+    plan: &Plan,
+    schedule: &Schedule,
+    mutants: Mutants,
+    lines: usize,
+) -> Outcome {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         mutants.with(|| {
-            let mut world = World::new(plan.clone(), schedule.clone());
+            let mut world = World::new(embedded, plan.clone(), schedule.clone());
             world.stage.trace = Trace::keeping(lines);
             world.run()
         })
@@ -108,16 +121,17 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or_default()
 }
 
-struct World {
+struct World<E: Embedded = Kv> {
+    embedded: E,
     plan: Plan,
     stage: Stage,
-    nodes: Vec<SimNode>,
-    clients: Vec<Client>,
+    nodes: Vec<SimNode<E>>,
+    clients: Vec<Client<E>>,
     schedule: Schedule,
     atlas: Atlas,
     watch: Watch,
     observer: Observer,
-    oracle: Oracle,
+    oracle: Oracle<E::Record>,
     coverage: Coverage,
     rng: Rng,
     commits: usize,
@@ -152,9 +166,9 @@ const MOST_BACKLOG: u64 = 3 << 20;
 /// More events than any world needs.
 const MOST_EVENTS: u64 = 400_000;
 
-impl World {
-    fn new(plan: Plan, schedule: Schedule) -> Self {
-        let world = Self::still(plan, schedule);
+impl<E: Embedded> World<E> {
+    fn new(embedded: E, plan: Plan, schedule: Schedule) -> Self {
+        let world = Self::still(embedded, plan, schedule);
         let (plan, agenda, dice) = (&world.plan, &world.stage.agenda, Dice::new(world.plan.seed));
         for host in 0..plan.voters {
             let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
@@ -171,7 +185,7 @@ impl World {
     }
 
     /// One in which nothing happens yet.
-    fn still(plan: Plan, schedule: Schedule) -> Self {
+    fn still(embedded: E, plan: Plan, schedule: Schedule) -> Self {
         let dice = Dice::new(plan.seed);
         let clocks = plan.drifts_ppm.iter().zip(&plan.wall_offsets_ms);
         let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
@@ -183,6 +197,7 @@ impl World {
             atlas: Atlas::new(plan.voters, plan.q_rep, plan.q_elect),
             coverage: Coverage::expecting(&FaultKind::NAMES),
             rng: dice.stream("world"),
+            embedded,
             plan,
             stage,
             nodes,
@@ -301,7 +316,7 @@ impl World {
             (Turn::Step { step, .. }, Some(host)) => {
                 let node = &mut self.nodes[host.0];
                 self.stage.trace.note(now, format_args!("{host} {step:?}"));
-                if let Err(cause) = node.take_turn(&mut self.stage, step)
+                if let Err(cause) = node.take_turn(&mut self.stage, step, &self.embedded)
                     && let Some(process) = &node.process
                 {
                     process.outside.fail(&format!("{step:?}: {cause}"));
@@ -330,9 +345,10 @@ impl World {
         if self.quiet && !self.clients[number].is_waiting() {
             return None;
         }
-        let Self { stage, nodes, plan, oracle, clients, .. } = self;
+        let Self { embedded, stage, nodes, plan, oracle, clients, .. } = self;
         let reachable = |host: Host| !stage.is_paused(host);
-        let (later, acted) = clients[number].turn(now, nodes, &reachable, plan, oracle);
+        let group = Group { embedded, now, nodes, reachable: &reachable, plan };
+        let (later, acted) = clients[number].turn(&group, oracle);
         self.stage.agenda.post_in(later, Event::Turn(None, Turn::Client(number)));
         if let Some(met) = acted.met {
             self.coverage.count(met);
@@ -394,6 +410,7 @@ impl World {
             self.stage.trace.note(now, format_args!("{host} ended: {why}"));
         }
         process.life.check_invariants();
+        self.embedded.check(&process.engine)?;
         let left = process.left;
         if self.nodes[host.0].disk.lock().has_crashed() {
             self.stage.trace.note(now, format_args!("{host} lost its power inside a call"));
@@ -428,7 +445,7 @@ impl World {
         self.stage.network.handle_light(host);
         let crashed_inside = self.crashed_inside.remove(&host);
         self.stage.trace.note(now, format_args!("{host} starts"));
-        match self.nodes[host.0].start(&mut self.stage, &self.plan) {
+        match self.nodes[host.0].start(&mut self.stage, &self.plan, &self.embedded) {
             Ok(()) => {
                 self.refused.remove(&host);
                 let node = &mut self.nodes[host.0];

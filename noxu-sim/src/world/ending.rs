@@ -1,15 +1,15 @@
 //! Ending: whether the group has become one again, and what is judged then.
 //!
-//! # Not here: the rules themselves (invariants, oracle.rs, excuse.rs).
+//! # Not here: the rules themselves (invariants, oracle.rs, embed.rs, excuse.rs).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use noxu_log::inspect::Inspection;
 use noxu_util::Vlsn;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::{PATIENCE, World};
+use crate::embed::{Embedded, Ending};
 use crate::event::Host;
 use crate::excuse::Excuse;
 use crate::invariants::i14_convergence::{self, NodeEnd};
@@ -18,7 +18,7 @@ use crate::ledger::Record;
 use crate::oracle::Witness;
 use crate::workload::Client;
 
-impl World {
+impl<E: Embedded> World<E> {
     /// Whether the group has become one: nobody is missing, somebody is master, and all have the same
     /// and have applied it.
     pub(super) fn is_one(&self) -> bool {
@@ -54,52 +54,25 @@ impl World {
         ends
     }
 
-    /// Digest of a node's state.
+    /// Digest of a node's state; 0 if it cannot be read.
     fn state_of(&self, host: Host) -> u64 {
-        let Some(state) = self.read_state(host) else { return 0 };
-        let mut hasher = Xxh3::new();
-        for (key, value) in state {
-            hasher.update(&(key.len() as u64).to_le_bytes());
-            hasher.update(&key);
-            hasher.update(&(value.len() as u64).to_le_bytes());
-            hasher.update(&value);
-        }
-        hasher.digest()
-    }
-
-    fn read_state(&self, host: Host) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
-        let process = self.nodes[host.0].process.as_ref()?;
-        let snapshot = process.engine.snapshot().ok()?;
-        let mut state = BTreeMap::new();
-        for item in snapshot.range::<&[u8]>(..).ok()? {
-            let (key, value) = item.ok()?;
-            state.insert(key.to_vec(), value.to_vec());
-        }
-        Some(state)
+        let process = self.nodes[host.0].process.as_ref();
+        process.and_then(|process| self.embedded.digest(&process.engine)).unwrap_or_default()
     }
 
     /// The group is one: everything that was said is judged.
     pub(super) fn judge(&mut self) -> Result<(), Violation> {
         self.judge_safety()?;
-        let log = self.witnesses();
-        let model = self.oracle.judge(&log)?;
+        let committed = self.oracle.judge(&self.witnesses())?;
+        let mut nodes = Vec::new();
         for node in &self.nodes {
-            if node.process.is_none() {
-                continue;
-            }
-            let Some(state) = self.read_state(node.host) else {
+            let Some(process) = &node.process else { continue };
+            if self.embedded.digest(&process.engine).is_none() {
                 return Err(Violation::new("I14", format!("{} cannot be read", node.host)));
-            };
-            if state != model {
-                let differs = model.iter().find(|(key, value)| state.get(*key) != Some(value));
-                let found = match differs {
-                    Some((key, _)) => format!("differs at {:?}", String::from_utf8_lossy(key)),
-                    None => "holds more than was committed".to_owned(),
-                };
-                return Err(Violation::new("I9", format!("the state of {} {found}", node.host)));
             }
+            nodes.push((node.host, &process.engine));
         }
-        Ok(())
+        self.embedded.judge(&Ending { committed, nodes })
     }
 
     pub(super) fn judge_safety(&mut self) -> Result<(), Violation> {

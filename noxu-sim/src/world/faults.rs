@@ -10,11 +10,12 @@ use noxu_util::Vlsn;
 
 use super::World;
 use crate::disk::Rot;
+use crate::embed::Embedded;
 use crate::event::{Event, Host, Turn};
 use crate::invariants::Violation;
 use crate::schedule::FaultKind;
 
-impl World {
+impl<E: Embedded> World<E> {
     pub(super) fn begin_fault(&mut self, number: usize) -> Result<Option<Host>, Violation> {
         let (_, fault) = self.schedule.faults[number].clone();
         let now = self.stage.now();

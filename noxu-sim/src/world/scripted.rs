@@ -25,6 +25,7 @@ use crate::clock::WALL_START_MS;
 use crate::disk::Rot;
 use crate::event::{Event, Host, Nanos, Turn};
 use crate::invariants::{Violation, i14_convergence};
+use crate::kv::{Accesses, Kv};
 use crate::ledger::LogMirror;
 use crate::mutants::Mutants;
 use crate::oracle::{Place, Told, Transaction, TxnId};
@@ -47,7 +48,7 @@ pub struct Played {
 /// Plays a scenario, and keeps so many of the last lines of the trace.
 pub fn play(script: &Script, mutants: Mutants, lines: usize) -> Played {
     mutants.with(|| {
-        let world = World::still(script.plan.clone(), Schedule::default());
+        let world = World::still(Kv, script.plan.clone(), Schedule::default());
         let nodes = (0..script.plan.voters).map(Host).collect();
         let mut player = Player { world, nodes, writes: BTreeMap::new(), written: Vec::new() };
         player.world.stage.trace = Trace::keeping(lines);
@@ -385,10 +386,12 @@ impl Player {
         let transaction = Transaction {
             began: self.world.stage.now(),
             ended: None,
-            snapshot: work.snapshot_vlsn(),
-            reads: Vec::new(),
-            writes: vec![(key, Some(value))],
             told: Told::Unknown(place),
+            record: Accesses {
+                snapshot: work.snapshot_vlsn(),
+                reads: Vec::new(),
+                writes: vec![(key, Some(value))],
+            },
         };
         self.world.oracle.note(id, transaction);
         let told = Arc::new(Mutex::new(None));
