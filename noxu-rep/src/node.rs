@@ -197,12 +197,7 @@ impl Node {
     /// # Errors
     /// The state machine's and the log's.
     pub fn drop_front(&self, keep_from: Vlsn) -> Result<Vlsn> {
-        let life = self.life();
-        let checkpoint = life.checkpoint()?;
-        life.log.seal_through(life.housekeeper.dtvlsn().min(life.log.positions().durable))?;
-        let limit = if keep_from.is_null() { checkpoint } else { checkpoint.min(keep_from.prev()) };
-        life.log.forget_absent();
-        Ok(life.log.drop_through(limit)?)
+        self.life().drop_front(keep_from)
     }
 
     /// What became of a commit that was left without an answer; waits at most `timeout` until that

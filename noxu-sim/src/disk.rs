@@ -57,6 +57,9 @@ pub struct Rotten {
     pub offset: u64,
 }
 
+/// The file with the tail mark.
+const MARK_FILE: &str = "tail-mark";
+
 /// One machine's disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -224,7 +227,7 @@ impl Disk {
             }
             Rot::MarkSlot => {
                 let first = rng.u64(..2) * SLOT_STRIDE;
-                (self.dir.join("tail-mark"), None, first..first + 32)
+                (self.dir.join(MARK_FILE), None, first..first + 32)
             }
         };
         if !self.env.exists(&path)? || range.is_empty() || self.len(&path)? < range.end {
@@ -239,6 +242,20 @@ impl Disk {
     /// There is no such byte.
     pub fn rot(&self, rotten: &Rotten) -> io::Result<()> {
         self.env.corrupt(&rotten.path, rotten.offset, 0x55)
+    }
+
+    /// Whether there is a tail mark to be lost.
+    pub(crate) fn has_mark(&self) -> bool {
+        self.len(&self.dir.join(MARK_FILE)).is_ok_and(|len| len >= SLOT_STRIDE + 32)
+    }
+
+    /// Both slots of the tail mark rot.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn lose_mark(&self) -> io::Result<()> {
+        let path = self.dir.join(MARK_FILE);
+        (0..2).try_for_each(|slot| self.env.corrupt(&path, slot * SLOT_STRIDE, 0x55))
     }
 
     fn len(&self, path: &Path) -> io::Result<u64> {

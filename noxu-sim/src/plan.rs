@@ -89,6 +89,10 @@ pub struct FaultRates {
     pub rot: f64,
     pub wipe: f64,
     pub wall_step: f64,
+    /// Both slots of a tail mark rot while the process is down.
+    pub lost_mark: f64,
+    /// The front of a log is dropped.
+    pub drop_front: f64,
     /// Probability that a node dies right after a vote has left it, and is back soon.
     pub after_vote: f64,
     /// Probability that a node that has become master dies soon.
@@ -157,6 +161,8 @@ impl Plan {
             rot: often(&mut rng, 4.0),
             wipe: if rng.hit(0.1) { 1.0 } else { 0.0 },
             wall_step: often(&mut rng, 2.0),
+            lost_mark: often(&mut dice.stream("lost marks"), 2.0),
+            drop_front: often(&mut dice.stream("dropped fronts"), 6.0),
             after_vote: often(&mut dice.stream("after a vote"), 0.5),
             short_reign: if dice.stream("reigns").hit(0.2) { 0.9 } else { 0.0 },
         };

@@ -121,6 +121,19 @@ pub enum FaultKind {
         /// Draws which.
         place: u64,
     },
+    /// The process dies, and nobody can read any more where its log ended: both slots of its tail mark
+    /// rot.
+    LostMark {
+        /// Which machine's.
+        host: Host,
+        /// How long it is away.
+        down: Duration,
+    },
+    /// Somebody has the node drop what it can of the front of its log.
+    DropFront {
+        /// Which one.
+        host: Host,
+    },
     /// The machine gets an empty disk.
     Wipe {
         /// Which one.
@@ -164,13 +177,15 @@ impl FaultKind {
             Self::Full { .. } => "fault: full disk",
             Self::BrokenSync { .. } => "fault: broken sync",
             Self::Rot { .. } => "fault: rot",
+            Self::LostMark { .. } => "fault: lost mark",
+            Self::DropFront { .. } => "fault: front dropped",
             Self::Wipe { .. } => "fault: wipe",
             Self::WallStep { .. } => "fault: wall clock set",
         }
     }
 
     /// The names of all.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 18] = [
         "fault: kill",
         "fault: power loss",
         "fault: crash inside a call",
@@ -185,6 +200,8 @@ impl FaultKind {
         "fault: full disk",
         "fault: broken sync",
         "fault: rot",
+        "fault: lost mark",
+        "fault: front dropped",
         "fault: wipe",
         "fault: wall clock set",
     ];
@@ -210,7 +227,7 @@ impl Schedule {
     /// The faults of a plan.
     pub fn drawn(plan: &Plan) -> Self {
         let rates = plan.faults;
-        let kinds: [(f64, &str, Particulars); 16] = [
+        let kinds: [(f64, &str, Particulars); 18] = [
             (rates.kill, "kill", |rng, plan| FaultKind::Kill {
                 host: host(rng, plan),
                 down: away(rng),
@@ -272,6 +289,13 @@ impl Schedule {
                     (2, Rot::MarkSlot),
                 ]),
                 place: rng.u64(..),
+            }),
+            (rates.lost_mark, "lost mark", |rng, plan| FaultKind::LostMark {
+                host: host(rng, plan),
+                down: away(rng),
+            }),
+            (rates.drop_front, "drop front", |rng, plan| FaultKind::DropFront {
+                host: host(rng, plan),
             }),
             (rates.wipe, "wipe", |rng, plan| FaultKind::Wipe {
                 host: host(rng, plan),

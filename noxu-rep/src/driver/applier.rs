@@ -8,13 +8,14 @@
 //! - `applied <= limit` except between a rollback and the limit's next advance; the state machine
 //!   sees every entry once, in VLSN order, since it was opened or rolled back.
 //! - After the first failure nothing is applied any more. An entry that is damaged is no failure: what
-//!   is before it is applied, and the rest once it is mended.
+//!   is before it is applied, and the rest once it is mended. Rot in what was sealed is met only here,
+//!   and is not mended: the log has to be replaced.
 //!
 //! # Lock order
 //! `turn` -> the state machine's own locks, the log's `state`. `waiting` and `signal` are leaves.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use noxu_log::{Log, LogError};
@@ -40,12 +41,17 @@ pub struct Applier {
     applied: AtomicI64,
     turn: Mutex<Turn>,
     failed: AtomicBool,
+    rot: OnceLock<String>,
+    on_rot: OnceLock<OnRot>,
     waiters: AtomicUsize,
     waiting: Mutex<()>,
     progressed: Condvar,
     signal: Mutex<Signal>,
     signalled: Condvar,
 }
+
+/// Hears of rot that keeps the rest of the log from being applied. Called with no lock held.
+type OnRot = Box<dyn Fn(&str) + Send + Sync>;
 
 #[derive(Default)]
 struct Turn {
@@ -69,12 +75,25 @@ impl Applier {
             machine,
             turn: Mutex::default(),
             failed: AtomicBool::new(false),
+            rot: OnceLock::new(),
+            on_rot: OnceLock::new(),
             waiters: AtomicUsize::new(0),
             waiting: Mutex::new(()),
             progressed: Condvar::new(),
             signal: Mutex::default(),
             signalled: Condvar::new(),
         }
+    }
+
+    /// Has `hook` called when rot is met that nobody mends.
+    pub(crate) fn set_on_rot(&self, hook: impl Fn(&str) + Send + Sync + 'static) {
+        let first = self.on_rot.set(Box::new(hook)).is_ok();
+        assert!(first, "one life, one hook");
+    }
+
+    /// The rot that keeps the rest of the log from being applied, if it was met.
+    pub fn rot(&self) -> Option<&str> {
+        self.rot.get().map(String::as_str)
     }
 
     /// The state machine.
@@ -177,7 +196,7 @@ impl Applier {
 
     /// Whether something may be applied, as far as the log holds it.
     pub fn is_due(&self) -> bool {
-        self.applied() < self.limit()
+        self.applied() < self.limit() && self.rot().is_none()
     }
 
     /// Applies one run; false if the log ends below what may be applied, or is damaged there and
@@ -231,6 +250,11 @@ impl Applier {
                 }
                 // The limit may name entries that are still on their way to this node.
                 Ok(None) | Err(LogError::Faulty { .. }) => Ok(None),
+                Err(cause @ LogError::Corrupt { .. }) => {
+                    drop(turn);
+                    self.handle_rot(&cause);
+                    return Ok(false);
+                }
                 Err(cause) => Err(cause.into()),
             };
             match step {
@@ -250,6 +274,14 @@ impl Applier {
             }
         }
         Ok(true)
+    }
+
+    fn handle_rot(&self, cause: &LogError) {
+        if self.rot.set(cause.to_string()).is_ok()
+            && let Some(hook) = self.on_rot.get()
+        {
+            hook(&cause.to_string());
+        }
     }
 
     fn wake_waiters(&self) {

@@ -176,7 +176,7 @@ impl Life {
                 heard: Arc::clone(&heard),
             }))
         };
-        if let Err(cause) = self.check_state() {
+        if let Some(cause) = self.why_behind() {
             tracing::warn!(node = %self.config.name, "{cause}");
             return restore();
         }

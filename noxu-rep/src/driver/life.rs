@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use noxu_log::env::Env;
-use noxu_log::{GroupIdentity, Log};
+use noxu_log::{GroupIdentity, Log, OpenReport};
 use noxu_util::{GroupId, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
@@ -133,6 +133,7 @@ pub struct Life {
     pub(crate) address: String,
     pub(crate) around: Arc<dyn Surroundings>,
     slot: HousekeeperSlot,
+    open_report: OpenReport,
     me: Peer,
     core: Mutex<NodeCore>,
     link: Mutex<Link>,
@@ -226,7 +227,7 @@ impl Life {
         address: String,
         around: Arc<dyn Surroundings>,
     ) -> Result<Arc<Self>> {
-        let Opened { env, config, clock, log, housekeeper, slot, machine } = opened;
+        let Opened { env, config, clock, log, report, housekeeper, slot, machine } = opened;
         let positions = log.positions();
         let limit = if machine.applied() < positions.anchor.vlsn {
             NULL_VLSN // nothing can be applied before a restore
@@ -257,6 +258,7 @@ impl Life {
             address,
             around,
             slot,
+            open_report: report,
             me,
             core: Mutex::new(core),
             link: Mutex::new(Link { fence: ballot.term, ..Link::default() }),
@@ -302,6 +304,12 @@ impl Life {
                 life.around.look_again();
             }
         });
+        let weak = Arc::downgrade(self);
+        self.applier.set_on_rot(move |cause| {
+            if let Some(life) = weak.upgrade() {
+                life.handle_rot(cause);
+            }
+        });
         self.log.set_checkpoint(self.applier.machine().checkpointed());
         self.applier.signal();
         self.meet_voters();
@@ -309,6 +317,19 @@ impl Life {
     }
 
     // ---- what happens
+
+    /// What the state machine needs next rotted after it was sealed: the log is replaced by a master's,
+    /// if there can be another one.
+    fn handle_rot(&self, cause: &str) {
+        if self.members().len() < 2 {
+            self.fail(cause);
+            return;
+        }
+        tracing::error!(node = %self.config.name, "ALARM: {cause}; the log is to be restored");
+        self.notes.lock().last_error = Some(cause.to_owned());
+        self.around.post(Input::StateStuck);
+        self.cut_channel(); // the next conversation begins with a restore
+    }
 
     /// Something happened. Called by nobody who holds a lock of the node.
     pub fn handle(&self, input: Input) {
@@ -361,6 +382,11 @@ impl Life {
     /// The log. A restore replaces it, and the life with it.
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// What recovery found when this life opened the log.
+    pub fn open_report(&self) -> &OpenReport {
+        &self.open_report
     }
 
     /// What applies the log to the state machine.
@@ -506,10 +532,13 @@ impl Life {
         self.accepted.load(Ordering::Acquire)
     }
 
-    /// Whether the state machine can be brought up from this log.
-    pub(crate) fn check_state(&self) -> Result<()> {
+    /// Why the state machine cannot be brought up from this log, if it cannot.
+    pub(crate) fn why_behind(&self) -> Option<String> {
         let (applied, anchor) = (self.applier.applied(), self.log.positions().anchor.vlsn);
-        if applied < anchor { Err(RepError::StateBehindLog { applied, anchor }) } else { Ok(()) }
+        if applied < anchor {
+            return Some(RepError::StateBehindLog { applied, anchor }.to_string());
+        }
+        self.applier.rot().map(str::to_owned)
     }
 
     /// Waits until the node is `role` or the life is over; false if the time is up before.
@@ -542,6 +571,19 @@ impl Life {
                 return self.master_address_in(&public);
             }
         }
+    }
+
+    /// Makes the state durable and drops what may go of the log below it and below `keep_from`; see
+    /// [`Node::drop_front`](crate::Node::drop_front).
+    ///
+    /// # Errors
+    /// The state machine's and the log's.
+    pub fn drop_front(&self, keep_from: Vlsn) -> Result<Vlsn> {
+        let checkpoint = self.checkpoint()?;
+        self.log.seal_through(self.housekeeper.dtvlsn().min(self.log.positions().durable))?;
+        let limit = if keep_from.is_null() { checkpoint } else { checkpoint.min(keep_from.prev()) };
+        self.log.forget_absent();
+        Ok(self.log.drop_through(limit)?)
     }
 
     // ---- notes

@@ -79,6 +79,7 @@ pub(crate) struct Opened {
     pub(crate) config: NodeConfig,
     pub(crate) clock: Clock,
     pub(crate) log: Log,
+    pub(crate) report: OpenReport,
     pub(crate) housekeeper: Arc<Housekeeper>,
     pub(crate) slot: HousekeeperSlot,
     pub(crate) machine: Arc<dyn StateMachine>,
@@ -124,7 +125,7 @@ pub(crate) fn open_directory(
     match begin() {
         Ok((housekeeper, opened)) => {
             let machine = machine.or(opened).expect("opened before or now");
-            Ok(Opened { env, config, clock, log, housekeeper, slot, machine })
+            Ok(Opened { env, config, clock, log, report, housekeeper, slot, machine })
         }
         Err(cause) => {
             let _ = log.close(); // what opening failed for says more

@@ -87,11 +87,11 @@ impl Seat {
         let (config, clock) = (life.config.clone(), life.clock.clone());
         let restored = install::install(&self.env, &config.dir, &config.log, &*machine, &clock)?;
         tracing::info!(node = %config.name, ?restored, "restored");
-        let (log, _) = open_log(&self.env, &config)?;
+        let (log, report) = open_log(&self.env, &config)?;
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
         *self.housekeeper.write() = Some(Arc::clone(&housekeeper));
         let (env, slot) = (Arc::clone(&self.env), Arc::clone(&self.housekeeper));
-        let opened = Opened { env, config, clock, log, housekeeper, slot, machine };
+        let opened = Opened { env, config, clock, log, report, housekeeper, slot, machine };
         let next = Running::new(opened, old.dispatcher())?;
         next.life.note_restored(life, restored);
         next.take_seat(self);

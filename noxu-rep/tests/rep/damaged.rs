@@ -209,6 +209,31 @@ fn a_log_whose_old_entries_are_met_rotten_in_the_comparison_is_restored() {
     assert_same_logs(&group.node(master).log(), &group.node(next).log());
 }
 
+/// Sealed segments are not read when a node starts, but when the state machine is brought up.
+#[test]
+fn a_node_whose_state_cannot_be_brought_up_from_its_log_is_restored() {
+    let mut group = Group::of(3);
+    group.segment_bytes = 4 << 10;
+    (0..3).for_each(|n| group.start(n));
+    let master = group.await_master();
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
+    }
+    for rotten in [(master + 1) % 3, master] {
+        let sealed = || group.node(rotten).log().sealed_segments();
+        eventually("segments are sealed", || sealed().len() > 1);
+        group.await_everywhere("body number 0199");
+        group.stop(rotten);
+        rot(&group, rotten, "body number 0007");
+        group.start(rotten);
+        group.commit("after");
+        eventually("it was restored", || group.node(rotten).status().last_restore.is_some());
+        group.commit("and goes on");
+        group.await_everywhere("and goes on");
+    }
+}
+
 #[test]
 fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
     let mut group = Group::of(3);

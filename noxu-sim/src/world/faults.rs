@@ -97,6 +97,26 @@ impl<E: Embedded> World<E> {
                 self.nodes[host.0].disk.lock().break_next_sync();
             }
             FaultKind::Rot { host, what, place } => return Ok(self.rot(*host, *what, *place)),
+            FaultKind::LostMark { host, down } => {
+                let marked = self.nodes[host.0].disk.lock().has_mark();
+                if !self.is_up(*host) || !marked || !self.atlas.make_uncertain(*host) {
+                    return Ok(false);
+                }
+                self.take_down(*host, *down);
+                let lost = self.nodes[host.0].disk.lock().lose_mark();
+                lost.expect("there is a mark");
+                self.rotten.insert(*host);
+            }
+            FaultKind::DropFront { host } => {
+                let Some(process) = &self.nodes[host.0].process else { return Ok(false) };
+                if self.stage.is_paused(*host) {
+                    return Ok(false);
+                }
+                let before = process.life.log().positions().anchor.vlsn;
+                // What cannot be done now, as on a full disk, is no business of this fault.
+                let dropped = process.life.drop_front(Vlsn::default());
+                return Ok(dropped.is_ok_and(|through| through > before));
+            }
             FaultKind::Wipe { host, down } => {
                 if !self.atlas.wipe(*host) {
                     return Ok(false);
@@ -143,6 +163,8 @@ impl<E: Embedded> World<E> {
             | FaultKind::Stall { .. }
             | FaultKind::BrokenSync { .. }
             | FaultKind::Rot { .. }
+            | FaultKind::LostMark { .. }
+            | FaultKind::DropFront { .. }
             | FaultKind::Wipe { .. }
             | FaultKind::WallStep { .. } => {}
         }
