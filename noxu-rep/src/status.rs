@@ -73,8 +73,12 @@ pub struct RollbackReport {
 }
 
 /// The last syncup of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncupReport {
+    /// Which of this life's it was, from 1 on.
+    pub number: u64,
+    /// The master.
+    pub master: Name,
     /// The newest sync entry that both logs hold; NULL for a fresh replica.
     pub matchpoint: Vlsn,
     /// First VLSN streamed.

@@ -3,6 +3,53 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// What a long search has to have met besides faults: each trick of the network, each way in which
+/// a log was recovered or changed, each role.
+pub const EXPECTED: [&str; 42] = [
+    "client: conflict",
+    "client: master gone",
+    "client: no answer",
+    "client: not the master",
+    "client: too few replicas",
+    "client: told durable",
+    "client: told weak",
+    "client: written",
+    "fault: kill after a vote",
+    "fault: kill of a new master",
+    "left in order",
+    "log: damaged entries found",
+    "log: damaged entries mended",
+    "log: front dropped",
+    "log: head uncertain",
+    "log: header made again",
+    "log: opened after a crash",
+    "log: opened after an orderly end",
+    "log: rolled back",
+    "log: segments scanned",
+    "log: torn end cut",
+    "log: truncation finished",
+    "net: datagram late",
+    "net: datagram lost",
+    "net: datagram twice",
+    "net: delivered after a block",
+    "net: frame cut",
+    "net: frame damaged",
+    "net: frame left out",
+    "net: frame replaced",
+    "net: frame twice",
+    "net: held or lost by a block",
+    "net: reset",
+    "net: slow line",
+    "net: way blocked",
+    "node could not start yet",
+    "node stopped itself",
+    "restored",
+    "role: master",
+    "role: replica",
+    "role: unknown",
+    "syncup",
+];
+
 /// Counters by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -17,7 +64,12 @@ impl Coverage {
 
     /// It happened.
     pub fn count(&mut self, name: &'static str) {
-        *self.counts.entry(name).or_default() += 1;
+        self.count_times(name, 1);
+    }
+
+    /// It happened so many times.
+    pub fn count_times(&mut self, name: &'static str, times: u64) {
+        *self.counts.entry(name).or_default() += times;
     }
 
     /// How often it happened.

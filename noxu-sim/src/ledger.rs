@@ -146,10 +146,10 @@ pub enum Record {
     SyncedUp {
         /// The replica.
         host: Host,
-        /// What it found; `None` if the replica has to restore.
-        found: Option<Vlsn>,
-        /// What a look at both logs finds.
-        known: Option<Vlsn>,
+        /// The first entry that it is to be sent.
+        found: Vlsn,
+        /// The same by a look at both logs.
+        known: Vlsn,
         /// How often it asked.
         round_trips: u32,
     },
@@ -254,6 +254,28 @@ impl Ledger {
     pub fn durable(&self, vlsn: Vlsn) -> Option<Held> {
         let index = vlsn.sequence().checked_sub(1)?;
         self.durable.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// The first entry that `master` is to send to `replica`: the one behind all of the replica's log,
+    /// if the master holds that; else the one behind the newest entry that both hold and on which
+    /// `is_sync` says that a log may be cut. `None` if the ledger or `is_sync` knows too little.
+    pub fn start_between(
+        &self,
+        replica: Host,
+        master: Host,
+        is_sync: impl Fn(Vlsn) -> Option<bool>,
+    ) -> Option<Vlsn> {
+        let (ours, theirs) = (self.log(replica)?, self.log(master)?);
+        let mut at = ours.last().min(theirs.last());
+        while ours.at(at)? != theirs.at(at)? {
+            at = at.prev();
+        }
+        if at < ours.last() {
+            while !is_sync(at)? {
+                at = at.prev();
+            }
+        }
+        Some(at.next())
     }
 
     /// Who was master of a term.

@@ -1,6 +1,7 @@
 //! noxu-sim: runs worlds by their seeds, and says what broke in which.
 //!
-//! Exit status 1 if any rule was broken, or a run was not the same the second time.
+//! Exit status 1 if any rule was broken, a run was not the same the second time, or a search through a
+//! thousand worlds or more never met something that it is to meet.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use noxu_sim::coverage::Coverage;
+use noxu_sim::coverage::{Coverage, EXPECTED};
 use noxu_sim::invariants::Violation;
 use noxu_sim::mutants::Mutants;
 use noxu_sim::plan::Plan;
@@ -68,10 +69,21 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
     Ok(number(from)?..number(to)?)
 }
 
+/// What happened in one world.
+struct World {
+    commits: u64,
+    crashes: u64,
+    partitions: u64,
+    lasted: Duration,
+}
+
+/// Worlds after which whatever never happened is a fault of the search.
+const LONG: usize = 1_000;
+
 /// What a search found.
 #[derive(Default)]
 struct Found {
-    outcomes: Vec<(u64, usize, Duration)>,
+    worlds: Vec<World>,
     events: u64,
     coverage: Coverage,
     failures: Vec<(u64, Violation)>,
@@ -271,7 +283,8 @@ fn search(args: &Args) -> bool {
         bar.set_style(style);
     }
     let next = AtomicU64::new(args.seeds.start);
-    let found = Arc::new(Mutex::new(Found::default()));
+    let coverage = Coverage::expecting(&EXPECTED);
+    let found = Arc::new(Mutex::new(Found { coverage, ..Found::default() }));
     std::thread::scope(|scope| {
         for _ in 0..args.jobs.max(1) {
             scope.spawn(|| {
@@ -289,13 +302,20 @@ fn search(args: &Args) -> bool {
     });
     bar.finish_and_clear();
     let mut found = found.lock();
-    found.print(began.elapsed());
-    !found.failures.is_empty()
+    found.print(began.elapsed())
 }
 
 impl Found {
     fn take(&mut self, outcome: Outcome) {
-        self.outcomes.push((outcome.seed, outcome.commits, outcome.lasted));
+        let crashes = ["kill", "power loss", "crash inside a call", "kill after a vote"];
+        let crashes = crashes.into_iter().chain(["kill of a new master", "broken sync"]);
+        let of = |fault: &str| outcome.coverage.of(&format!("fault: {fault}"));
+        self.worlds.push(World {
+            commits: outcome.commits as u64,
+            crashes: crashes.map(of).sum(),
+            partitions: of("partition"),
+            lasted: outcome.lasted,
+        });
         self.events += outcome.events;
         self.coverage.add(&outcome.coverage);
         if let Some(excuse) = outcome.excuse {
@@ -308,27 +328,35 @@ impl Found {
         }
     }
 
-    fn print(&mut self, took: Duration) {
-        let worlds = self.outcomes.len();
-        let middle = |mut values: Vec<u128>| {
+    /// Prints everything; true if the search has failed.
+    fn print(&mut self, took: Duration) -> bool {
+        let worlds = self.worlds.len();
+        let middle = |of: fn(&World) -> u64| {
+            let mut values: Vec<u64> = self.worlds.iter().map(of).collect();
             values.sort_unstable();
             values.get(values.len() / 2).copied().unwrap_or_default()
         };
-        let commits =
-            middle(self.outcomes.iter().map(|(_, commits, _)| *commits as u128).collect());
-        let lasted = middle(self.outcomes.iter().map(|(_, _, l)| l.as_millis()).collect());
         println!("{}", self.coverage);
+        let missing = self.coverage.missing();
+        if !missing.is_empty() {
+            println!("never happened: {}", missing.join(", "));
+        }
         println!(
-            "{worlds} worlds in {:.1} s ({:.1} a second), {} events; median world: {commits} commits in {:.1} s",
+            "{worlds} worlds in {:.1} s ({:.1} a second), {} events; median world: {} commits, {} \
+             crashes, {} partitions, {:.1} s",
             took.as_secs_f64(),
             worlds as f64 / took.as_secs_f64(),
             self.events,
-            lasted as f64 / 1_000.0
+            middle(|world| world.commits),
+            middle(|world| world.crashes),
+            middle(|world| world.partitions),
+            middle(|world| world.lasted.as_millis() as u64) as f64 / 1_000.0
         );
         println!("{} excused, {} broken", self.excuses, self.failures.len());
         self.failures.sort_by_key(|(seed, _)| *seed);
         for (seed, violation) in &self.failures {
             println!("cargo run --release -p noxu-sim -- --seed {seed}\n    {violation}");
         }
+        !self.failures.is_empty() || worlds >= LONG && !missing.is_empty()
     }
 }

@@ -150,7 +150,7 @@ impl Plan {
             crash_inside: often(&mut rng, 6.0),
             close: often(&mut rng, 2.0),
             pause: often(&mut rng, 4.0),
-            partition: often(&mut rng, 6.0),
+            partition: if rng.hit(0.2) { 0.0 } else { 16.0 * rng.f64() },
             slow_line: often(&mut rng, 3.0),
             reset: often(&mut rng, 6.0),
             loss_burst: often(&mut rng, 3.0),

@@ -30,7 +30,7 @@ use crate::kv::Kv;
 use crate::ledger::Record;
 use crate::mutants::Mutants;
 use crate::network::News;
-use crate::node::SimNode;
+use crate::node::{SimNode, host_of};
 use crate::observer::{self, Observer};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
@@ -153,6 +153,10 @@ struct World<E: Embedded = Kv> {
     look_at: Nanos,
     /// The most inputs that waited, the most bytes that were not taken, on any machine.
     most: [u64; 2],
+    /// The life and the number of each machine's last syncup.
+    syncups: BTreeMap<Host, (u32, u64)>,
+    /// Runs of damaged entries in each machine's log.
+    faulty: BTreeMap<Host, usize>,
 }
 
 /// How long the second phase may take.
@@ -216,6 +220,8 @@ impl<E: Embedded> World<E> {
             refused: BTreeMap::new(),
             look_at: Nanos::default(),
             most: [0; 2],
+            syncups: BTreeMap::new(),
+            faulty: BTreeMap::new(),
         }
     }
 
@@ -231,6 +237,8 @@ impl<E: Embedded> World<E> {
         }
         self.stage.trace.note_bytes(&self.commits.to_le_bytes());
         self.coverage.add(&self.stage.network.coverage());
+        let cuts = self.watch.ledger().truncations() as u64;
+        self.coverage.count_times("log: rolled back", cuts);
         Outcome {
             seed: self.plan.seed,
             hash: self.stage.trace.hash(),
@@ -360,6 +368,8 @@ impl<E: Embedded> World<E> {
 
     /// After a step of a machine: whoever watches looks, and what has become due is put down.
     fn settle(&mut self, host: Host) -> Result<(), Violation> {
+        self.look_at_syncup(host)?;
+        self.look_at_damage(host);
         let Some(process) = &self.nodes[host.0].process else { return Ok(()) };
         self.observer.look(&mut self.watch, host, &process.life)?;
         for (host, frame) in self.stage.network.take_seen() {
@@ -434,6 +444,62 @@ impl<E: Embedded> World<E> {
         Ok(())
     }
 
+    /// Compares what a syncup found with a look at both logs, as they were until now.
+    fn look_at_syncup(&mut self, host: Host) -> Result<(), Violation> {
+        let Some(process) = &self.nodes[host.0].process else { return Ok(()) };
+        let Some(report) = process.life.last_syncup() else { return Ok(()) };
+        let seen = (self.nodes[host.0].lives, report.number);
+        if self.syncups.insert(host, seen) == Some(seen) {
+            return Ok(());
+        }
+        self.coverage.count("syncup");
+        let master = host_of(&report.master).and_then(|of| self.nodes.get(of.0));
+        let known = master.and_then(|node| node.process.as_ref().map(|process| (node, process)));
+        let Some((node, process)) = known else { return Ok(()) };
+        let known = self.watch.ledger().start_between(host, node.host, |vlsn| {
+            let (header, _) = process.life.log().header(vlsn).ok()??;
+            Some(header.is_sync())
+        });
+        let Some(known) = known else { return Ok(()) };
+        self.watch.enter(&Record::SyncedUp {
+            host,
+            found: report.start,
+            known,
+            round_trips: report.round_trips,
+        })
+    }
+
+    /// Counts damaged entries that are whole again.
+    fn look_at_damage(&mut self, host: Host) {
+        let Some(faulty) = self.faulty.get_mut(&host) else { return };
+        let Some(process) = &self.nodes[host.0].process else { return };
+        let left = process.life.log().faulty().len();
+        if left < *faulty {
+            self.coverage.count("log: damaged entries mended");
+        }
+        *faulty = left;
+    }
+
+    /// Counts what recovery found.
+    fn note_recovery(&mut self, host: Host) {
+        let Some(process) = &self.nodes[host.0].process else { return };
+        let report = process.life.open_report();
+        let met = [
+            ("log: opened after an orderly end", report.clean_shutdown),
+            ("log: opened after a crash", !report.clean_shutdown),
+            ("log: truncation finished", report.finished_truncation.is_some()),
+            ("log: torn end cut", report.torn_bytes > 0),
+            ("log: segments scanned", report.scanned_segments > 0),
+            ("log: head uncertain", report.head_uncertain),
+            ("log: damaged entries found", !report.faulty.is_empty()),
+            ("log: header made again", !report.repaired_headers.is_empty()),
+        ];
+        for (name, _) in met.into_iter().filter(|(_, met)| *met) {
+            self.coverage.count(name);
+        }
+        self.faulty.insert(host, report.faulty.len());
+    }
+
     // ---------------------------------------------------------------- machines
 
     fn boot(&mut self, host: Host) -> Result<(), Violation> {
@@ -452,6 +518,8 @@ impl<E: Embedded> World<E> {
                 let Some(process) = &node.process else { return Ok(()) };
                 let life = &process.life;
                 self.observer.handle_started(&mut self.watch, host, life, crashed_inside)?;
+                self.note_recovery(host);
+                let node = &mut self.nodes[host.0];
                 node.tend(&mut self.stage, &self.plan);
                 Ok(())
             }

@@ -66,7 +66,7 @@ fn replication_lines(status: &Status) -> Vec<Line> {
             ),
         ));
     }
-    if let Some(syncup) = status.last_syncup {
+    if let Some(syncup) = &status.last_syncup {
         lines.push(line("syncup_matchpoint", vlsn(syncup.matchpoint)));
         lines.push(line("syncup_start", vlsn(syncup.start)));
         lines.push(line("syncup_round_trips", syncup.round_trips.to_string()));

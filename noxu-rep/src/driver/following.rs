@@ -211,6 +211,8 @@ impl Life {
         let (found, matchpoint_lsn) = match outcome {
             SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } => {
                 let report = SyncupReport {
+                    number: self.last_syncup().map_or(1, |last| last.number + 1),
+                    master: welcome.node.clone(),
                     matchpoint: matchpoint_vlsn,
                     start: start_vlsn,
                     round_trips: stats.round_trips,

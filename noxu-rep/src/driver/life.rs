@@ -596,6 +596,11 @@ impl Life {
         self.notes.lock().last_syncup = Some(report);
     }
 
+    /// The last syncup with a matchpoint.
+    pub fn last_syncup(&self) -> Option<SyncupReport> {
+        self.notes.lock().last_syncup.clone()
+    }
+
     pub(super) fn note_rollback(&self, report: &RollbackReport) {
         self.notes.lock().last_rollback = Some(report.clone());
         if let Some(on_rollback) = &self.config.on_rollback {

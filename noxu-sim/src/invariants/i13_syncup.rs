@@ -18,7 +18,7 @@ impl Invariant for Syncup {
     fn look(&mut self, _: &Ledger, record: &Record) -> Result<(), String> {
         let Record::SyncedUp { host, found, known, round_trips } = record else { return Ok(()) };
         if found != known {
-            return Err(format!("{host} found {found:?}, and the logs part after {known:?}"));
+            return Err(format!("{host} is sent {found} and what follows, and lacks {known}"));
         }
         if *round_trips > MOST_ROUND_TRIPS {
             return Err(format!("{host} asked {round_trips} times"));

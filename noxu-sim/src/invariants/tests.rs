@@ -218,8 +218,8 @@ fn wrong_fingerprints_searches_and_sizes_are_named() {
     assert_eq!(broken(&[verified(Some("segment 3"))]), Some("I12"));
     let search = |found, round_trips| Record::SyncedUp {
         host: A,
-        found: Some(vlsn(found)),
-        known: Some(vlsn(3)),
+        found: vlsn(found),
+        known: vlsn(3),
         round_trips,
     };
     assert_eq!(broken(&[search(3, 4)]), None);

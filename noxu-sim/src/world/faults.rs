@@ -24,7 +24,11 @@ impl<E: Embedded> World<E> {
         if done {
             self.coverage.count(fault.kind.name());
         }
-        Ok(None)
+        // What the node itself did is looked at as any step of it.
+        Ok(match fault.kind {
+            FaultKind::DropFront { host } => Some(host),
+            _ => None,
+        })
     }
 
     /// Does a fault; false if it means nothing now, or is not allowed.
@@ -115,7 +119,11 @@ impl<E: Embedded> World<E> {
                 let before = process.life.log().positions().anchor.vlsn;
                 // What cannot be done now, as on a full disk, is no business of this fault.
                 let dropped = process.life.drop_front(Vlsn::default());
-                return Ok(dropped.is_ok_and(|through| through > before));
+                let done = dropped.is_ok_and(|through| through > before);
+                if done {
+                    self.coverage.count("log: front dropped");
+                }
+                return Ok(done);
             }
             FaultKind::Wipe { host, down } => {
                 if !self.atlas.wipe(*host) {

@@ -85,7 +85,10 @@ impl NodeCore {
         group: GroupIdentity,
         electorate: Electorate,
     ) {
-        if self.membership.is_some() {
+        if let Some(own) = &self.membership {
+            if own.group.id == group.id {
+                self.send(&from.name, Body::Founded); // or it is handed on for ever
+            }
             return;
         }
         let welcome = match &self.state {

@@ -38,7 +38,7 @@ impl Life {
             sync_latencies: self.log.sync_latencies(),
             streaming,
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
-            last_syncup: notes.last_syncup,
+            last_syncup: notes.last_syncup.clone(),
             last_rollback: notes.last_rollback.clone(),
             restore: notes.restore,
             last_restore: notes.last_restore.clone(),
