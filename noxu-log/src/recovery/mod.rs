@@ -31,7 +31,7 @@
 
 mod decision;
 pub(crate) mod resync;
-mod survey;
+pub(crate) mod survey;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

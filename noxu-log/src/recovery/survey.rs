@@ -23,18 +23,18 @@ use crate::writing::tail_mark::Mark;
 
 /// A segment file and what its first 64 bytes say.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) number: u32,
-    pub(super) path: PathBuf,
-    pub(super) file: Arc<dyn EnvFile>,
-    pub(super) len: u64,
-    pub(super) header: Result<SegmentHeader, HeaderFault>,
+pub(crate) struct Head {
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn EnvFile>,
+    pub(crate) len: u64,
+    pub(crate) header: Result<SegmentHeader, HeaderFault>,
     /// The header was never written.
-    pub(super) blank: bool,
+    pub(crate) blank: bool,
 }
 
 impl Head {
-    pub(super) fn read(env: &dyn Env, dir: &Path, number: u32) -> Result<Self> {
+    pub(crate) fn read(env: &dyn Env, dir: &Path, number: u32) -> Result<Self> {
         let path = log_dir(dir).join(segment_name(number));
         let file = env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
         let io = |e| LogError::io("read", &path, e);
@@ -48,7 +48,7 @@ impl Head {
 
     /// The bytes of the entry right behind the header, if there is one that only its chain could make
     /// another's. One of before `kept` is no entry of this segment.
-    pub(super) fn first_entry(&self, kept: Vlsn) -> Result<Option<(EntryHeader, Vec<u8>)>> {
+    pub(crate) fn first_entry(&self, kept: Vlsn) -> Result<Option<(EntryHeader, Vec<u8>)>> {
         let io = |e| LogError::io("read", &self.path, e);
         let at = u64::from(SEGMENT_HEADER_BYTES);
         let mut raw = [0; ENTRY_HEADER_BYTES];
@@ -67,7 +67,7 @@ impl Head {
     }
 
     /// The chain through the last valid entry of a segment whose header can be read.
-    pub(super) fn end(&self, header: &SegmentHeader) -> Result<ChainState> {
+    pub(crate) fn end(&self, header: &SegmentHeader) -> Result<ChainState> {
         let chain = header.chain_before();
         let scan = scan_entries(&*self.file, SEGMENT_HEADER_BYTES, self.len, chain, |_, _| {});
         scan.map(|end| end.chain).map_err(|e| LogError::io("read", &self.path, e))
@@ -76,18 +76,18 @@ impl Head {
 
 /// What is known of the whole log before its segments are surveyed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// The tail mark, if there is a readable one.
-    pub(super) mark: Option<Mark>,
+    pub(crate) mark: Option<Mark>,
     /// Whether the mark could be read, or was never written.
-    pub(super) mark_readable: bool,
+    pub(crate) mark_readable: bool,
     /// Everything through it was synced.
-    pub(super) synced: Vlsn,
+    pub(crate) synced: Vlsn,
 }
 
 /// What comes after a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing: it is the last one.
     Nothing,
     /// A segment that continues this chain.
@@ -97,7 +97,7 @@ pub(super) enum Next {
 }
 
 impl Next {
-    pub(super) fn of(head: Option<&Head>) -> Self {
+    pub(crate) fn of(head: Option<&Head>) -> Self {
         match head.map(|head| &head.header) {
             None => Self::Nothing,
             Some(Ok(header)) => Self::Continues(header.chain_before()),
@@ -115,23 +115,23 @@ impl Next {
 
 /// What a segment holds.
 #[derive(Debug)]
-pub(super) struct Surveyed {
+pub(crate) struct Surveyed {
     /// Its entries. The positions before the segment are not known to it.
-    pub(super) builder: SummaryBuilder,
-    pub(super) faulty: Vec<Faulty>,
+    pub(crate) builder: SummaryBuilder,
+    pub(crate) faulty: Vec<Faulty>,
     /// Bytes behind the end that are not zero: to be cut.
-    pub(super) stray_bytes: u64,
+    pub(crate) stray_bytes: u64,
 }
 
 impl Surveyed {
     /// Whether an entry is there, or should be.
-    pub(super) fn holds_any(&self) -> bool {
+    pub(crate) fn holds_any(&self) -> bool {
         self.builder.last().vlsn >= self.builder.header().first
     }
 }
 
 /// Surveys the segment at `head`.
-pub(super) fn survey(
+pub(crate) fn survey(
     head: &Head,
     header: &SegmentHeader,
     next: Next,

@@ -265,7 +265,7 @@ impl Shared {
 impl State {
     /// Sets what segment `at` and all behind it, which are unsealed, say of sync entries,
     /// transactions and terms: it was not known while entries were missing.
-    fn follow_from(&mut self, at: usize, mut last_sync: Vlsn, mut last_txn_end: Vlsn) {
+    pub(crate) fn follow_from(&mut self, at: usize, mut last_sync: Vlsn, mut last_txn_end: Vlsn) {
         let first = self.segments[at].header().first;
         self.terms.retain(|(_, begins)| *begins < first);
         for segment in self.segments.iter_mut().skip(at) {

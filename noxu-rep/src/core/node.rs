@@ -370,7 +370,6 @@ impl NodeCore {
             Input::HeadConfirmed { nonce, head } => self.handle_head_confirmed(facts, nonce, head),
             Input::RestoreReady { master, term } => self.handle_restore_ready(&master, term),
             Input::Unreadable => self.handle_unreadable(now, facts),
-            Input::StateStuck => self.handle_state_stuck(now, facts),
             Input::ConfigChanged(membership) => self.handle_config(now, membership),
             Input::Closing => self.handle_closing(now, facts),
         }

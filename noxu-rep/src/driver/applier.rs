@@ -8,8 +8,8 @@
 //! - `applied <= limit` except between a rollback and the limit's next advance; the state machine
 //!   sees every entry once, in VLSN order, since it was opened or rolled back.
 //! - After the first failure nothing is applied any more. An entry that is damaged is no failure: what
-//!   is before it is applied, and the rest once it is mended. Rot in what was sealed is met only here,
-//!   and is not mended: the log has to be replaced.
+//!   is before it is applied, and the rest once it is mended. Rot in what was sealed long ago is met
+//!   only when it is read: then whoever set [`Applier::set_on_rot`] says whether it will be mended.
 //!
 //! # Lock order
 //! `turn` -> the state machine's own locks, the log's `state`. `waiting` and `signal` are leaves.
@@ -41,7 +41,6 @@ pub struct Applier {
     applied: AtomicI64,
     turn: Mutex<Turn>,
     failed: AtomicBool,
-    rot: OnceLock<String>,
     on_rot: OnceLock<OnRot>,
     waiters: AtomicUsize,
     waiting: Mutex<()>,
@@ -50,8 +49,9 @@ pub struct Applier {
     signalled: Condvar,
 }
 
-/// Hears of rot that keeps the rest of the log from being applied. Called with no lock held.
-type OnRot = Box<dyn Fn(&str) + Send + Sync>;
+/// Hears of rot, and says whether it counts as faulty entries now, which will be mended. Called with no
+/// lock held.
+type OnRot = Box<dyn Fn(&LogError) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Turn {
@@ -75,7 +75,6 @@ impl Applier {
             machine,
             turn: Mutex::default(),
             failed: AtomicBool::new(false),
-            rot: OnceLock::new(),
             on_rot: OnceLock::new(),
             waiters: AtomicUsize::new(0),
             waiting: Mutex::new(()),
@@ -85,15 +84,10 @@ impl Applier {
         }
     }
 
-    /// Has `hook` called when rot is met that nobody mends.
-    pub(crate) fn set_on_rot(&self, hook: impl Fn(&str) + Send + Sync + 'static) {
+    /// Has `hook` called when rot is met.
+    pub(crate) fn set_on_rot(&self, hook: impl Fn(&LogError) -> bool + Send + Sync + 'static) {
         let first = self.on_rot.set(Box::new(hook)).is_ok();
         assert!(first, "one life, one hook");
-    }
-
-    /// The rot that keeps the rest of the log from being applied, if it was met.
-    pub fn rot(&self) -> Option<&str> {
-        self.rot.get().map(String::as_str)
     }
 
     /// The state machine.
@@ -196,7 +190,7 @@ impl Applier {
 
     /// Whether something may be applied, as far as the log holds it.
     pub fn is_due(&self) -> bool {
-        self.applied() < self.limit() && self.rot().is_none()
+        self.applied() < self.limit()
     }
 
     /// Applies one run; false if the log ends below what may be applied, or is damaged there and
@@ -236,7 +230,7 @@ impl Applier {
     }
 
     /// Applies at most `runs` runs; false if the log ends, or is damaged, below the limit.
-    fn run(&self, mut turn: MutexGuard<'_, Turn>, runs: usize) -> Result<bool> {
+    fn run<'a>(&'a self, mut turn: MutexGuard<'a, Turn>, runs: usize) -> Result<bool> {
         turn.check()?;
         for _ in 0..runs {
             let (applied, limit) = (self.applied(), self.limit());
@@ -252,8 +246,11 @@ impl Applier {
                 Ok(None) | Err(LogError::Faulty { .. }) => Ok(None),
                 Err(cause @ LogError::Corrupt { .. }) => {
                     drop(turn);
-                    self.handle_rot(&cause);
-                    return Ok(false);
+                    if self.on_rot.get().is_some_and(|hook| hook(&cause)) {
+                        return Ok(false);
+                    }
+                    turn = self.turn.lock();
+                    Err(cause.into())
                 }
                 Err(cause) => Err(cause.into()),
             };
@@ -274,14 +271,6 @@ impl Applier {
             }
         }
         Ok(true)
-    }
-
-    fn handle_rot(&self, cause: &LogError) {
-        if self.rot.set(cause.to_string()).is_ok()
-            && let Some(hook) = self.on_rot.get()
-        {
-            hook(&cause.to_string());
-        }
     }
 
     fn wake_waiters(&self) {

@@ -132,6 +132,7 @@ impl Life {
     pub(super) fn look_for_damage(&self, cause: &RepError) {
         if let RepError::Log(cause) = cause
             && is_damage(cause)
+            && !self.handle_rot(cause)
         {
             self.around.post(Input::Unreadable);
         }

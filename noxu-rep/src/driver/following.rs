@@ -176,7 +176,7 @@ impl Life {
                 heard: Arc::clone(&heard),
             }))
         };
-        if let Some(cause) = self.why_behind() {
+        if let Err(cause) = self.check_state() {
             tracing::warn!(node = %self.config.name, "{cause}");
             return restore();
         }
@@ -200,7 +200,10 @@ impl Life {
         let view = LogView::new(&self.log);
         let (outcome, stats) = match replica_syncup(&*channel, &view, &options) {
             // Rot in what was written long ago is met only when it is read. The logs cannot be compared
-            // there, so this one is replaced.
+            // there: the next conversation takes it back, or this log is replaced.
+            Err(RepError::Log(rotten)) if self.handle_rot(&rotten) => {
+                return Ok(Established::NotThis);
+            }
             Err(RepError::Log(rotten)) if is_damage(&rotten) => {
                 tracing::error!(node = %self.config.name, "ALARM: {rotten}; the log is restored");
                 self.note_error(&rotten.into());

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use noxu_log::env::Env;
-use noxu_log::{GroupIdentity, Log, OpenReport};
+use noxu_log::{GroupIdentity, Log, LogError, OpenReport};
 use noxu_util::{GroupId, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex};
 
@@ -251,7 +251,7 @@ impl Life {
         };
         let promised = Ballot { epoch: ballot.epoch, term: ballot.term, vote: ballot.vote };
         let core = NodeCore::new(clock.now(), setup, promised, membership.clone());
-        Ok(Arc::new(Self {
+        let life = Arc::new(Self {
             env,
             applier,
             housekeeper,
@@ -281,7 +281,12 @@ impl Life {
             config,
             log,
             clock,
-        }))
+        });
+        // The applier may be at it before the life starts.
+        let weak = Arc::downgrade(&life);
+        life.applier
+            .set_on_rot(move |cause| weak.upgrade().is_some_and(|life| life.handle_rot(cause)));
+        Ok(life)
     }
 
     /// Begins: from here on the log's hooks reach this life, and the core speaks.
@@ -304,12 +309,6 @@ impl Life {
                 life.around.look_again();
             }
         });
-        let weak = Arc::downgrade(self);
-        self.applier.set_on_rot(move |cause| {
-            if let Some(life) = weak.upgrade() {
-                life.handle_rot(cause);
-            }
-        });
         self.log.set_checkpoint(self.applier.machine().checkpointed());
         self.applier.signal();
         self.meet_voters();
@@ -318,17 +317,27 @@ impl Life {
 
     // ---- what happens
 
-    /// What the state machine needs next rotted after it was sealed: the log is replaced by a master's,
-    /// if there can be another one.
-    fn handle_rot(&self, cause: &str) {
+    /// Somebody met what cannot be read. True if these are faulty entries of the log now, to be had
+    /// from other voters: the next conversation with a master begins with that.
+    pub(super) fn handle_rot(&self, cause: &LogError) -> bool {
+        let LogError::Corrupt { segment, .. } = cause else { return false };
         if self.members().len() < 2 {
-            self.fail(cause);
-            return;
+            return false; // there is nobody to have them from
         }
-        tracing::error!(node = %self.config.name, "ALARM: {cause}; the log is to be restored");
-        self.notes.lock().last_error = Some(cause.to_owned());
-        self.around.post(Input::StateStuck);
-        self.cut_channel(); // the next conversation begins with a restore
+        tracing::error!(node = %self.config.name, "ALARM: {cause}");
+        self.notes.lock().last_error = Some(cause.to_string());
+        match self.log.examine(*segment) {
+            Ok(true) => {
+                self.around.post(Input::Unreadable);
+                self.cut_channel();
+                true
+            }
+            Ok(false) => false,
+            Err(why) => {
+                tracing::error!(node = %self.config.name, segment, "not examined: {why}");
+                false
+            }
+        }
     }
 
     /// Something happened. Called by nobody who holds a lock of the node.
@@ -532,13 +541,10 @@ impl Life {
         self.accepted.load(Ordering::Acquire)
     }
 
-    /// Why the state machine cannot be brought up from this log, if it cannot.
-    pub(crate) fn why_behind(&self) -> Option<String> {
+    /// Whether the state machine can be brought up from this log.
+    pub(crate) fn check_state(&self) -> Result<()> {
         let (applied, anchor) = (self.applier.applied(), self.log.positions().anchor.vlsn);
-        if applied < anchor {
-            return Some(RepError::StateBehindLog { applied, anchor }.to_string());
-        }
-        self.applier.rot().map(str::to_owned)
+        if applied < anchor { Err(RepError::StateBehindLog { applied, anchor }) } else { Ok(()) }
     }
 
     /// Waits until the node is `role` or the life is over; false if the time is up before.

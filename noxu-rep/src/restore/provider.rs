@@ -251,6 +251,19 @@ impl Session<'_> {
         let mut bytes = vec![0; left as usize];
         let read = file.read_at(&mut bytes, offset).map_err(wrap)?;
         bytes.truncate(read);
+        // Who asks would find it out, but only this node can do something about it.
+        let digests = log.block_digests(segment)?;
+        let (expected, found) = (digests.blocks.get(block as usize), blake3::hash(&bytes));
+        if expected != Some(&found) {
+            return Err(LogError::Corrupt {
+                segment,
+                offset,
+                expected: expected
+                    .map_or_else(|| "no block".to_owned(), |of| format!("digest {of}")),
+                found: format!("digest {found}"),
+            }
+            .into());
+        }
         Ok(bytes)
     }
 

@@ -152,8 +152,7 @@ pub struct Facts {
     pub damaged: Vec<Damage>,
     /// All that is damaged: the rest only others may need.
     pub faulty: Vec<Damage>,
-    /// Whether the state machine needs what the log does not hold any more, or what rotted in it: only
-    /// a restore helps.
+    /// Whether the state machine needs what the log does not hold any more: only a restore helps.
     pub behind: bool,
     /// Whether the disk is full.
     pub full: bool,
@@ -314,8 +313,6 @@ pub enum Input {
     },
     /// A replica needs entries of this log that cannot be read.
     Unreadable,
-    /// The state machine met what it cannot read: [`Facts::behind`] is true from now on.
-    StateStuck,
     /// A restore has everything and asks whether it may replace the log.
     RestoreReady {
         /// The master that it was fetched from.

@@ -97,15 +97,6 @@ impl NodeCore {
         }
     }
 
-    /// A master whose state machine cannot go on serves nobody.
-    pub(super) fn handle_state_stuck(&mut self, now: Now, facts: &Facts) {
-        let successor = self.successor(now, facts);
-        if let State::Master(_) = &self.state {
-            let at = now + self.setup.timing.failure_timeout * 2;
-            self.step_down(now, at, "its state machine cannot go on", successor);
-        }
-    }
-
     pub(super) fn repair(
         &mut self,
         now: Now,

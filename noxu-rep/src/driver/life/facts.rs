@@ -48,7 +48,7 @@ impl Life {
             damaged,
             faulty: damages(&self.log, NULL_VLSN),
             configured: self.is_configured(),
-            behind: self.why_behind().is_some(),
+            behind: self.applier.applied() < positions.anchor.vlsn,
             full: self.log.read_only().is_some(),
             stalled_for,
             restoring,

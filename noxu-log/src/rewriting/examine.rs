@@ -1,0 +1,123 @@
+//! Examine: a segment that somebody could not read while the log is open, surveyed as the next open
+//! would survey it.
+//!
+//! A sealed segment is known from its side file and read only when it is needed. Rot in it is met then,
+//! and the entries that it took are to be had back from other nodes, as those that an open finds: so
+//! they are made known as faulty, and the segment, which is not what its side file says any more, is
+//! unsealed with all that follow it.
+//!
+//! # Crash argument
+//! Nothing is changed on disk but the header of the segment, written again as it was, and side files,
+//! which say nothing that the segments do not. They go newest first, so that sealed segments stay the
+//! beginning of the log; whatever is left of them, the next open scans what has none.
+
+use std::io::IoSlice;
+
+use crate::env::OpenMode;
+use crate::error::{LogError, Result};
+use crate::log::{Log, Segment, Shared};
+use crate::recovery::survey::{Head, Known, Next, Surveyed, survey};
+use crate::rewriting::repair::Faulty;
+use crate::segment::header::SegmentHeader;
+use crate::segment::name::{log_dir, side_name};
+
+impl Log {
+    /// Reads segment `number` anew, which somebody could not read. Entries that are damaged in it
+    /// count as [`Log::faulty`] from then on, if they do not yet, and a damaged header is made again.
+    /// False if nothing is wrong with it, or it is the last one, where entries still come in.
+    ///
+    /// # Errors
+    /// `Corrupt` and `ChainMismatch` if what stands there is another log's; `Io`; `Poisoned`,
+    /// `Closed`.
+    pub fn examine(&self, number: u32) -> Result<bool> {
+        let shared = &*self.shared;
+        let alone = shared.maintenance.lock();
+        shared.check_running()?;
+        // What it ends with may not be written yet; nobody else writes meanwhile.
+        let mut writer = shared.writer.lock();
+        drop(shared.drain(&mut writer)?);
+        let (unsealed, known_faulty) = {
+            let state = shared.state.lock();
+            let at = state.position_of(number);
+            let there = state.segments.get(at).is_some_and(|there| there.number() == number);
+            if !there || at + 1 == state.segments.len() {
+                return Ok(false);
+            }
+            let facts = |segment: &Segment| (*segment.header(), *segment.last());
+            let meant = |segment: &&Segment| segment.number() == number || segment.is_sealed();
+            let unsealed: Vec<_> =
+                state.segments.iter().skip(at).filter(meant).map(facts).collect();
+            (unsealed, state.faulty.clone())
+        };
+        let mut surveyed = Vec::new();
+        let mut header_was_damaged = false;
+        for (header, last) in &unsealed {
+            let head = Head::read(&*shared.env, &shared.dir, header.number)?;
+            if head.header.as_ref() != Ok(header) {
+                shared.write_header_again(header)?;
+                header_was_damaged |= header.number == number;
+            }
+            let known = Known { mark: None, mark_readable: true, synced: last.vlsn };
+            let found = survey(&head, header, Next::Continues(*last), &known)?;
+            let expected = known_faulty.iter().filter(|faulty| faulty.segment == number);
+            if header.number == number && found.faulty.iter().eq(expected) {
+                return Ok(header_was_damaged || !found.faulty.is_empty());
+            }
+            surveyed.push(found);
+        }
+        shared.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
+        shared.unseal(surveyed);
+        drop(writer);
+        drop(alone);
+        shared.publish();
+        Ok(true)
+    }
+}
+
+impl Shared {
+    fn write_header_again(&self, header: &SegmentHeader) -> Result<()> {
+        let path = self.segment_path(header.number);
+        let write = || {
+            let file = self.env.open(&path, OpenMode::ReadWrite)?;
+            file.write_at(&[IoSlice::new(&header.encode())], 0)?;
+            file.sync_data()
+        };
+        write().map_err(|e| self.poison(LogError::io("write the header of", &path, e)))
+    }
+
+    fn remove_side_files(&self, numbers: impl Iterator<Item = u32>) -> Result<()> {
+        let dir = log_dir(&self.dir);
+        for number in numbers {
+            let path = dir.join(side_name(number));
+            if self.env.exists(&path).map_err(|e| LogError::io("look for", &path, e))? {
+                self.env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?;
+                self.env.sync_dir(&dir).map_err(|e| LogError::io("sync directory", &dir, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// These segments, surveyed again, are unsealed from now on.
+    fn unseal(&self, surveyed: Vec<Surveyed>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(first) = surveyed.first().map(|found| found.builder.header().number) else {
+            return;
+        };
+        let (last_sync, last_txn_end) = state.syncs_before(first);
+        let mut faulty: Vec<Faulty> = std::mem::take(&mut state.faulty);
+        for found in surveyed {
+            let number = found.builder.header().number;
+            let at = state.position_of(number);
+            faulty.retain(|known| known.segment != number);
+            faulty.extend(found.faulty);
+            state.segments[at] = Segment::Open(found.builder);
+        }
+        faulty.sort_by_key(|faulty| faulty.first);
+        state.faulty = faulty;
+        state.unsealable = None;
+        state.follow_from(state.position_of(first), last_sync, last_txn_end);
+        state.truncations += 1;
+        state.check_invariants();
+    }
+}
