@@ -64,7 +64,8 @@ pub enum Record {
         host: Host,
         /// End of its log.
         last: Vlsn,
-        /// It crashed in the middle of a call, which may have been a lawful cut.
+        /// It crashed in the middle of a call, which may have been a lawful cut, or a restore has
+        /// replaced its log.
         amid: bool,
         /// It knows that the end of its log may be missing.
         uncertain: bool,

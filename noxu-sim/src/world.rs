@@ -145,6 +145,8 @@ struct World<E: Embedded = Kv> {
     held: BTreeSet<Host>,
     /// Machines that lost their power inside a call.
     crashed_inside: BTreeSet<Host>,
+    /// Machines on which a restore is committed and not installed.
+    installing: BTreeSet<Host>,
     /// Machines on whose disk something rotted.
     rotten: BTreeSet<Host>,
     /// Machines that cannot start with what is on their disk.
@@ -216,6 +218,7 @@ impl<E: Embedded> World<E> {
             down_until: BTreeMap::new(),
             held: BTreeSet::new(),
             crashed_inside: BTreeSet::new(),
+            installing: BTreeSet::new(),
             rotten: BTreeSet::new(),
             refused: BTreeMap::new(),
             look_at: Nanos::default(),
@@ -431,6 +434,9 @@ impl<E: Embedded> World<E> {
             self.coverage.count("node stopped itself");
             self.take_down(host, RESTART);
         } else if restored || left {
+            if restored {
+                self.installing.insert(host);
+            }
             self.coverage.count(if restored { "restored" } else { "left in order" });
             self.take_down(host, RESTART);
         } else {
@@ -509,7 +515,7 @@ impl<E: Embedded> World<E> {
             return Ok(());
         }
         self.stage.network.handle_light(host);
-        let crashed_inside = self.crashed_inside.remove(&host);
+        let amid = self.crashed_inside.remove(&host) || self.installing.contains(&host);
         self.stage.trace.note(now, format_args!("{host} starts"));
         match self.nodes[host.0].start(&mut self.stage, &self.plan, &self.embedded) {
             Ok(()) => {
@@ -517,7 +523,8 @@ impl<E: Embedded> World<E> {
                 let node = &mut self.nodes[host.0];
                 let Some(process) = &node.process else { return Ok(()) };
                 let life = &process.life;
-                self.observer.handle_started(&mut self.watch, host, life, crashed_inside)?;
+                self.observer.handle_started(&mut self.watch, host, life, amid)?;
+                self.installing.remove(&host);
                 self.note_recovery(host);
                 let node = &mut self.nodes[host.0];
                 node.tend(&mut self.stage, &self.plan);

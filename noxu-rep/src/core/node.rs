@@ -396,7 +396,7 @@ impl NodeCore {
                     repairing.lead_at = now + self.setup.timing.repair_retry;
                     self.lead_all(LeadPhase::Repairing);
                 }
-                self.drain_repair();
+                self.drain_repair(now);
                 self.look_at_repair(now, facts, term);
             }
             State::Master(mastership) => {
@@ -404,7 +404,7 @@ impl NodeCore {
                     mending.handle_timeout(now);
                 }
                 let looks = now >= mastership.look_at;
-                self.drain_repair();
+                self.drain_repair(now);
                 if looks {
                     self.look(now, facts);
                 }

@@ -165,6 +165,8 @@ pub enum RepairOutput {
     },
     /// Have the log take a step; its end is told by [`Repair::handle_done`].
     Step(RepairStep),
+    /// An established master lacks what was never durable: its next term may begin without it.
+    Never,
     /// Tell an operator.
     Alarm(String),
 }
@@ -366,12 +368,16 @@ impl Repair {
             self.outputs.push_back(RepairOutput::Step(step));
             return;
         }
-        if self.setup.purpose == Purpose::Mending {
-            return;
-        }
         let enough =
             if mutant::is_on(Mutant::NackQuorumTooSmall) { 1 } else { self.setup.quorums.nack() };
         if asking.nacks.len() < enough {
+            return;
+        }
+        if self.setup.purpose == Purpose::Mending {
+            // Only before a term begins may anything be cut off.
+            if damage.first > self.floor {
+                self.outputs.push_back(RepairOutput::Never);
+            }
             return;
         }
         if damage.first <= self.floor {

@@ -7,7 +7,7 @@ use noxu_util::{Name, Term, Vlsn};
 
 use super::Invariant;
 use crate::event::Host;
-use crate::ledger::{Ledger, LogMirror, Record};
+use crate::ledger::{Ledger, Record};
 
 /// See the file.
 #[derive(Default)]
@@ -59,8 +59,15 @@ impl Invariant for Promises {
             }
             // Who knows that entries may be missing claims nothing.
             Record::Restarted { host, last, amid, uncertain } if !uncertain => {
-                let acked = ledger.log(*host).map_or(Vlsn::default(), LogMirror::acked);
-                let counted = if *amid { acked.min(ledger.last_durable()) } else { acked };
+                let Some(log) = ledger.log(*host) else { return Ok(()) };
+                let acked = log.acked();
+                let mut counted = acked;
+                // A lawful cut leaves what is durable, which may be another entry of that number.
+                while *amid
+                    && log.at(counted).is_some_and(|held| ledger.durable(counted) != Some(held))
+                {
+                    counted = counted.prev();
+                }
                 if *last < counted {
                     return Err(format!(
                         "{host} acknowledged {acked} and holds {last} after a restart"

@@ -179,6 +179,11 @@ fn a_broken_promise_is_named() {
     };
     assert_eq!(broken(&restarted(false)), Some("I7"));
     assert_eq!(broken(&restarted(true)), None, "it may have been cut");
+    // A newer master's entry of that number.
+    let durable = Record::Dtvlsn { host: A, term: term(2), vlsn: vlsn(4) };
+    let elsewhere = [appended(A, 4, 2, &[held(2, 15)]), durable];
+    let replaced = [&more[..], &elsewhere, &restarted(true)[more.len()..]].concat();
+    assert_eq!(broken(&replaced), None, "another entry is durable");
     let nacked = Record::Nacked { host: B, asked_in: term(5), vlsn: vlsn(4) };
     let entry = [held(2, 24)];
     assert_eq!(broken(&[nacked.clone(), appended(B, 4, 4, &entry)]), Some("I7"));

@@ -64,7 +64,7 @@ impl NodeCore {
             }
             _ => return,
         }
-        self.drain_repair();
+        self.drain_repair(now);
     }
 
     pub(super) fn handle_mended(&mut self, now: Now, facts: &Facts, fitted: bool) {
@@ -77,7 +77,7 @@ impl NodeCore {
             }
             _ => return, // it stepped down meanwhile
         }
-        self.drain_repair();
+        self.drain_repair(now);
     }
 
     /// A replica needs entries that cannot be read. Whoever is level can give them to it, and takes
@@ -93,7 +93,7 @@ impl NodeCore {
             if let State::Master(mastership) = &mut self.state {
                 mastership.mending = Some(begun);
             }
-            self.drain_repair();
+            self.drain_repair(now);
         }
     }
 
@@ -116,7 +116,7 @@ impl NodeCore {
         Repair::new(now, setup, damages)
     }
 
-    pub(super) fn drain_repair(&mut self) {
+    pub(super) fn drain_repair(&mut self, now: Now) {
         loop {
             let repair = match &mut self.state {
                 State::Repairing(repairing) => &mut repairing.repair,
@@ -127,6 +127,11 @@ impl NodeCore {
                 None => break,
                 Some(RepairOutput::Ask { to, ask }) => self.send(&to, Body::RepairAsk(ask)),
                 Some(RepairOutput::Step(step)) => self.outputs.push_back(Output::Mend(step)),
+                Some(RepairOutput::Never) => {
+                    let at = now + self.between(self.setup.timing.retry);
+                    self.step_down(now, at, "entries that nobody else ever had are damaged", None);
+                    return;
+                }
                 Some(RepairOutput::Alarm(text)) => self.alarm(text),
             }
         }

@@ -231,7 +231,7 @@ fn an_established_master_asks_for_one_damaged_run_after_the_other_and_cuts_nothi
     for n in [2, 3] {
         repair.handle_answer(&peer(n), &never(42));
     }
-    assert_eq!(asked(&mut repair), []);
+    assert_eq!(outputs(&mut repair), [RepairOutput::Never], "to be told once a quorum says so");
     repair.handle_timeout(RETRY);
     assert_eq!(asked(&mut repair), [(Purpose::Mending, v(4), 43); 2]);
     let have = RepairAnswer { nonce: 43, first: v(4), ..said(RepairVerdict::Have, b"four", 0) };
