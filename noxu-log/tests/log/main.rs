@@ -6,6 +6,7 @@ mod concurrency;
 mod conformance;
 mod crash;
 mod damage;
+mod examine;
 mod front_drop;
 mod full_disk;
 mod golden;

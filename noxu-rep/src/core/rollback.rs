@@ -73,7 +73,8 @@ pub enum Decision {
 
 /// The table.
 pub fn decide(situation: &Situation, found: Found) -> Decision {
-    let durable = situation.commit_floor.max(situation.known_dtvlsn);
+    // Of what is durable a log that lags holds a part.
+    let durable = situation.commit_floor.max(situation.known_dtvlsn).min(situation.last);
     match found {
         // Both hold (or should hold) the entry at `durable`: that they share nothing is no lag.
         Found::Nothing if !durable.is_null() && situation.peer_first <= durable => {
@@ -144,6 +145,16 @@ mod tests {
         let durable = v(12);
         assert_eq!(decide(&floor, at(11, 12)), Decision::Refuse { matchpoint: v(11), durable });
         assert_eq!(decide(&floor, at(12, 13)), Decision::RollBack { to: v(12) });
+    }
+
+    /// A replica that lags hears of what it does not hold yet.
+    #[test]
+    fn what_is_durable_beyond_the_own_log_is_no_reason_to_refuse() {
+        let lags = Situation { known_dtvlsn: v(500), peer_first: v(300), ..LOG };
+        assert_eq!(decide(&lags, Found::Nothing), Decision::Restore);
+        let durable = LOG.last;
+        let refused = Decision::Refuse { matchpoint: v(15), durable };
+        assert_eq!(decide(&lags, at(15, 16)), refused, "all that it holds is durable");
     }
 
     #[test]

@@ -83,12 +83,16 @@ impl NodeCore {
     /// A replica needs entries that cannot be read. Whoever is level can give them to it, and takes
     /// the mastership over; if nobody is, this log is mended while it is the master's.
     pub(super) fn handle_unreadable(&mut self, now: Now, facts: &Facts) {
-        let State::Master(Mastership { mending: None, .. }) = &self.state else { return };
-        self.alarm("a replica needs entries of this log that cannot be read".to_owned());
+        let State::Master(mastership) = &self.state else { return };
+        let mends = mastership.mending.is_some();
+        if !mends {
+            self.alarm("a replica needs entries of this log that cannot be read".to_owned());
+        }
+        // Also when this log is being mended: what is asked for may be nowhere.
         if let Some(successor) = self.successor(now, facts) {
             let at = now + self.setup.timing.failure_timeout * 2;
             self.step_down(now, at, "a replica needs what cannot be read", Some(successor));
-        } else if !facts.faulty.is_empty() {
+        } else if !mends && !facts.faulty.is_empty() {
             let begun = self.repair(now, facts, Purpose::Mending, &facts.faulty);
             if let State::Master(mastership) = &mut self.state {
                 mastership.mending = Some(begun);
