@@ -9,7 +9,7 @@
 //!   sees every entry once, in VLSN order, since it was opened or rolled back.
 //! - After the first failure nothing is applied any more. An entry that is damaged is no failure: what
 //!   is before it is applied, and the rest once it is mended. Rot in what was sealed long ago is met
-//!   only when it is read: then whoever set [`Applier::set_on_rot`] says whether it will be mended.
+//!   only when it is read: then its life says whether it will be mended.
 //!
 //! # Lock order
 //! `turn` -> the state machine's own locks, the log's `state`. `waiting` and `signal` are leaves.

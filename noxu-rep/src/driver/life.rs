@@ -2,7 +2,7 @@
 //! and its port.
 //!
 //! [`Life::handle`] hands the core what happened and does what it says. Conversations with other
-//! nodes run in the caller's thread until their stream is open ([`Life::establish`],
+//! nodes run in the caller's thread until their stream is open ([`Life::converse`],
 //! [`Life::accept`]); what has to be done some time are steps ([`Applier::step`],
 //! [`Life::keep_house`]). The simulator calls the same functions as the threads of a node do.
 //!
