@@ -8,7 +8,7 @@
 //! # Not here: the order of turns and faults (world.rs), what is watched (observer.rs).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -47,6 +47,8 @@ pub(crate) struct SimNode<E: Embedded> {
     pub(crate) process: Option<Process<E>>,
     /// Counts the processes that ran here.
     pub(crate) lives: u32,
+    /// What the processes that have ended saw of the world; nobody may keep it.
+    pub(crate) ended: Vec<Weak<Outside>>,
     image: E::Image,
     wiped: bool,
     rng: Rng,
@@ -123,6 +125,7 @@ impl<E: Embedded> SimNode<E> {
             disk: Arc::new(Mutex::new(disk)),
             process: None,
             lives: 0,
+            ended: Vec::new(),
             image: E::Image::default(),
             wiped: false,
             rng: dice.stream(&format!("turns of {host}")),
@@ -238,7 +241,11 @@ impl<E: Embedded> SimNode<E> {
     /// The process is gone. What it leaves on its disk is the caller's business, before this.
     pub(crate) fn stop(&mut self, stage: &mut Stage) {
         stage.handle_stopped(self.host);
-        self.process = None;
+        if let Some(process) = self.process.take() {
+            let undone = std::mem::take(&mut *process.outside.notes());
+            drop(undone); // streams among it know the life, which knows the notes
+            self.ended.push(Arc::downgrade(&process.outside));
+        }
     }
 
     /// Its disk is replaced by an empty one.

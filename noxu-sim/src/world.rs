@@ -242,7 +242,7 @@ impl<E: Embedded> World<E> {
         self.coverage.add(&self.stage.network.coverage());
         let cuts = self.watch.ledger().truncations() as u64;
         self.coverage.count_times("log: rolled back", cuts);
-        Outcome {
+        let mut outcome = Outcome {
             seed: self.plan.seed,
             hash: self.stage.trace.hash(),
             events: self.stage.trace.events(),
@@ -251,8 +251,17 @@ impl<E: Embedded> World<E> {
             violation,
             excuse,
             lines: self.stage.trace.lines().map(str::to_owned).collect(),
-            coverage: self.coverage,
+            coverage: std::mem::take(&mut self.coverage),
+        };
+        // Whatever ended in the middle of something is gone with the world.
+        let ended: Vec<_> = self.nodes.iter_mut().flat_map(|node| node.ended.drain(..)).collect();
+        drop(self);
+        let left = ended.iter().filter(|outside| outside.strong_count() > 0).count();
+        if left > 0 && outcome.violation.is_none() {
+            let found = format!("{left} of {} processes are in memory still", ended.len());
+            outcome.violation = Some(Violation::new("I15", found));
         }
+        outcome
     }
 
     fn run_to_the_end(&mut self) -> Result<Option<Excuse>, Violation> {
@@ -436,6 +445,9 @@ impl<E: Embedded> World<E> {
         } else if restored || left {
             if restored {
                 self.installing.insert(host);
+            } else if let Some(process) = &self.nodes[host.0].process {
+                let _ = process.life.log().close(); // if the disk does not let it, it ends as if killed
+                self.observer.look(&mut self.watch, host, &process.life)?;
             }
             self.coverage.count(if restored { "restored" } else { "left in order" });
             self.take_down(host, RESTART);
@@ -568,16 +580,17 @@ impl<E: Embedded> World<E> {
     /// The process dies and comes back.
     fn take_down(&mut self, host: Host, down: Duration) {
         self.stage.network.handle_killed(host);
-        self.nodes[host.0].stop(&mut self.stage);
+        // First: a log that is dropped would be closed in order.
         self.nodes[host.0].disk.lock().kill();
+        self.nodes[host.0].stop(&mut self.stage);
         self.boot_in(host, down);
     }
 
     /// The power is off; the machine comes back when its fault said.
     fn power_off(&mut self, host: Host) {
         self.stage.network.handle_dark(host);
+        self.nodes[host.0].disk.lock().lose_power(); // first, as above
         self.nodes[host.0].stop(&mut self.stage);
-        self.nodes[host.0].disk.lock().lose_power();
         let until = self.down_until.get(&host).copied().unwrap_or_default();
         let down = until.since(self.stage.now()).max(RESTART);
         self.boot_in(host, down);

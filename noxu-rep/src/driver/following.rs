@@ -105,6 +105,7 @@ impl Life {
             Established::Stream(stream) => {
                 self.accepted.store(true, Ordering::Release);
                 let outcome = stream.run();
+                self.forget_stream(&stream);
                 let why = ended(&outcome);
                 outcome.map(|_| Some(why))
             }

@@ -809,8 +809,12 @@ impl Submitted {
     /// Calls `done` once with what [`Submitted::wait`] would return, from a thread of the node; at
     /// once in this thread if that is known. It must not block.
     pub fn on_done(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
-        let this = self.clone();
+        let Self { master, vlsn, fingerprint, class, local, deadline } = self.clone();
+        // The mastership keeps the callback, which must not keep the mastership.
+        let master = Arc::downgrade(&master);
         let callback = move |outcome| {
+            let Some(master) = master.upgrade() else { return };
+            let this = Self { master, vlsn, fingerprint, class, local, deadline };
             done(match outcome {
                 Outcome::Satisfied => Ok(()),
                 Outcome::TimedOut => Err(this.unknown()),

@@ -383,6 +383,11 @@ impl Life {
         followed.map(|followed| followed.name)
     }
 
+    /// This stream is over: it knows this life, and is not to be kept by it.
+    pub(in crate::driver) fn forget_stream(&self, stream: &Arc<ReplicaStream>) {
+        self.link.lock().stream.take_if(|open| Arc::ptr_eq(open, stream));
+    }
+
     pub(in crate::driver) fn set_restoring(&self, restoring: bool) {
         self.public.lock().restoring = restoring;
         self.changed.notify_all();
