@@ -1,7 +1,7 @@
 //! noxu-sim: runs worlds by their seeds, and says what broke in which.
 //!
-//! Exit status 1 if any rule was broken, a run was not the same the second time, or a search through a
-//! thousand worlds or more never met something that it is to meet.
+//! Exit status 1 if any rule was broken, a run was not the same the second time, or a search through
+//! ten thousand worlds or more never met something that it is to meet.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ struct World {
 }
 
 /// Worlds after which whatever never happened is a fault of the search.
-const LONG: usize = 1_000;
+const LONG: usize = 10_000;
 
 /// What a search found.
 #[derive(Default)]
