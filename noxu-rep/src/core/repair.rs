@@ -8,12 +8,14 @@
 //! # What a voter says: [`answer`], first row that matches
 //! | own log | answer |
 //! |---|---|
-//! | being replaced; uncertain; begins behind the range; damaged where it would have to look | silent |
+//! | being replaced; begins behind the range; damaged where it would have to look | silent |
 //! | the same through the range's last entry | have |
 //! | ends before the range; or parted before it | never |
 //! | another entry at the range's first VLSN, as its term proves, or its fingerprint if it is alone | never |
 //! | the same term before, at the first and at the last entry of the range | part: the entries of that term |
 //! | an entry at the first VLSN that may be the same or another | silent |
+//!
+//! A voter that is uncertain of its log's end is silent where this says never.
 //!
 //! That a log ends below the range's *last* entry proves nothing about its first: the voter may be
 //! merely behind and hold what is asked for.
@@ -73,9 +75,12 @@ pub fn answer(view: &dyn RepairView, ask: &RepairAsk) -> RepairVerdict {
     if view.is_installing() {
         return silent(Silence::Installing);
     }
-    if view.is_uncertain() && !mutant::is_on(Mutant::UncertainNacks) {
-        return silent(Silence::Uncertain);
-    }
+    // What is there is proven by its chain; only what is missing may have been lost.
+    let never = if view.is_uncertain() && !mutant::is_on(Mutant::UncertainNacks) {
+        silent(Silence::Uncertain)
+    } else {
+        RepairVerdict::Never
+    };
     if ask.first > ask.last {
         return silent(Silence::Ambiguous); // nobody who means it asks so
     }
@@ -84,7 +89,7 @@ pub fn answer(view: &dyn RepairView, ask: &RepairAsk) -> RepairVerdict {
     }
     let end = view.last();
     if end < ask.first {
-        return RepairVerdict::Never;
+        return never;
     }
     if end >= ask.last {
         let Some(last) = view.mark(ask.last) else { return silent(Silence::Damaged) };
@@ -98,18 +103,18 @@ pub fn answer(view: &dyn RepairView, ask: &RepairAsk) -> RepairVerdict {
     }
     let Some(before) = view.mark(ask.first.prev()) else { return silent(Silence::Damaged) };
     if before.fingerprint != ask.before.fingerprint {
-        return RepairVerdict::Never;
+        return never;
     }
     // The logs are the same before the range. Terms never fall along a log, so the terms of the
     // range lie between those of its two ends, and a VLSN with its term is one entry.
     let Some(first) = view.mark(ask.first) else { return silent(Silence::Damaged) };
     let one_term = ask.before.term == ask.after.term;
     if first.term > ask.after.term || (one_term && first.term != ask.after.term) {
-        return RepairVerdict::Never;
+        return never;
     }
     if ask.first == ask.last {
         // Its fingerprint is not the one asked for, or it would have been "have".
-        return RepairVerdict::Never;
+        return never;
     }
     if !one_term {
         return silent(Silence::Ambiguous);

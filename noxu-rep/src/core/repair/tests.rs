@@ -76,6 +76,8 @@ fn who_cannot_know_is_silent() {
     let same = terms(&[1, 1, 1, 1]);
     let uncertain = Terms { uncertain: true, ..terms(&[1]) };
     assert_eq!(answer(&uncertain, &ask), RepairVerdict::Silent(Silence::Uncertain));
+    let unsure_and_has = Terms { uncertain: true, ..terms(&[1, 1, 1, 1]) };
+    assert_eq!(answer(&unsure_and_has, &ask), RepairVerdict::Have, "seed 500953");
     let installing = Terms { installing: true, ..terms(&[1]) };
     assert_eq!(answer(&installing, &ask), RepairVerdict::Silent(Silence::Installing));
     let pruned = Terms { anchor: 3, ..same.clone() };
