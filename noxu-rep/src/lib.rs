@@ -33,5 +33,5 @@ pub use error::{RepError, Result};
 pub use node::Node;
 pub use outcome::{CommitId, CommitOutcome, Undecided};
 pub use status::{ReplicaStatus, Role, RollbackReport, StateChange, Status, SyncupReport};
-pub use sync::{Checkpoint, LogReader, StateMachine};
+pub use sync::{Checkpoint, LogReader, MemoryCheckpoint, StateMachine};
 pub use wire::handshake::NodeKind;

@@ -75,7 +75,7 @@ pub struct RollbackReport {
 /// The last syncup of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncupReport {
-    /// Which of this life's it was, from 1 on.
+    /// Which of those since the log was opened, from 1 on.
     pub number: u64,
     /// The master.
     pub master: Name,

@@ -49,6 +49,36 @@ pub trait Checkpoint: Send {
     fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool>;
 }
 
+/// A snapshot of a state machine that is small enough to be held in memory.
+#[derive(Debug)]
+pub struct MemoryCheckpoint {
+    vlsn: Vlsn,
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl MemoryCheckpoint {
+    /// `bytes` say what the state is after everything through `vlsn`, and nothing above it.
+    #[must_use]
+    pub fn new(vlsn: Vlsn, bytes: Vec<u8>) -> Self {
+        Self { vlsn, bytes, at: 0 }
+    }
+}
+
+impl Checkpoint for MemoryCheckpoint {
+    fn vlsn(&self) -> Vlsn {
+        self.vlsn
+    }
+
+    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
+        let rest = &self.bytes[self.at..];
+        let taken = &rest[..rest.len().min(max)];
+        buf.extend_from_slice(taken);
+        self.at += taken.len();
+        Ok(self.at < self.bytes.len())
+    }
+}
+
 /// Reads entries of a log.
 pub trait LogReader {
     /// A run from `from` on, of at least one entry and about `max_bytes`; `None` at the end.

@@ -97,8 +97,8 @@ pub trait Embedded: Sized {
     /// state cannot be read, which is a violation in the end.
     fn digest(&self, engine: &Self::Engine) -> Option<u64>;
 
-    /// Looks at one node after each of its steps: what must hold at any moment. As there are some
-    /// 50,000 steps in a world, it has to be quick.
+    /// Looks at one node after each of its steps: what must hold at any moment. There are tens of
+    /// thousands of steps in a world, so it has to be quick.
     ///
     /// # Errors
     /// What does not hold.

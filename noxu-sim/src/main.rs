@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use noxu_sim::coverage::{Coverage, EXPECTED};
 use noxu_sim::invariants::Violation;
 use noxu_sim::mutants::Mutants;
-use noxu_sim::plan::Plan;
+use noxu_sim::plan::{Plan, parse_seeds};
 use noxu_sim::schedule::Schedule;
 use noxu_sim::script::Script;
 use noxu_sim::shrink::shrink;
@@ -30,7 +30,7 @@ struct Args {
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
     /// Runs the worlds of the seeds A..B.
-    #[arg(long, value_parser = parse_range, default_value = "0..100")]
+    #[arg(long, value_parser = parse_seeds, default_value = "0..100")]
     seeds: Range<u64>,
     /// Only the faults of these numbers.
     #[arg(long, value_delimiter = ',', requires = "seed")]
@@ -61,12 +61,6 @@ struct Args {
     /// Threads.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-}
-
-fn parse_range(text: &str) -> Result<Range<u64>, String> {
-    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
-    let number = |text: &str| text.parse::<u64>().map_err(|cause| cause.to_string());
-    Ok(number(from)?..number(to)?)
 }
 
 /// What happened in one world.

@@ -6,6 +6,7 @@
 //!
 //! # Not here: which fault comes when (schedule.rs).
 
+use std::ops::Range;
 use std::time::Duration;
 
 use noxu_log::MarkPolicy;
@@ -97,6 +98,17 @@ pub struct FaultRates {
     pub after_vote: f64,
     /// Probability that a node that has become master dies soon.
     pub short_reign: f64,
+}
+
+/// The seeds that `A..B` on a command line means, without B.
+///
+/// # Errors
+///
+/// What is wrong with `text`, for the user.
+pub fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|cause| cause.to_string());
+    Ok(number(from)?..number(to)?)
 }
 
 impl Plan {

@@ -465,11 +465,11 @@ impl<E: Embedded> World<E> {
     /// Compares what a syncup found with a look at both logs, as they were until now.
     fn look_at_syncup(&mut self, host: Host) -> Result<(), Violation> {
         let Some(process) = &self.nodes[host.0].process else { return Ok(()) };
-        let Some(report) = process.life.last_syncup() else { return Ok(()) };
-        let seen = (self.nodes[host.0].lives, report.number);
+        let seen = (self.nodes[host.0].lives, process.life.syncups());
         if self.syncups.insert(host, seen) == Some(seen) {
             return Ok(());
         }
+        let Some(report) = process.life.last_syncup() else { return Ok(()) };
         self.coverage.count("syncup");
         let master = host_of(&report.master).and_then(|of| self.nodes.get(of.0));
         let known = master.and_then(|node| node.process.as_ref().map(|process| (node, process)));

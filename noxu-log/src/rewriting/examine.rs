@@ -4,7 +4,8 @@
 //! A sealed segment is known from its side file and read only when it is needed. Rot in it is met then,
 //! and the entries that it took are to be had back from other nodes, as those that an open finds: so
 //! they are made known as faulty, and the segment, which is not what its side file says any more, is
-//! unsealed with all that follow it.
+//! unsealed with all that follow it. All of these are read, which takes as long as it takes; appends go
+//! on meanwhile.
 //!
 //! # Crash argument
 //! Nothing is changed on disk but the header of the segment, written again as it was, and side files,
@@ -13,6 +14,7 @@
 
 use std::io::IoSlice;
 
+use crate::entry::ChainState;
 use crate::env::OpenMode;
 use crate::error::{LogError, Result};
 use crate::log::{Log, Segment, Shared};
@@ -31,12 +33,10 @@ impl Log {
     /// `Closed`.
     pub fn examine(&self, number: u32) -> Result<bool> {
         let shared = &*self.shared;
+        // From here on only the last segment changes.
         let alone = shared.maintenance.lock();
         shared.check_running()?;
-        // What it ends with may not be written yet; nobody else writes meanwhile.
-        let mut writer = shared.writer.lock();
-        drop(shared.drain(&mut writer)?);
-        let (unsealed, known_faulty) = {
+        let (unsealed, mut known) = {
             let state = shared.state.lock();
             let at = state.position_of(number);
             let there = state.segments.get(at).is_some_and(|there| there.number() == number);
@@ -49,25 +49,19 @@ impl Log {
                 state.segments.iter().skip(at).filter(meant).map(facts).collect();
             (unsealed, state.faulty.clone())
         };
+        known.retain(|faulty| faulty.segment == number);
+        // Behind the look at where it ends: all of it is in the file then.
+        drop(shared.drain(&mut shared.writer.lock())?);
         let mut surveyed = Vec::new();
-        let mut header_was_damaged = false;
         for (header, last) in &unsealed {
-            let head = Head::read(&*shared.env, &shared.dir, header.number)?;
-            if head.header.as_ref() != Ok(header) {
-                shared.write_header_again(header)?;
-                header_was_damaged |= header.number == number;
-            }
-            let known = Known { mark: None, mark_readable: true, synced: last.vlsn };
-            let found = survey(&head, header, Next::Continues(*last), &known)?;
-            let expected = known_faulty.iter().filter(|faulty| faulty.segment == number);
-            if header.number == number && found.faulty.iter().eq(expected) {
-                return Ok(header_was_damaged || !found.faulty.is_empty());
+            let (found, header_was_damaged) = shared.survey_again(header, last)?;
+            if header.number == number && found.faulty == known {
+                return Ok(header_was_damaged || !known.is_empty());
             }
             surveyed.push(found);
         }
         shared.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
         shared.unseal(surveyed);
-        drop(writer);
         drop(alone);
         shared.publish();
         Ok(true)
@@ -75,6 +69,17 @@ impl Log {
 }
 
 impl Shared {
+    /// What a segment that ends with `last` holds, and whether its header had to be made again.
+    fn survey_again(&self, header: &SegmentHeader, last: &ChainState) -> Result<(Surveyed, bool)> {
+        let head = Head::read(&*self.env, &self.dir, header.number)?;
+        let header_was_damaged = head.header.as_ref() != Ok(header);
+        if header_was_damaged {
+            self.write_header_again(header)?;
+        }
+        let known = Known { mark: None, mark_readable: true, synced: last.vlsn };
+        Ok((survey(&head, header, Next::Continues(*last), &known)?, header_was_damaged))
+    }
+
     fn write_header_again(&self, header: &SegmentHeader) -> Result<()> {
         let path = self.segment_path(header.number);
         let write = || {

@@ -1,6 +1,5 @@
 //! Rewriting: the only places that change what the log holds, and what they keep of it: cutting the
-//! end, replacing all of it, finding out which entries are
-//! damaged and putting them back.
+//! end, replacing all of it, finding out which entries are damaged, putting them back.
 
 pub(crate) mod examine;
 pub mod install;

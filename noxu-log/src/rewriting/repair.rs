@@ -70,13 +70,13 @@ impl From<&Faulty> for LogError {
 
 impl Log {
     /// The entries that belong to the log and cannot be read, oldest first. Found when the log was
-    /// opened; empty for a sound log.
+    /// opened, or by [`Log::examine`]; empty for a sound log.
     pub fn faulty(&self) -> Vec<Faulty> {
         self.shared.state.lock().faulty.clone()
     }
 
     /// The first of them that the state machine's checkpoint does not hold. Once it is `None` it
-    /// stays so while the log is open: only opening finds damage.
+    /// stays so while the log is open, unless [`Log::examine`] finds more.
     pub fn first_damaged(&self) -> Option<Vlsn> {
         let state = self.shared.state.lock();
         let needed = state.faulty.iter().find(|faulty| faulty.last > state.checkpoint);

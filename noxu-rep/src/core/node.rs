@@ -403,9 +403,10 @@ impl NodeCore {
                 if let Some(mending) = &mut mastership.mending {
                     mending.handle_timeout(now);
                 }
-                let looks = now >= mastership.look_at;
                 self.drain_repair(now);
-                if looks {
+                if let State::Master(mastership) = &self.state
+                    && now >= mastership.look_at
+                {
                     self.look(now, facts);
                 }
             }

@@ -295,7 +295,7 @@ impl Repair {
         });
     }
 
-    /// A voter answered, in the master's own term.
+    /// A voter answered: before the term begins, in that term.
     pub fn handle_answer(&mut self, from: &Peer, answer: &RepairAnswer) {
         self.floor = self.floor.max(answer.commit_floor);
         let State::Asking(asking) = &mut self.state else { return };

@@ -20,12 +20,12 @@ use bytes::Bytes;
 use noxu_log::{
     Cut, ENTRY_HEADER_BYTES, EntryKind, EntryRun, GroupIdentity, LogError, LostNote, lost_path,
 };
-use noxu_util::{Lsn, NULL_VLSN, Name, Term, Vlsn};
+use noxu_util::{Lsn, Name, Term, Vlsn};
 
 #[cfg(doc)]
 use super::life::Surroundings;
 use super::life::{Heard, Life};
-use super::mending::{Told, ask_master, damages, put_back};
+use super::mending::{Damages, Told, ask_master, damages, put_back};
 use super::services::LOG_FORMAT;
 use crate::clock::Clock;
 use crate::core::node::{Ended, Input, Membership};
@@ -215,7 +215,7 @@ impl Life {
         let (found, matchpoint_lsn) = match outcome {
             SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } => {
                 let report = SyncupReport {
-                    number: self.last_syncup().map_or(1, |last| last.number + 1),
+                    number: self.syncups() + 1,
                     master: welcome.node.clone(),
                     matchpoint: matchpoint_vlsn,
                     start: start_vlsn,
@@ -383,14 +383,13 @@ impl Life {
         let max_entry = self.log.config().max_body_bytes as usize + ENTRY_HEADER_BYTES;
         let mut not_to_be_had = BTreeSet::new();
         loop {
-            let all = damages(&self.log, NULL_VLSN);
+            let checkpoint = self.applier.machine().checkpointed();
+            let Damages { all, needed } = damages(&self.log, checkpoint);
             let next = all.into_iter().find(|damage| !not_to_be_had.contains(&damage.first));
             let Some(damage) = next else {
                 self.applier.signal(); // it may have waited for what is there again
                 return Ok(Mended::Whole);
             };
-            let checkpoint = self.applier.machine().checkpointed();
-            let is_needed = damages(&self.log, checkpoint).contains(&damage);
             tracing::warn!(
                 node = %self.config.name, master = %welcome.node,
                 "entries {} to {} are damaged and asked for", damage.first, damage.last
@@ -423,7 +422,7 @@ impl Life {
                     })?;
                     rolled.map(|report| self.note_rollback(&report))
                 }
-                Told::Dropped | Told::Nothing if !is_needed => {
+                Told::Dropped | Told::Nothing if !needed.contains(&damage) => {
                     not_to_be_had.insert(damage.first);
                     continue;
                 }

@@ -602,7 +602,12 @@ impl Life {
         self.notes.lock().last_syncup = Some(report);
     }
 
-    /// The last syncup with a matchpoint.
+    /// How many syncups of this life have found a matchpoint.
+    pub fn syncups(&self) -> u64 {
+        self.notes.lock().last_syncup.as_ref().map_or(0, |last| last.number)
+    }
+
+    /// The last of them.
     pub fn last_syncup(&self) -> Option<SyncupReport> {
         self.notes.lock().last_syncup.clone()
     }

@@ -807,7 +807,8 @@ impl Submitted {
     }
 
     /// Calls `done` once with what [`Submitted::wait`] would return, from a thread of the node; at
-    /// once in this thread if that is known. It must not block.
+    /// once in this thread if that is known; never if the node is dropped before its mastership ends.
+    /// It must not block.
     pub fn on_done(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
         let Self { master, vlsn, fingerprint, class, local, deadline } = self.clone();
         // The mastership keeps the callback, which must not keep the mastership.

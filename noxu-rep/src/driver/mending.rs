@@ -26,21 +26,33 @@ use crate::wire::election::{
 };
 use crate::wire::message::Era;
 
-/// What is damaged above `checkpoint`: what the state machine still needs; and the end of the log,
-/// wherever it is: nobody can append behind an entry that cannot be measured.
-pub fn damages(log: &Log, checkpoint: Vlsn) -> Vec<Damage> {
+/// What of a log is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damages {
+    /// All of it.
+    pub all: Vec<Damage>,
+    /// What is above the checkpoint, which the state machine still needs; and the end of the log,
+    /// wherever it is: nobody can append behind an entry that cannot be measured.
+    pub needed: Vec<Damage>,
+}
+
+/// What is damaged in `log`, of which the state machine has everything through `checkpoint`.
+pub fn damages(log: &Log, checkpoint: Vlsn) -> Damages {
     let last = log.positions().last;
-    let needed = log.faulty().into_iter().filter(|faulty| {
-        faulty.last > checkpoint || (faulty.behind.is_none() && faulty.last == last)
-    });
-    needed
-        .map(|faulty| Damage {
+    let mut damages = Damages { all: Vec::new(), needed: Vec::new() };
+    for faulty in log.faulty() {
+        let damage = Damage {
             first: faulty.first,
             last: faulty.last,
             before: mark(&faulty.before),
             after: mark(&faulty.after),
-        })
-        .collect()
+        };
+        damages.all.push(damage);
+        if faulty.last > checkpoint || (faulty.behind.is_none() && faulty.last == last) {
+            damages.needed.push(damage);
+        }
+    }
+    damages
 }
 
 /// The answer of `log` to a voter that asks for entries, with at most `max_bytes` of them, or
@@ -346,9 +358,10 @@ mod tests {
     #[test]
     fn a_damaged_entry_is_put_back_from_a_peer_in_pieces() {
         let ((log, _), peer) = (damaged(), whole());
-        let [damage] = damages(&log, NULL_VLSN)[..] else { panic!("{:?}", log.faulty()) };
+        let [damage] = damages(&log, NULL_VLSN).needed[..] else { panic!("{:?}", log.faulty()) };
         assert_eq!((damage.first, damage.last), (Vlsn::new(5), Vlsn::new(5)));
-        assert_eq!(damages(&log, Vlsn::new(5)), [], "the checkpoint holds it");
+        let held = damages(&log, Vlsn::new(5));
+        assert_eq!((held.all, held.needed), (vec![damage], vec![]), "the checkpoint holds it");
         let mut bytes = Vec::new();
         loop {
             let got = answer_ask(&peer, &ask(&damage, bytes.len() as u32), false, 50).unwrap();
@@ -363,9 +376,9 @@ mod tests {
         wrong[70] ^= 1;
         assert!(!put_back(&log, &damage, damage.last, wrong).unwrap());
         assert!(!put_back(&log, &damage, damage.last, bytes[..40].to_vec()).unwrap());
-        assert_eq!(damages(&log, NULL_VLSN), [damage]);
+        assert_eq!(damages(&log, NULL_VLSN).needed, [damage]);
         assert!(put_back(&log, &damage, damage.last, bytes).unwrap());
-        assert_eq!(damages(&log, NULL_VLSN), []);
+        assert_eq!(damages(&log, NULL_VLSN).all, []);
         assert_eq!(log.positions().last_fingerprint, peer.positions().last_fingerprint);
         assert!(log.read(Vlsn::new(5), 1).unwrap().is_some());
     }
@@ -379,16 +392,16 @@ mod tests {
             log.append(Term::new(2), &entry).map(|appended| appended.last)
         };
         assert!(append(&log).is_err(), "nobody knows where the entry ends");
-        let [damage] = damages(&log, end)[..] else { panic!("{:?}", log.faulty()) };
+        let [damage] = damages(&log, end).needed[..] else { panic!("{:?}", log.faulty()) };
         assert!(put_back(&log, &damage, damage.last, entry.parts.concat()).unwrap());
-        assert_eq!(damages(&log, end), []);
+        assert_eq!(damages(&log, end).all, []);
         assert_eq!(append(&log).unwrap(), end.next());
     }
 
     #[test]
     fn who_has_it_damaged_too_or_replaces_its_log_keeps_silent() {
         let ((log, _), peer) = (damaged(), whole());
-        let [damage] = damages(&log, NULL_VLSN)[..] else { panic!("{:?}", log.faulty()) };
+        let [damage] = damages(&log, NULL_VLSN).needed[..] else { panic!("{:?}", log.faulty()) };
         let own = answer_ask(&log, &ask(&damage, 0), false, 1 << 20).unwrap();
         assert_eq!(own.verdict, RepairVerdict::Silent(Silence::Damaged));
         let busy = answer_ask(&peer, &ask(&damage, 0), true, 1 << 20).unwrap();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use noxu_log::env::{EnvFile, OpenMode};
 use noxu_log::segment::name::{log_dir, segment_name};
+use noxu_log::segment::side_file::Digests;
 use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
 use noxu_util::{Name, Term, Vlsn};
 
@@ -148,7 +149,7 @@ impl RestoreProvider {
         let mut session = Session {
             provider: self,
             pin,
-            file: None,
+            open: None,
             lengths: BTreeMap::new(),
             checkpoint: None,
             checkpoint_offset: 0,
@@ -217,8 +218,8 @@ struct Session<'a> {
     provider: &'a RestoreProvider,
     /// On the front of the log as it was when the session began.
     pin: Pin,
-    /// The segment read last.
-    file: Option<(u32, Arc<dyn EnvFile>)>,
+    /// The segment read last: its number, its file, what its blocks are to be.
+    open: Option<(u32, Arc<dyn EnvFile>, Digests)>,
     /// Lengths of the segments offered.
     lengths: BTreeMap<u32, u32>,
     checkpoint: Option<Box<dyn Checkpoint>>,
@@ -243,16 +244,15 @@ impl Session<'_> {
         let log = &self.provider.log;
         let path = log_dir(log.dir()).join(segment_name(segment));
         let wrap = |e| LogError::io("read", &path, e);
-        let file = match &self.file {
-            Some((number, file)) if *number == segment => Arc::clone(file),
-            _ => log.env().open(&path, OpenMode::Read).map_err(wrap)?,
-        };
-        self.file = Some((segment, Arc::clone(&file)));
+        if self.open.as_ref().is_none_or(|(number, ..)| *number != segment) {
+            let file = log.env().open(&path, OpenMode::Read).map_err(wrap)?;
+            self.open = Some((segment, file, log.block_digests(segment)?));
+        }
+        let (_, file, digests) = self.open.as_ref().expect("opened before or now");
         let mut bytes = vec![0; left as usize];
         let read = file.read_at(&mut bytes, offset).map_err(wrap)?;
         bytes.truncate(read);
         // Who asks would find it out, but only this node can do something about it.
-        let digests = log.block_digests(segment)?;
         let (expected, found) = (digests.blocks.get(block as usize), blake3::hash(&bytes));
         if expected != Some(&found) {
             return Err(LogError::Corrupt {

@@ -36,10 +36,26 @@ fn damage(group: &Group, n: usize, body: &str, inflict: impl Fn(&mut [u8], usize
     assert_eq!(found, 1, "{body:?} in the log of n{}", n + 1);
 }
 
+/// Every entry of segment `number` in the log of node `n` is rotten.
+fn rot_all_over(group: &Group, n: usize, number: u32) {
+    let file = group.config(n).dir.join(format!("log/{number:010}.nlog"));
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 0x10);
+    fs::write(&file, &bytes).unwrap();
+}
+
 fn segments(group: &Group, n: usize) -> Vec<PathBuf> {
     let dir = group.config(n).dir.join("log");
     let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     files.filter(|file| file.extension().is_some_and(|kind| kind == "nlog")).collect()
+}
+
+/// Commits "body number 0000" and so on through 0199, which fill several segments of 4 KiB.
+fn commit_bodies(group: &Group, master: usize, durability: Durability) {
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], durability).unwrap();
+    }
 }
 
 fn three_with(bodies: u32) -> (Group, usize) {
@@ -180,10 +196,7 @@ fn old_entries_that_are_met_rotten_in_the_comparison_are_taken_back() {
     group.segment_bytes = 4 << 10;
     (0..3).for_each(|n| group.start(n));
     let master = group.await_master();
-    for number in 0..200 {
-        let body = format!("body number {number:04}");
-        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
-    }
+    commit_bodies(&group, master, Durability::ALL);
     let sealed = |group: &Group| group.node(master).log().sealed_segments();
     eventually("segments are sealed", || sealed(&group).len() > 1);
     group.leave_alone(master);
@@ -196,10 +209,7 @@ fn old_entries_that_are_met_rotten_in_the_comparison_are_taken_back() {
     let rotten: Vec<_> = sealed(&group).iter().map(|segment| segment.number).collect();
     group.stop(master);
     for number in rotten {
-        let file = group.config(master).dir.join(format!("log/{number:010}.nlog"));
-        let mut bytes = fs::read(&file).unwrap();
-        bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 0x10);
-        fs::write(&file, &bytes).unwrap();
+        rot_all_over(&group, master, number);
     }
     (0..3).filter(|n| *n != master).for_each(|n| group.start(n));
     let next = group.commit("after");
@@ -216,10 +226,7 @@ fn old_entries_that_the_state_machine_meets_rotten_are_taken_back() {
     group.segment_bytes = 4 << 10;
     (0..3).for_each(|n| group.start(n));
     let master = group.await_master();
-    for number in 0..200 {
-        let body = format!("body number {number:04}");
-        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
-    }
+    commit_bodies(&group, master, Durability::ALL);
     for rotten in [(master + 1) % 3, master] {
         let sealed = || group.node(rotten).log().sealed_segments();
         eventually("segments are sealed", || sealed().len() > 1);
@@ -245,17 +252,11 @@ fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
     let away = (master + 1) % 3;
     let machine = Arc::clone(group.ledger(away));
     group.stop(away);
-    for number in 0..200 {
-        let body = format!("body number {number:04}");
-        group.node(master).commit(&[entry(body.as_bytes())], Durability::MAJORITY).unwrap();
-    }
+    commit_bodies(&group, master, Durability::MAJORITY);
     let sealed = || group.node(master).log().sealed_segments();
     eventually("segments are sealed", || sealed().len() > 1);
     for segment in sealed() {
-        let file = group.config(master).dir.join(format!("log/{:010}.nlog", segment.number));
-        let mut bytes = fs::read(&file).unwrap();
-        bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 0x10);
-        fs::write(&file, &bytes).unwrap();
+        rot_all_over(&group, master, segment.number);
     }
     group.start_over(away, machine);
     eventually("it has everything", || {
@@ -273,10 +274,7 @@ fn a_master_with_damage_that_it_does_not_need_itself(rotten: &str) -> (Group, [u
     (0..3).for_each(|n| group.start(n));
     let first = group.await_master();
     let (second, third) = ((first + 1) % 3, (first + 2) % 3);
-    for number in 0..200 {
-        let body = format!("body number {number:04}");
-        group.node(first).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
-    }
+    commit_bodies(&group, first, Durability::ALL);
     group.await_everywhere("body number 0199");
     for n in [first, second] {
         eventually("segments are sealed", || group.node(n).log().sealed_segments().len() > 1);

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use noxu_log::env::{Env, read_whole, write_whole};
 use noxu_log::{EntryFlags, EntryKind, EntryRun, NewEntry};
-use noxu_rep::{Checkpoint, LogReader, NodeContext, RepError, Result, StateMachine};
+use noxu_rep::{
+    Checkpoint, LogReader, MemoryCheckpoint, NodeContext, RepError, Result, StateMachine,
+};
 use noxu_util::codec::{Put, Reader};
 use noxu_util::{NULL_VLSN, Vlsn};
 use parking_lot::Mutex;
@@ -139,8 +141,7 @@ impl StateMachine for StateMap {
 
     fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
         let state = self.state.lock();
-        let bytes = encode(&state);
-        Ok(Box::new(Snapshot { vlsn: state.applied, bytes, at: 0 }))
+        Ok(Box::new(MemoryCheckpoint::new(state.applied, encode(&state))))
     }
 
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn Read) -> Result<()> {
@@ -150,25 +151,6 @@ impl StateMachine for StateMap {
         *state = State { rollbacks: state.rollbacks.clone(), ..decode(&bytes) };
         assert_eq!(state.applied, vlsn, "the checkpoint says what it holds");
         Ok(())
-    }
-}
-
-struct Snapshot {
-    vlsn: Vlsn,
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Checkpoint for Snapshot {
-    fn vlsn(&self) -> Vlsn {
-        self.vlsn
-    }
-
-    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
-        let end = self.bytes.len().min(self.at + max);
-        buf.extend_from_slice(&self.bytes[self.at..end]);
-        self.at = end;
-        Ok(end < self.bytes.len())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Support: nodes in temporary directories, a state machine that remembers what it was given.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ use noxu_rep::wire::handshake::{
     Capabilities, Hello, NodeKind, VersionRange, handshake_as_replica,
 };
 use noxu_rep::{
-    Checkpoint, Durability, ElectionTiming, LogReader, Node, NodeConfig, RepError, Result, Role,
-    StateMachine, StreamTiming,
+    Checkpoint, Durability, ElectionTiming, LogReader, MemoryCheckpoint, Node, NodeConfig,
+    RepError, Result, Role, StateMachine, StreamTiming,
 };
 use noxu_util::{GroupId, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::Mutex;
@@ -164,7 +164,7 @@ impl StateMachine for Ledger {
             bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
             bytes.extend_from_slice(body);
         }
-        Ok(Box::new(LedgerCheckpoint { vlsn: state.applied, bytes: bytes.into() }))
+        Ok(Box::new(MemoryCheckpoint::new(state.applied, bytes)))
     }
 
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()> {
@@ -182,23 +182,6 @@ impl StateMachine for Ledger {
         assert!(rest.is_empty(), "{} bytes left over", rest.len());
         state.applied = vlsn;
         Ok(())
-    }
-}
-
-struct LedgerCheckpoint {
-    vlsn: Vlsn,
-    bytes: VecDeque<u8>,
-}
-
-impl Checkpoint for LedgerCheckpoint {
-    fn vlsn(&self) -> Vlsn {
-        self.vlsn
-    }
-
-    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
-        let count = max.min(self.bytes.len());
-        buf.extend(self.bytes.drain(..count));
-        Ok(!self.bytes.is_empty())
     }
 }
 

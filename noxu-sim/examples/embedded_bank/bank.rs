@@ -23,7 +23,9 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use noxu_log::env::{read_whole, sync_parent, write_whole};
 use noxu_log::{Entry, EntryFlags, EntryKind, EntryRun, NewEntry};
-use noxu_rep::{Checkpoint, LogReader, NodeContext, RepError, Result, StateMachine};
+use noxu_rep::{
+    Checkpoint, LogReader, MemoryCheckpoint, NodeContext, RepError, Result, StateMachine,
+};
 use noxu_util::checksum::crc;
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{NULL_VLSN, Vlsn};
@@ -354,7 +356,7 @@ impl StateMachine for Bank {
     fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
         let state = self.state.lock();
         let vlsn = state.checkpointed;
-        Ok(Box::new(Snapshot { vlsn, bytes: state.accounts_at(vlsn).encode(vlsn), at: 0 }))
+        Ok(Box::new(MemoryCheckpoint::new(vlsn, state.accounts_at(vlsn).encode(vlsn))))
     }
 
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn Read) -> Result<()> {
@@ -368,24 +370,5 @@ impl StateMachine for Bank {
         self.store(&bytes)?;
         *self.state.lock() = installed;
         Ok(())
-    }
-}
-
-struct Snapshot {
-    vlsn: Vlsn,
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Checkpoint for Snapshot {
-    fn vlsn(&self) -> Vlsn {
-        self.vlsn
-    }
-
-    fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool> {
-        let end = self.bytes.len().min(self.at + max);
-        buf.extend_from_slice(&self.bytes[self.at..end]);
-        self.at = end;
-        Ok(end < self.bytes.len())
     }
 }

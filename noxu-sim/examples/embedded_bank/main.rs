@@ -15,6 +15,7 @@ use clap::Parser;
 use noxu_sim::coverage::Coverage;
 use noxu_sim::invariants::Violation;
 use noxu_sim::mutants::Mutants;
+use noxu_sim::plan::parse_seeds;
 use noxu_sim::schedule::{FaultKind, Schedule};
 use noxu_sim::world::{Outcome, run_embedded};
 
@@ -28,7 +29,7 @@ use banking::Banking;
 #[derive(Debug, Parser)]
 struct Args {
     /// The worlds of the seeds A..B.
-    #[arg(long, value_parser = parse_range, default_value = "0..20")]
+    #[arg(long, value_parser = parse_seeds, default_value = "0..20")]
     seeds: Range<u64>,
     /// The world of this seed alone, with its last events.
     #[arg(long, conflicts_with = "seeds")]
@@ -43,12 +44,6 @@ struct Args {
     /// Runs each world twice, and compares.
     #[arg(long)]
     twice: bool,
-}
-
-fn parse_range(text: &str) -> Result<Range<u64>, String> {
-    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
-    let number = |text: &str| text.parse::<u64>().map_err(|cause| cause.to_string());
-    Ok(number(from)?..number(to)?)
 }
 
 fn world(args: &Args, seed: u64) -> Outcome {

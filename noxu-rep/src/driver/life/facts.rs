@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use noxu_log::{EntryKind, Log};
-use noxu_util::{NULL_VLSN, Vlsn};
+use noxu_util::Vlsn;
 
 use super::Life;
 use crate::core::node::{Facts, StreamFacts};
-use crate::driver::mending::damages;
+use crate::driver::mending::{Damages, damages};
 use crate::mutant::{self, Mutant};
 use crate::wire::election::{LogEnd, Mark};
 
@@ -26,7 +26,7 @@ impl Life {
         });
         let restoring = self.public.lock().restoring;
         let stalled_for = self.log.busy_since().map_or(Duration::ZERO, |since| since.elapsed());
-        let damaged = damages(&self.log, checkpoint);
+        let Damages { all: faulty, needed: damaged } = damages(&self.log, checkpoint);
         let mut head = LogEnd {
             term: positions.last_term,
             vlsn: positions.last,
@@ -46,7 +46,7 @@ impl Life {
             acked,
             uncertain: ballot.head_uncertain,
             damaged,
-            faulty: damages(&self.log, NULL_VLSN),
+            faulty,
             configured: self.is_configured(),
             behind: self.applier.applied() < positions.anchor.vlsn,
             full: self.log.read_only().is_some(),
