@@ -5,6 +5,8 @@
 //! 1. each entry is damaged on fewer voters than make it durable (at most `q_rep - 1`), and
 //! 2. so few voters are wiped, or unsure where their log ends, that the others elect a master.
 //!
+//! A secondary may lose anything at any time, for nobody ever counted on it.
+//!
 //! # Not here: doing the damage (disk.rs), judging what came of it (invariants, excuse.rs).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +47,7 @@ impl Atlas {
     /// Damages the entries `first` through `last` on `host`, if that is allowed.
     pub fn damage(&mut self, host: Host, first: Vlsn, last: Vlsn) -> bool {
         let others = self.without(host, first, last);
-        if others >= self.q_rep.saturating_sub(1) {
+        if self.has_vote(host) && others >= self.q_rep.saturating_sub(1) {
             return false;
         }
         self.damaged.entry(host).or_default().push((first, last));
@@ -66,12 +68,13 @@ impl Atlas {
     fn without(&self, host: Host, first: Vlsn, last: Vlsn) -> usize {
         let overlaps =
             |ranges: &[(Vlsn, Vlsn)]| ranges.iter().any(|(from, to)| *from <= last && first <= *to);
-        let wiped = self.wiped.iter().filter(|other| **other != host).count();
+        let counts = |other: Host| other != host && self.has_vote(other);
+        let wiped = self.wiped.iter().filter(|other| counts(**other)).count();
         let damaged = self
             .damaged
             .iter()
             .filter(|(other, ranges)| {
-                **other != host && !self.wiped.contains(other) && overlaps(ranges)
+                counts(**other) && !self.wiped.contains(other) && overlaps(ranges)
             })
             .count();
         wiped + damaged
@@ -94,7 +97,8 @@ impl Atlas {
     /// group a vote.
     pub fn wipe(&mut self, host: Host) -> bool {
         let range = (Vlsn::new(1), Vlsn::new(i64::MAX - 1));
-        if !self.may_weaken(host) || self.worst_without(host) >= self.q_rep.saturating_sub(1) {
+        let is_last = || self.worst_without(host) >= self.q_rep.saturating_sub(1);
+        if self.has_vote(host) && (!self.may_weaken(host) || is_last()) {
             return false;
         }
         self.wiped.insert(host);
@@ -111,7 +115,12 @@ impl Atlas {
     fn may_weaken(&self, host: Host) -> bool {
         let mut weak: BTreeSet<Host> = self.uncertain.union(&self.wiped).copied().collect();
         weak.insert(host);
-        weak.len() <= self.voters - self.q_elect
+        let weak = weak.into_iter().filter(|host| self.has_vote(*host)).count();
+        weak <= self.voters - self.q_elect
+    }
+
+    fn has_vote(&self, host: Host) -> bool {
+        host.0 < self.voters
     }
 
     /// Whether this copy of the entry is damaged.
@@ -164,6 +173,18 @@ mod tests {
         assert!(atlas.damage(HOSTS[0], vlsn(1), vlsn(1)));
         assert!(!atlas.wipe(HOSTS[2]), "entry 1 would be left on one of three");
         assert!(atlas.wipe(HOSTS[0]));
+    }
+
+    #[test]
+    fn a_secondary_may_lose_anything_and_nobody_notices() {
+        let mut atlas = Atlas::new(3, 2, 2);
+        let secondary = Host(3);
+        assert!(atlas.damage(HOSTS[0], vlsn(1), vlsn(9)));
+        assert!(atlas.damage(secondary, vlsn(1), vlsn(9)) && atlas.is_damaged(secondary, vlsn(9)));
+        assert!(atlas.make_uncertain(secondary) && atlas.wipe(secondary));
+        assert!(!atlas.damage(HOSTS[1], vlsn(9), vlsn(9)), "9 would be left on one voter");
+        assert!(atlas.damage(HOSTS[1], vlsn(10), vlsn(10)));
+        assert!(atlas.make_uncertain(HOSTS[1]) && !atlas.make_uncertain(HOSTS[2]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What a long search has to have met besides faults: each trick of the network, each way in which
 /// a log was recovered or changed, each role.
-pub const EXPECTED: [&str; 42] = [
+pub const EXPECTED: [&str; 43] = [
     "client: conflict",
     "client: master gone",
     "client: no answer",
@@ -47,6 +47,7 @@ pub const EXPECTED: [&str; 42] = [
     "role: master",
     "role: replica",
     "role: unknown",
+    "secondary starts",
     "syncup",
 ];
 

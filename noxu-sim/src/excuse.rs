@@ -42,7 +42,7 @@ impl Excuse {
         plan: &Plan,
         refused: &BTreeMap<Host, String>,
     ) -> Option<Self> {
-        let voters = || (0..plan.voters).map(Host);
+        let voters = || plan.voting();
         let gone = voters().filter(|host| refused.contains_key(host)).count();
         let wiped = voters().filter(|host| atlas.is_wiped(*host)).count();
         let needed = plan.q_rep.max(plan.q_elect);

@@ -25,7 +25,7 @@ use noxu_rep::restore::provider::RestoreProvider;
 use noxu_rep::stream::feeder::SendStep;
 use noxu_rep::wire::election::link::{admit, introduce};
 use noxu_rep::wire::election::{ElectionMsg, Peer};
-use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, RepError};
+use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeKind, RepError};
 use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
@@ -134,7 +134,7 @@ impl<E: Embedded> SimNode<E> {
 
     fn config(&self, plan: &Plan, stage: &Stage) -> NodeConfig {
         let clock = stage.clock(self.host).clock();
-        let members = (0..plan.voters).map(|voter| name_of(Host(voter))).collect();
+        let members = plan.voting().map(name_of).collect();
         // Who puts in an empty disk does not have the node found the group anew.
         let group = if self.host == Host(0) && !self.wiped {
             GroupChoice::Create {
@@ -147,9 +147,14 @@ impl<E: Embedded> SimNode<E> {
         } else {
             GroupChoice::Join { name: None }
         };
-        let peers = (0..plan.voters).map(Host).filter(|peer| *peer != self.host);
+        let peers = plan.voting().filter(|peer| *peer != self.host);
+        let kind = match plan.is_secondary(self.host) {
+            false => NodeKind::Electable,
+            true => NodeKind::Secondary,
+        };
         NodeConfig {
-            priority: plan.priorities[self.host.0],
+            kind,
+            priority: plan.priorities.get(self.host.0).copied().unwrap_or_default(),
             peers: peers.map(Network::address).collect(),
             group,
             limits: MasterLimits {
@@ -471,7 +476,7 @@ impl<E: Embedded> SimNode<E> {
                 wanted.push((step, soon(2_000)));
             }
         }
-        for peer in (0..plan.voters).map(Host).filter(|peer| *peer != self.host) {
+        for peer in plan.voting().filter(|peer| *peer != self.host) {
             let step = Step::Dial(peer);
             if !process.links.contains_key(&peer) && idle(step) {
                 wanted.push((step, now + REDIAL + soon(100_000).since(now)));

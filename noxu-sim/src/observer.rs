@@ -65,9 +65,12 @@ impl Observer {
             && mirror
                 .and_then(|mirror| mirror.at(known))
                 .is_none_or(|held| held.fingerprint == positions.last_fingerprint);
-        if known < positions.anchor.vlsn {
-            // Only a restore moves the front beyond the end.
-            let anchor = &positions.anchor;
+        let anchor = &positions.anchor;
+        let before_front = mirror.and_then(|mirror| mirror.at(anchor.vlsn));
+        if known < anchor.vlsn
+            || before_front.is_some_and(|held| held.fingerprint != anchor.fingerprint)
+        {
+            // Only a restore moves the front beyond the end, or changes what came before it.
             let held = Held { term: anchor.term, fingerprint: anchor.fingerprint };
             let entries = entries(log, anchor.vlsn.next(), positions.last);
             watch.enter(&Record::Installed { host, anchor: (anchor.vlsn, held), entries })?;

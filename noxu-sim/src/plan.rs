@@ -15,6 +15,7 @@ use noxu_rep::{Durability, StreamTiming};
 
 use crate::dice::{Dice, Draw};
 use crate::disk::DiskPlan;
+use crate::event::Host;
 use crate::network::NetPlan;
 
 /// A world to be run.
@@ -24,6 +25,8 @@ pub struct Plan {
     pub seed: u64,
     /// Voters; they are machines 0 up.
     pub voters: usize,
+    /// Nodes with data and without a vote, on the machines behind those.
+    pub secondaries: usize,
     /// Copies that make an entry durable.
     pub q_rep: usize,
     /// Votes that elect.
@@ -188,14 +191,22 @@ impl Plan {
         let wall = |rng: &mut fastrand::Rng| {
             if rng.hit(0.7) { rng.i64(-50..50) } else { rng.i64(-60_000..60_000) }
         };
+        let drift = |rng: &mut fastrand::Rng| rng.i32(-200..=200);
+        let mut drifts_ppm: Vec<i32> = (0..voters).map(|_| drift(&mut rng)).collect();
+        let mut wall_offsets_ms: Vec<i64> = (0..voters).map(|_| wall(&mut rng)).collect();
+        let mut others = dice.stream("secondaries");
+        let secondaries = others.weighted(&[(7, 0), (2, 1), (1, 2)]);
+        drifts_ppm.extend((0..secondaries).map(|_| drift(&mut others)));
+        wall_offsets_ms.extend((0..secondaries).map(|_| wall(&mut others)));
         Self {
             seed,
             voters,
+            secondaries,
             q_rep,
             q_elect,
             priorities,
-            drifts_ppm: (0..voters).map(|_| rng.i32(-200..=200)).collect(),
-            wall_offsets_ms: (0..voters).map(|_| wall(&mut rng)).collect(),
+            drifts_ppm,
+            wall_offsets_ms,
             segment_bytes: rng.spread(4 << 10, 64 << 10) as u32,
             value_bytes: rng.spread(16, 4_000) as usize,
             keys: rng.spread(4, 400),
@@ -228,6 +239,7 @@ impl Plan {
         Self {
             seed,
             voters,
+            secondaries: 0,
             q_rep: majority,
             q_elect: majority,
             priorities: vec![1; voters],
@@ -253,6 +265,40 @@ impl Plan {
         }
     }
 
+    /// Adds nodes without a vote.
+    #[must_use]
+    pub fn with_secondaries(mut self, count: usize) -> Self {
+        self.secondaries = count;
+        self.drifts_ppm.resize(self.machines(), 0);
+        self.wall_offsets_ms.resize(self.machines(), 0);
+        self
+    }
+
+    /// How many machines there are.
+    pub const fn machines(&self) -> usize {
+        self.voters + self.secondaries
+    }
+
+    /// Those whose nodes have a vote.
+    pub fn voting(&self) -> impl Iterator<Item = Host> + use<> {
+        (0..self.voters).map(Host)
+    }
+
+    /// All machines.
+    pub fn hosts(&self) -> impl Iterator<Item = Host> + use<> {
+        (0..self.machines()).map(Host)
+    }
+
+    /// Whether its node has no vote.
+    pub const fn is_secondary(&self, host: Host) -> bool {
+        host.0 >= self.voters
+    }
+
+    /// Those whose nodes have none.
+    pub fn secondary_hosts(&self) -> impl Iterator<Item = Host> + use<> {
+        (self.voters..self.machines()).map(Host)
+    }
+
     /// The same world without faults.
     #[must_use]
     pub fn calm(mut self) -> Self {
@@ -274,12 +320,15 @@ mod tests {
     #[test]
     fn every_seed_draws_a_lawful_world_and_always_the_same() {
         let mut sizes = [0; 6];
-        let mut flexible = 0;
+        let (mut flexible, mut with_secondaries) = (0, 0);
         for seed in 0..2_000 {
             let plan = Plan::drawn(seed);
             assert_eq!(plan, Plan::drawn(seed));
             assert!(Quorums::check(plan.voters, plan.q_rep, plan.q_elect).is_ok(), "{plan:?}");
             assert_eq!(plan.priorities.len(), plan.voters);
+            assert_eq!(plan.drifts_ppm.len(), plan.machines());
+            assert_eq!(plan.wall_offsets_ms.len(), plan.machines());
+            with_secondaries += usize::from(plan.secondaries > 0);
             assert!(plan.durabilities.iter().any(|(weight, _)| *weight > 0));
             assert!(plan.election.failure_timeout > plan.election.heartbeat * 3);
             sizes[plan.voters] += 1;
@@ -287,6 +336,7 @@ mod tests {
         }
         assert!(sizes[1..].iter().all(|count| *count > 50), "{sizes:?}");
         assert!(flexible > 50, "{flexible}");
+        assert!(with_secondaries > 400, "{with_secondaries}");
     }
 
     #[test]

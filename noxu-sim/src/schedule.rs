@@ -336,7 +336,7 @@ impl Schedule {
 }
 
 fn host(rng: &mut Rng, plan: &Plan) -> Host {
-    Host(rng.usize(..plan.voters))
+    Host(rng.usize(..plan.machines()))
 }
 
 fn away(rng: &mut Rng) -> Duration {
@@ -345,14 +345,16 @@ fn away(rng: &mut Rng) -> Duration {
 
 /// Two different machines, unless there is only one.
 fn pair(rng: &mut Rng, plan: &Plan) -> (Host, Host) {
-    let a = rng.usize(..plan.voters);
-    let b = (a + rng.usize(1..plan.voters.max(2))) % plan.voters;
+    let count = plan.machines();
+    let a = rng.usize(..count);
+    let b = (a + rng.usize(1..count.max(2))) % count;
     (Host(a), Host(b))
 }
 
 /// A partition: in two halves, one machine one-way, or any set of ways.
 fn ways(rng: &mut Rng, plan: &Plan) -> Vec<(Host, Host)> {
-    let all = || (0..plan.voters).flat_map(|a| (0..plan.voters).map(move |b| (a, b)));
+    let count = plan.machines();
+    let all = || (0..count).flat_map(|a| (0..count).map(move |b| (a, b)));
     let apart = all().filter(|(a, b)| a != b);
     let chosen: Vec<(usize, usize)> = match rng.u8(..4) {
         0 | 1 => {
@@ -360,7 +362,7 @@ fn ways(rng: &mut Rng, plan: &Plan) -> Vec<(Host, Host)> {
             apart.filter(|(a, b)| side >> a & 1 != side >> b & 1).collect()
         }
         2 => {
-            let (alone, hears) = (rng.usize(..plan.voters), rng.bool());
+            let (alone, hears) = (rng.usize(..count), rng.bool());
             apart.filter(|(a, b)| if hears { *a == alone } else { *b == alone }).collect()
         }
         _ => apart.filter(|_| rng.bool()).collect(),
@@ -384,7 +386,7 @@ mod tests {
             for (_, fault) in &schedule.faults {
                 coverage.count(fault.kind.name());
                 if let FaultKind::Partition { ways, .. } = &fault.kind {
-                    assert!(ways.iter().all(|(a, b)| a != b && a.0.max(b.0) < plan.voters));
+                    assert!(ways.iter().all(|(a, b)| a != b && a.0.max(b.0) < plan.machines()));
                 }
             }
         }

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! seed N                          how the small delays are drawn; 1 unless it is said
-//! nodes 3                         how many there are; 3 unless it is said
+//! nodes 3                         how many voters there are; 3 unless it is said
+//! secondaries 1                   nodes without a vote, behind those; none unless it is said
 //! quorum rep=2 elect=2            majorities unless it is said
 //! priority A 9                    1 unless it is said
 //! failure-timeout 300ms           500ms unless it is said
@@ -209,7 +210,8 @@ impl Script {
             let number = at + 1;
             let line = line.split_once('#').map_or(line, |(line, _)| line).trim();
             let failed = |why| Failure { line: number, why };
-            let mut words = Words { words: line.split_whitespace().peekable(), nodes: setup.nodes };
+            let nodes = setup.nodes + setup.secondaries;
+            let mut words = Words { words: line.split_whitespace().peekable(), nodes };
             let Some(verb) = words.words.next() else { continue };
             if setup.take(verb, &mut words).map_err(failed)? {
                 if !lines.is_empty() {
@@ -232,6 +234,7 @@ impl Script {
 struct Setup {
     seed: u64,
     nodes: usize,
+    secondaries: usize,
     quorums: Option<(usize, usize)>,
     priorities: Vec<(Host, u8)>,
     failure: Duration,
@@ -240,7 +243,7 @@ struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let failure = Duration::from_millis(500);
-        Self { seed: 1, nodes: 3, quorums: None, priorities: Vec::new(), failure }
+        Self { seed: 1, nodes: 3, secondaries: 0, quorums: None, priorities: Vec::new(), failure }
     }
 }
 
@@ -250,6 +253,7 @@ impl Setup {
         match verb {
             "seed" => self.seed = words.number()?,
             "nodes" => self.nodes = words.number()? as usize,
+            "secondaries" => self.secondaries = words.number()? as usize,
             "quorum" => {
                 let mut part = |key: &str| -> Parsed<usize> {
                     let word = words.word()?;
@@ -269,12 +273,17 @@ impl Setup {
         if !(1..=5).contains(&self.nodes) {
             return Err(format!("{} nodes", self.nodes));
         }
-        let mut plan = Plan::plain(self.seed, self.nodes, self.failure);
+        if self.secondaries > 2 {
+            return Err(format!("{} secondaries", self.secondaries));
+        }
+        let plan = Plan::plain(self.seed, self.nodes, self.failure);
+        let mut plan = plan.with_secondaries(self.secondaries);
         if let Some((q_rep, q_elect)) = self.quorums {
             (plan.q_rep, plan.q_elect) = (q_rep, q_elect);
         }
         for (host, priority) in &self.priorities {
-            plan.priorities[host.0] = *priority;
+            let of = plan.priorities.get_mut(host.0);
+            *of.ok_or_else(|| format!("{host} has no vote, and so no priority"))? = *priority;
         }
         Ok(plan)
     }

@@ -169,16 +169,16 @@ const RESTART: Duration = Duration::from_millis(200);
 const MOST_INPUTS: u64 = 1_024;
 /// What a feeder sends ahead, and one message more.
 const MOST_BACKLOG: u64 = 3 << 20;
-/// More events than any world needs.
-const MOST_EVENTS: u64 = 400_000;
+/// More events than any world needs, also one in which many clients ask in vain for all of both phases.
+const MOST_EVENTS: u64 = 2_000_000;
 
 impl<E: Embedded> World<E> {
     fn new(embedded: E, plan: Plan, schedule: Schedule) -> Self {
         let world = Self::still(embedded, plan, schedule);
         let (plan, agenda, dice) = (&world.plan, &world.stage.agenda, Dice::new(world.plan.seed));
-        for host in 0..plan.voters {
-            let later = Duration::from_micros(dice.number(&format!("boot {host}")) % 50_000);
-            agenda.post_in(later, Event::Turn(Some(Host(host)), Turn::Boot));
+        for host in plan.hosts() {
+            let later = Duration::from_micros(dice.number(&format!("boot {}", host.0)) % 50_000);
+            agenda.post_in(later, Event::Turn(Some(host), Turn::Boot));
         }
         for client in 0..plan.clients {
             agenda.post_in(plan.think, Event::Turn(None, Turn::Client(client)));
@@ -197,19 +197,19 @@ impl<E: Embedded> World<E> {
         let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
         let stage = Stage::new(dice, plan.net.clone(), clocks);
         stage.network.watch(FEEDER_SERVICE_NAME);
-        let nodes = (0..plan.voters).map(|host| SimNode::new(Host(host), dice, &plan)).collect();
+        let nodes = plan.hosts().map(|host| SimNode::new(host, dice, &plan)).collect();
         let clients = (0..plan.clients).map(|n| Client::new(dice, &plan, n)).collect();
         Self {
             atlas: Atlas::new(plan.voters, plan.q_rep, plan.q_elect),
             coverage: Coverage::expecting(&FaultKind::NAMES),
             rng: dice.stream("world"),
+            watch: Watch::new(plan.secondary_hosts()),
             embedded,
             plan,
             stage,
             nodes,
             clients,
             schedule,
-            watch: Watch::default(),
             observer: Observer::default(),
             oracle: Oracle::default(),
             commits: 0,
@@ -537,6 +537,9 @@ impl<E: Embedded> World<E> {
                 let life = &process.life;
                 self.observer.handle_started(&mut self.watch, host, life, amid)?;
                 self.installing.remove(&host);
+                if self.plan.is_secondary(host) {
+                    self.coverage.count("secondary starts");
+                }
                 self.note_recovery(host);
                 let node = &mut self.nodes[host.0];
                 node.tend(&mut self.stage, &self.plan);

@@ -213,6 +213,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             session: 1,
             group: Some(GroupId::from_bytes([3; 16])),
             node: name("n1"),
+            kind: NodeKind::Electable,
         },
         RestoreMsg::Manifest(head.clone()),
         RestoreMsg::Manifest(ManifestHead { checkpoint: None, ..head }),

@@ -45,6 +45,27 @@ impl Log {
         self.shared.read(from, max_bytes)
     }
 
+    /// The same, but no entry beyond `through`, which is at or behind `from`.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read_through(
+        &self,
+        from: Vlsn,
+        through: Vlsn,
+        max_bytes: usize,
+    ) -> Result<Option<EntryRun>> {
+        let run = self.read(from, max_bytes)?;
+        match &run {
+            Some(beyond) if beyond.last > through => {
+                let within = beyond.entries().take_while(|entry| entry.header.vlsn <= through);
+                let bytes = within.map(|entry| entry.header.entry_bytes()).sum();
+                self.read(from, bytes)
+            }
+            Some(_) | None => Ok(run),
+        }
+    }
+
     /// The header of entry `vlsn` and where it stands; `None` if the log does not hold it.
     ///
     /// # Errors

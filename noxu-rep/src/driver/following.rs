@@ -306,6 +306,7 @@ impl Life {
         let control = self.log.control().state();
         let group = control.group.as_ref().map(|group| group.id);
         let mut restoring = Restoring::new(self.config.name.clone(), group, from.term);
+        restoring.kind = self.config.kind;
         restoring.max_body_bytes = self.log.config().max_body_bytes;
         let mut report = |progress: &_| self.note_progress(*progress);
         let mut permitted = false;

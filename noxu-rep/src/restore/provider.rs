@@ -18,6 +18,7 @@ use noxu_log::segment::side_file::Digests;
 use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
 use noxu_util::{Name, Term, Vlsn};
 
+use crate::core::feeder::FeedLimit;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
@@ -39,6 +40,9 @@ const RETURN_GRACE: Duration = Duration::from_mins(1);
 /// Most sessions at once; each may keep the front of the log from being dropped.
 pub const MAX_SESSIONS: usize = 4;
 
+/// Pause between two looks whether what a node without a vote waits for is durable.
+const DURABLE_LOOK: Duration = Duration::from_millis(20);
+
 /// Bytes of a checkpoint in one answer, and of entries in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -52,8 +56,17 @@ pub struct RestoreProvider {
     sessions: AtomicUsize,
 }
 
-/// The term of the mastership in which a node gives its log and state away; the reason if it does not.
-pub type MayServe = Box<dyn Fn() -> Result<Term> + Send + Sync>;
+/// The mastership in which a node gives its log and state away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reign {
+    /// Its term.
+    pub term: Term,
+    /// Everything through it is durable on a quorum.
+    pub dtvlsn: Vlsn,
+}
+
+/// The mastership that there is at the moment; the reason if there is none.
+pub type MayServe = Box<dyn Fn() -> Result<Reign> + Send + Sync>;
 
 /// Hears of what a session failed for, such as a log that cannot be read. Called with no lock held.
 pub type OnFailed = Box<dyn Fn(&RepError) + Send + Sync>;
@@ -89,7 +102,7 @@ impl RestoreProvider {
 
     fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
         let opening = receive(channel)?;
-        let RestoreMsg::Open { group, node, .. } = opening else {
+        let RestoreMsg::Open { group, node, kind, .. } = opening else {
             return Err(RepError::protocol("", "Open", opening.name()));
         };
         let mine = self
@@ -104,10 +117,17 @@ impl RestoreProvider {
                 crate::wire::handshake::RejectReason::WrongGroup { name, ours, theirs }.into()
             );
         }
-        let term = (self.may_serve)()?;
+        let term = (self.may_serve)()?.term;
         // The log may hold commits that are finished but not sealed yet.
         self.log.seal_through(self.log.control().state().commit_floor)?;
         let (mut session, head, offers) = self.begin(mine, &node, term)?;
+        match FeedLimit::of(kind) {
+            FeedLimit::All => {}
+            FeedLimit::Dtvlsn => {
+                self.await_durable(channel, term, head.target)?;
+                session.through = head.target;
+            }
+        }
         tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
         channel.send(&RestoreMsg::Manifest(head).encode())?;
         for offer in offers {
@@ -153,6 +173,7 @@ impl RestoreProvider {
             lengths: BTreeMap::new(),
             checkpoint: None,
             checkpoint_offset: 0,
+            through: Vlsn::new(i64::MAX),
         };
         // Behind the pin; a budget may have moved the front since, when the first answer says so.
         let anchor = self.log.positions().anchor;
@@ -178,9 +199,7 @@ impl RestoreProvider {
         let end = self.log.positions();
         // That end is what a master of this term has: not if it was deposed before, whatever term its
         // control file has by now.
-        if (self.may_serve)()? != term {
-            return Err(RepError::NotMaster { master: None });
-        }
+        self.check_reign(term)?;
         let head = ManifestHead {
             group,
             provider: self.node.clone(),
@@ -193,6 +212,24 @@ impl RestoreProvider {
             segments: offers.len() as u32,
         };
         Ok((session, head, offers))
+    }
+
+    /// Waits until everything through `target` is durable on a quorum, and so can no longer be rolled
+    /// back, as long as the node at the other end does.
+    fn await_durable(&self, channel: &dyn Channel, term: Term, target: Vlsn) -> Result<()> {
+        while self.check_reign(term)?.dtvlsn < target {
+            if let Some(frame) = channel.receive(DURABLE_LOOK)? {
+                let found = RestoreMsg::decode(&frame)?;
+                return Err(RepError::protocol("", "no question before the answer", found.name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses if this node is not master of `term`, or not any more.
+    fn check_reign(&self, term: Term) -> Result<Reign> {
+        let reign = (self.may_serve)()?;
+        if reign.term == term { Ok(reign) } else { Err(RepError::NotMaster { master: None }) }
     }
 }
 
@@ -224,6 +261,8 @@ struct Session<'a> {
     lengths: BTreeMap<u32, u32>,
     checkpoint: Option<Box<dyn Checkpoint>>,
     checkpoint_offset: u64,
+    /// Entries beyond it are not given.
+    through: Vlsn,
 }
 
 impl Drop for Session<'_> {
@@ -288,7 +327,10 @@ impl Session<'_> {
     }
 
     fn tail(&self, channel: &dyn Channel, request: u64, from: Vlsn) -> Result<()> {
-        let Some(run) = self.provider.log.read(from, CHUNK_BYTES)? else {
+        let log = &self.provider.log;
+        let within =
+            (from <= self.through).then(|| log.read_through(from, self.through, CHUNK_BYTES));
+        let Some(run) = within.transpose()?.flatten() else {
             let found = format!("a request for entry {from}");
             return Err(RepError::protocol("", "an entry that was offered", found));
         };

@@ -28,6 +28,7 @@ use super::{Phase, Progress, restore_dir};
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
+use crate::wire::handshake::NodeKind;
 use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
 
 /// Who restores, and how.
@@ -35,6 +36,8 @@ use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
 pub struct Restoring {
     /// The node's name.
     pub node: Name,
+    /// What it is for. Default [`NodeKind::Electable`].
+    pub kind: NodeKind,
     /// Its group; `None` if it has none yet.
     pub group: Option<GroupId>,
     /// The newest term it knows: an older master's data is refused.
@@ -57,6 +60,7 @@ impl Restoring {
     pub fn new(node: Name, group: Option<GroupId>, term: Term) -> Self {
         Self {
             node,
+            kind: NodeKind::Electable,
             group,
             term,
             max_body_bytes: noxu_log::LogConfig::default().max_body_bytes,
@@ -197,6 +201,7 @@ impl<'a> Fetch<'a> {
             session: self.marker.session,
             group: self.restoring.group,
             node: self.restoring.node.clone(),
+            kind: self.restoring.kind,
         };
         self.channel.send(&opening.encode())?;
         let head = match self.receive()? {

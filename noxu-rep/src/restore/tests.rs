@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
 
 use super::install::{Recovered, install, recover};
-use super::provider::RestoreProvider;
+use super::provider::{Reign, RestoreProvider};
 use super::session::{Restoring, fetch, is_committed, is_pending};
 use super::*;
 use crate::clock::Clock;
@@ -28,6 +29,7 @@ use crate::stream::syncup_protocol::{
     SyncupOptions, SyncupOutcome, feeder_syncup_handshake, replica_syncup,
 };
 use crate::sync::{Checkpoint, LogReader, StateMachine};
+use crate::wire::handshake::NodeKind;
 use crate::wire::restore::RestoreMsg;
 
 const DIR: &str = "/n2";
@@ -159,6 +161,9 @@ fn build_log(
 struct Master {
     provider: Arc<RestoreProvider>,
     log: Log,
+    dtvlsn: Arc<AtomicI64>,
+    /// How often it was asked whether it is master.
+    asked: Arc<AtomicU64>,
 }
 
 const CHECKPOINT_TEXT: &[u8] = &[b'c'; 5000];
@@ -179,11 +184,17 @@ impl Master {
             assert!(anchor > NULL_VLSN && anchor <= v(dropped), "anchor {anchor}");
         }
         let term = log.control().ballot().term;
-        let may_serve = Box::new(move || Ok(term));
+        let dtvlsn = Arc::new(AtomicI64::new(floor));
+        let asked = Arc::new(AtomicU64::new(0));
+        let (durable, times) = (Arc::clone(&dtvlsn), Arc::clone(&asked));
+        let may_serve = Box::new(move || {
+            times.fetch_add(1, Ordering::Relaxed);
+            Ok(Reign { term, dtvlsn: v(durable.load(Ordering::Acquire)) })
+        });
         let heard = Box::new(|_: &RepError| {});
         let provider =
             Arc::new(RestoreProvider::new(name("n1"), log.clone(), machine, may_serve, heard));
-        Self { provider, log }
+        Self { provider, log, dtvlsn, asked }
     }
 
     /// Drops everything below what is settled from under whoever holds it.
@@ -282,6 +293,28 @@ fn a_node_behind_a_dropped_front_gets_the_checkpoint_and_what_follows() {
     let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
     assert_eq!((restored.checkpoint, restored.lost), (v(190), None));
     check_restored(&env, &master, true);
+}
+
+/// What it has is never rolled back: it waits for what is there to be durable, and gets nothing that
+/// was written since.
+#[test]
+fn a_node_without_a_vote_gets_nothing_that_is_not_durable() {
+    let (master, env) = (Master::new(100), memory());
+    let secondary = Restoring { kind: NodeKind::Secondary, ..restoring() };
+    thread::scope(|scope| {
+        let restored = scope.spawn(|| master.restore(&env, &secondary));
+        while master.asked.load(Ordering::Relaxed) < 5 {
+            thread::yield_now(); // it asks again and again while it waits
+        }
+        assert!(!restored.is_finished());
+        let later = NewEntry::new(EntryKind(16), EntryFlags::COMMIT, b"later");
+        master.log.append(Term::new(2), &[later; 30]).unwrap();
+        master.dtvlsn.store(200, Ordering::Release);
+        restored.join().unwrap().unwrap();
+    });
+    let machine = Machine::open(&env, "/n2-state");
+    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    assert_eq!((restored.checkpoint, restored.last), (v(190), v(200)));
 }
 
 #[test]

@@ -177,7 +177,8 @@ impl FeederStream {
                 return Ok(SendStep::Wait { until: Until::CueOrBeyond(enough), since, due });
             }
             if limit >= next {
-                let Some(run) = self.read(next, limit)? else {
+                let most = MAX_MESSAGE_BYTES - HEAD_BYTES;
+                let Some(run) = self.log.read_through(next, limit, most)? else {
                     continue; // cut off meanwhile
                 };
                 sending.announced = self.dtvlsn(sending.announced)?;
@@ -201,19 +202,6 @@ impl FeederStream {
                     return Ok(SendStep::Wait { until, since, due });
                 }
             }
-        }
-    }
-
-    /// Entries from `next` on for one message, none beyond `limit`.
-    fn read(&self, next: Vlsn, limit: Vlsn) -> Result<Option<EntryRun>> {
-        let run = self.log.read(next, MAX_MESSAGE_BYTES - HEAD_BYTES)?;
-        match &run {
-            Some(beyond) if beyond.last > limit => {
-                let within = beyond.entries().take_while(|entry| entry.header.vlsn <= limit);
-                let bytes = within.map(|entry| entry.header.entry_bytes()).sum();
-                Ok(self.log.read(next, bytes)?)
-            }
-            Some(_) | None => Ok(run),
         }
     }
 

@@ -12,6 +12,7 @@ use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
 
 use crate::error::{RepError, Result};
+use crate::wire::handshake::{NodeKind, node_kind};
 
 /// A message of a network restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum RestoreMsg {
         group: Option<GroupId>,
         /// Its name.
         node: Name,
+        /// What it is for: a node without a vote is given only what is durable.
+        kind: NodeKind,
     },
     /// Provider: what there is. As many [`RestoreMsg::Segment`] follow as `segments` says.
     Manifest(ManifestHead),
@@ -172,12 +175,13 @@ impl RestoreMsg {
         let mut out = Vec::new();
         let mut payload: &[u8] = &[];
         match self {
-            Self::Open { session, group, node } => {
+            Self::Open { session, group, node, kind } => {
                 out.put_u8(OPEN);
                 out.put_u64(*session);
                 out.put_bool(group.is_some());
                 out.put_bytes(group.unwrap_or_default().as_bytes());
                 out.put_text(node.as_str());
+                out.put_u8(*kind as u8);
             }
             Self::Manifest(head) => {
                 out.put_u8(MANIFEST);
@@ -247,7 +251,8 @@ impl RestoreMsg {
                 let has_group = r.bool("Open.group")?;
                 let group = r.group_id("Open.group")?;
                 let node = r.name("Open.node")?;
-                Self::Open { session, group: has_group.then_some(group), node }
+                let kind = node_kind(&mut r)?;
+                Self::Open { session, group: has_group.then_some(group), node, kind }
             }
             MANIFEST => Self::Manifest(ManifestHead::read(&mut r)?),
             SEGMENT => Self::Segment(SegmentOffer::read(&mut r)?),
@@ -433,8 +438,8 @@ mod tests {
         let node: Name = "n2".parse().unwrap();
         vec![
             (
-                RestoreMsg::Open { session: 7, group: None, node },
-                b"\x01\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2",
+                RestoreMsg::Open { session: 7, group: None, node, kind: NodeKind::Secondary },
+                b"\x01\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
             ),
             (
                 RestoreMsg::Manifest(head()),

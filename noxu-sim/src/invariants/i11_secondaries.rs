@@ -25,11 +25,14 @@ impl Invariant for Secondaries {
     }
 
     fn look(&mut self, ledger: &Ledger, record: &Record) -> Result<(), String> {
-        let Record::Appended { host, first, entries, .. } = record else { return Ok(()) };
+        let (host, mut vlsn, entries) = match record {
+            Record::Appended { host, first, entries, .. } => (host, *first, entries),
+            Record::Installed { host, anchor, entries } => (host, anchor.0.next(), entries),
+            _ => return Ok(()),
+        };
         if !self.secondaries.contains(host) {
             return Ok(());
         }
-        let mut vlsn = *first;
         for held in entries {
             if ledger.durable(vlsn) != Some(*held) {
                 return Err(format!("{host}, a secondary, takes {vlsn}, which is not durable"));

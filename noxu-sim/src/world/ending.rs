@@ -22,7 +22,7 @@ impl<E: Embedded> World<E> {
     /// Whether the group has become one: nobody is missing, somebody is master, and all have the same
     /// and have applied it.
     pub(super) fn is_one(&self) -> bool {
-        let mut hosts = (0..self.plan.voters).map(Host);
+        let mut hosts = self.plan.hosts();
         let here = hosts.all(|host| self.refused.contains_key(&host) || self.is_up(host));
         let ends = self.ends();
         here && ends.iter().all(|end| end.applied == end.last)
@@ -82,7 +82,7 @@ impl<E: Embedded> World<E> {
                 process.life.check_invariants();
             }
         }
-        for host in (0..self.plan.voters).map(Host) {
+        for host in self.plan.hosts() {
             if !self.rotten.contains(&host) {
                 self.verify(host)?;
             }

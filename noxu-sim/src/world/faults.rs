@@ -213,7 +213,7 @@ impl<E: Embedded> World<E> {
         self.stage.network.change_plan(|plan| {
             (plan.loss, plan.repeat, plan.straggle, plan.garble) = (0.0, 0.0, 0.0, 0.0);
         });
-        for host in (0..self.plan.voters).map(Host) {
+        for host in self.plan.hosts() {
             {
                 let mut disk = self.nodes[host.0].disk.lock();
                 disk.set_full(false);

@@ -49,7 +49,7 @@ pub struct Played {
 pub fn play(script: &Script, mutants: Mutants, lines: usize) -> Played {
     mutants.with(|| {
         let world = World::still(Kv, script.plan.clone(), Schedule::default());
-        let nodes = (0..script.plan.voters).map(Host).collect();
+        let nodes = script.plan.hosts().collect();
         let mut player = Player { world, nodes, writes: BTreeMap::new(), written: Vec::new() };
         player.world.stage.trace = Trace::keeping(lines);
         let mut failure = None;
@@ -555,7 +555,7 @@ impl Player {
                 })
             }),
             Expectation::Lost(name) => all(name, &|w| {
-                let mut hosts = (0..world.plan.voters).map(Host).filter(|host| world.is_up(*host));
+                let mut hosts = world.plan.hosts().filter(|host| world.is_up(*host));
                 w.place.is_some() && !hosts.any(|host| holds(host, w))
             }),
             Expectation::Has(host, name) => all(name, &|w| holds(*host, w)),
