@@ -148,10 +148,8 @@ impl<E: Embedded> SimNode<E> {
             GroupChoice::Join { name: None }
         };
         let peers = plan.voting().filter(|peer| *peer != self.host);
-        let kind = match plan.is_secondary(self.host) {
-            false => NodeKind::Electable,
-            true => NodeKind::Secondary,
-        };
+        let kind =
+            if plan.is_secondary(self.host) { NodeKind::Secondary } else { NodeKind::Electable };
         NodeConfig {
             kind,
             priority: plan.priorities.get(self.host.0).copied().unwrap_or_default(),
