@@ -152,6 +152,16 @@ pub enum LogError {
         /// The last one.
         last: Vlsn,
     },
+    /// A repair with entries that are not those which are damaged.
+    #[error("what is offered for entries {first} to {last} does not fit there: {found}")]
+    Misfit {
+        /// The first one that is damaged.
+        first: Vlsn,
+        /// The last one.
+        last: Vlsn,
+        /// What was offered.
+        found: String,
+    },
     /// The control file cannot be read, so that the node's term and vote are not known.
     #[error(
         "the control file {path} is unreadable ({reason}); this node no longer knows its term and \

@@ -32,12 +32,20 @@ impl Log {
     /// `Corrupt` and `ChainMismatch` if what stands there is another log's; `Io`; `Poisoned`,
     /// `Closed`.
     pub fn examine(&self, number: u32) -> Result<bool> {
-        let shared = &*self.shared;
+        let examined = self.shared.examine(number);
+        // What was synced for it is durable, whatever came of it.
+        self.shared.publish();
+        examined
+    }
+}
+
+impl Shared {
+    fn examine(&self, number: u32) -> Result<bool> {
         // From here on only the last segment changes.
-        let alone = shared.maintenance.lock();
-        shared.check_running()?;
-        let (unsealed, mut known) = {
-            let state = shared.state.lock();
+        let _alone = self.maintenance.lock();
+        self.check_running()?;
+        let (is_sealed, unsealed, mut known) = {
+            let state = self.state.lock();
             let at = state.position_of(number);
             let there = state.segments.get(at).is_some_and(|there| there.number() == number);
             if !there || at + 1 == state.segments.len() {
@@ -47,28 +55,26 @@ impl Log {
             let meant = |segment: &&Segment| segment.number() == number || segment.is_sealed();
             let unsealed: Vec<_> =
                 state.segments.iter().skip(at).filter(meant).map(facts).collect();
-            (unsealed, state.faulty.clone())
+            (state.segments[at].is_sealed(), unsealed, state.faulty.clone())
         };
         known.retain(|faulty| faulty.segment == number);
-        // Behind the look at where it ends: all of it is in the file then.
-        drop(shared.drain(&mut shared.writer.lock())?);
+        if !is_sealed {
+            // Behind the look at where it ends: all of it is in the file then.
+            drop(self.drain(&mut self.writer.lock())?);
+        }
         let mut surveyed = Vec::new();
         for (header, last) in &unsealed {
-            let (found, header_was_damaged) = shared.survey_again(header, last)?;
+            let (found, header_was_damaged) = self.survey_again(header, last)?;
             if header.number == number && found.faulty == known {
                 return Ok(header_was_damaged || !known.is_empty());
             }
             surveyed.push(found);
         }
-        shared.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
-        shared.unseal(surveyed);
-        drop(alone);
-        shared.publish();
+        self.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
+        self.unseal(surveyed);
         Ok(true)
     }
-}
 
-impl Shared {
     /// What a segment that ends with `last` holds, and whether its header had to be made again.
     fn survey_again(&self, header: &SegmentHeader, last: &ChainState) -> Result<(Surveyed, bool)> {
         let head = Head::read(&*self.env, &self.dir, header.number)?;

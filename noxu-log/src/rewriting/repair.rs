@@ -4,8 +4,8 @@
 //! counts as present in the log's positions, reading it is an error of its own, and its content
 //! comes back from a node that has it. The log is the same, byte for byte, on every node, so the
 //! bytes are written where they were, and the chain on both sides proves them. Of the first entries
-//! of a range that nobody has all of, only what stands before them is proof; that they are the same
-//! entries is for the caller to know.
+//! of a range that nobody has all of, what stands before them is proof, and their term: where the range
+//! lies within one, each of its VLSNs was given to one entry only.
 //!
 //! # Crash argument
 //! A repair writes only inside the faulty range, and clears the zeros or rubbish behind a range that
@@ -86,7 +86,7 @@ impl Log {
     /// Puts the entries of one faulty range back. Durable on return.
     ///
     /// # Errors
-    /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Corrupt` if
+    /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Misfit` if
     /// its entries do not fit between what is there, or `Io` if the segment cannot be opened (nothing
     /// changed); `Corrupt` naming another entry of the segment if that was damaged since the log was
     /// opened: the range is whole again, and the next open says so; `Poisoned`, `Closed`. A failed
@@ -96,33 +96,42 @@ impl Log {
     }
 
     /// Puts the first entries of one faulty range back, which begins behind them from then on. Durable
-    /// on return. Nothing in this log proves that they are the ones that were there: the caller knows
-    /// it otherwise, as by their term, in which a VLSN is one entry in every log.
+    /// on return. Nothing behind them proves that they are the ones that were there; their term does,
+    /// in which a VLSN is one entry in every log: that of the range on both sides.
     ///
     /// # Errors
     /// `NotFaulty` if `run` is not the beginning, and less than all, of one of [`Log::faulty`];
-    /// otherwise as [`Log::repair`].
+    /// `Misfit` if its term is not that of the range, or the range is not within one; otherwise as
+    /// [`Log::repair`].
     pub fn repair_prefix(&self, run: &EntryRun) -> Result<()> {
         self.put_back(run, |range| range.first == run.first && range.last > run.last)
     }
 
     fn put_back(&self, run: &EntryRun, is_meant: impl Fn(&Faulty) -> bool) -> Result<()> {
-        let shared = &*self.shared;
-        let alone = shared.maintenance.lock();
-        shared.check_running()?;
+        let put = self.shared.put_back(run, is_meant);
+        // What was synced for it is durable, whatever came of it.
+        self.shared.publish();
+        put
+    }
+}
+
+impl Shared {
+    fn put_back(&self, run: &EntryRun, is_meant: impl Fn(&Faulty) -> bool) -> Result<()> {
+        let _alone = self.maintenance.lock();
+        self.check_running()?;
         // Nobody else writes meanwhile: a range at the log's end ends where appends go on.
-        let mut writer = shared.writer.lock();
-        let faulty = self.faulty();
+        let mut writer = self.writer.lock();
+        let faulty = self.state.lock().faulty.clone();
         let Some(range) = faulty.iter().find(|range| is_meant(range)) else {
             return Err(LogError::NotFaulty { first: run.first, last: run.last });
         };
-        let end = check(shared, range, run)?;
-        let path = shared.segment_path(range.segment);
+        let end = check(self, range, run)?;
+        let path = self.segment_path(range.segment);
         let wrap = |action| {
             let path = &path;
             move |e| LogError::io(action, path, e)
         };
-        let file = shared.env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
+        let file = self.env.open(&path, OpenMode::ReadWrite).map_err(wrap("open"))?;
         let parts: Vec<_> = run.parts.iter().map(|part| IoSlice::new(part)).collect();
         let is_all = run.last == range.last;
         let put_back = || {
@@ -135,7 +144,7 @@ impl Log {
         };
         // Entries of the flusher may lie in the pages of this file, and the kernel reports their loss
         // only once: to us, not to the flusher's next sync.
-        put_back().map_err(|cause| shared.poison(cause))?;
+        put_back().map_err(|cause| self.poison(cause))?;
         let rest = if is_all {
             None
         } else {
@@ -148,11 +157,7 @@ impl Log {
             let found = scan_entries(&*file, end, limit, chain, |_, _| {}).map_err(wrap("read"))?;
             rest_of(range, found)?
         };
-        shared.forget_fault(&mut writer, range, rest)?;
-        drop(writer);
-        drop(alone);
-        shared.publish();
-        Ok(())
+        self.forget_fault(&mut writer, range, rest)
     }
 }
 
@@ -179,6 +184,12 @@ fn rest_of(range: &Faulty, found: ScanEnd) -> Result<Option<Faulty>> {
 /// Whether the run fits into its range, on both sides as far as it reaches them; the offset behind it.
 fn check(shared: &Shared, range: &Faulty, run: &EntryRun) -> Result<u32> {
     let is_all = run.last == range.last;
+    let (before, after) = (range.before.term, range.after.term);
+    let one_term = before == after && run.last_term == after;
+    if !(is_all || one_term) {
+        let found = format!("entries through term {} after one of term {before}", run.last_term);
+        return Err(misfit(range, found));
+    }
     let ends = [
         (range.first, range.before.fingerprint, run.previous_fingerprint),
         (range.last, range.after.fingerprint, run.last_fingerprint),
@@ -207,12 +218,7 @@ fn check(shared: &Shared, range: &Faulty, run: &EntryRun) -> Result<u32> {
 }
 
 fn misfit(range: &Faulty, found: String) -> LogError {
-    LogError::Corrupt {
-        segment: range.segment,
-        offset: range.offset.into(),
-        expected: format!("entries {} to {} of this log", range.first, range.last),
-        found,
-    }
+    LogError::Misfit { first: range.first, last: range.last, found }
 }
 
 impl Shared {

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use noxu_log::env::{FaultEnv, Survivors};
 use noxu_log::{ChainState, EntryRun, Log, LogError};
@@ -128,6 +129,27 @@ fn what_is_sound_the_last_segment_and_what_is_not_there_stay_as_they_are() {
     assert_eq!(log.sealed_segments(), sealed);
     log.close().unwrap();
     assert!(matches!(log.examine(sealed[0].number), Err(LogError::Closed { .. })));
+}
+
+/// The flusher would have nothing left to do, and nothing to tell.
+#[test]
+fn what_an_examination_or_a_repair_syncs_is_told_whatever_comes_of_it() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    let told = Arc::new(AtomicI64::new(0));
+    let hears = Arc::clone(&told);
+    log.on_durable(move |durable| {
+        hears.store(durable.sequence(), Ordering::Relaxed);
+    });
+    fill(&log, 1, ENTRIES, 500);
+    assert!(!log.examine(1).unwrap(), "sound, and not sealed");
+    assert_eq!(log.positions().durable, vlsn_of(ENTRIES));
+    assert_eq!(told.load(Ordering::Relaxed), ENTRIES);
+
+    seal(&log);
+    fill(&log, ENTRIES + 1, ENTRIES + 1, 500);
+    assert!(!log.examine(1).unwrap());
+    assert_eq!(log.positions().durable, vlsn_of(ENTRIES), "a sealed segment needs no sync");
 }
 
 #[test]

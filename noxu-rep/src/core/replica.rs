@@ -345,11 +345,6 @@ impl Replica {
         self.streaming_mut().damaged = first;
     }
 
-    /// Whether damage keeps acknowledgements back. Worth asking the log about, which mends.
-    pub fn is_damaged(&self) -> bool {
-        self.streaming().is_some_and(|s| s.damaged.is_some())
-    }
-
     /// The node's term has become `below`. Nothing of an older term is taken or acknowledged.
     pub fn handle_fence(&mut self, below: Term) {
         if let State::Streaming(s) = &mut self.state
@@ -470,7 +465,9 @@ impl Replica {
     fn ack(&mut self, now: Now) -> Option<Ack> {
         let (era, durable) = (self.era, self.sound());
         let s = self.streaming_mut();
-        if s.fenced.is_some() {
+        // What was acknowledged before may have turned out to be damaged: no answer is better than one
+        // that takes back a promise, and the stream is at its end.
+        if s.fenced.is_some() || durable < s.acked.durable {
             return None;
         }
         s.answer_due = false;
@@ -555,7 +552,8 @@ impl Replica {
         if let Some(s) = self.streaming() {
             assert!(s.durable <= s.received, "durable {} beyond {}", s.durable, s.received);
             assert!(s.acked.received <= s.received, "{:?} beyond {}", s.acked, s.received);
-            assert!(s.acked.durable <= self.sound(), "{:?} beyond {}", s.acked, self.sound());
+            // Not `sound()`: what was sound when it was acknowledged may have rotted.
+            assert!(s.acked.durable <= s.durable, "{:?} beyond {}", s.acked, s.durable);
             assert!(self.may_apply() <= s.dtvlsn && self.may_apply() <= s.received);
             if let Some(partial) = &s.partial {
                 assert!(partial.bytes.len() < partial.total as usize);
@@ -767,7 +765,12 @@ mod tests {
         assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 8)));
         replica.handle_damaged(None);
         assert_eq!(replica.poll_ack(ms(1)), Some(ack(10, 10)));
-        assert!(!replica.is_damaged());
+        replica.handle_damaged(Some(v(5)));
+        replica.handle_appended(v(12), fp(12));
+        replica.handle_synced(v(12));
+        assert_eq!(replica.poll_ack(ms(2)), None, "what rots later is not acknowledged again");
+        assert_eq!(replica.poll_life_sign(ms(9_000)), None);
+        replica.check_invariants();
     }
 
     #[test]

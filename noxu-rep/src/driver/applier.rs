@@ -56,6 +56,8 @@ type OnRot = Box<dyn Fn(&LogError) -> bool + Send + Sync>;
 #[derive(Default)]
 struct Turn {
     failed: Option<String>,
+    /// What is behind this could not be read, and did not count as faulty then.
+    misread: Option<Vlsn>,
 }
 
 #[derive(Default)]
@@ -250,12 +252,18 @@ impl Applier {
                         return Ok(false);
                     }
                     turn = self.turn.lock();
+                    // Once more: the disk may have told otherwise than it does now, or somebody else
+                    // have met it first and had it mended.
+                    if turn.misread.replace(applied) != Some(applied) {
+                        return Ok(true);
+                    }
                     Err(cause.into())
                 }
                 Err(cause) => Err(cause.into()),
             };
             match step {
                 Ok(Some(through)) => {
+                    turn.misread = None;
                     self.applied.store(through.sequence(), Ordering::SeqCst);
                     if self.waiters.load(Ordering::SeqCst) > 0 {
                         self.wake_waiters();
@@ -297,10 +305,11 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use noxu_log::EntryRun;
+    use noxu_log::segment::name::{log_dir, segment_name};
     use noxu_util::NULL_VLSN;
 
     use super::*;
-    use crate::damaged_log::damaged;
+    use crate::damaged_log::{damaged, reopened, sealed};
     use crate::sync::{Checkpoint, LogReader};
 
     /// Remembers which entries it was given.
@@ -333,6 +342,28 @@ mod tests {
 
         fn install_checkpoint(&self, _: Vlsn, _: &mut dyn std::io::Read) -> Result<()> {
             Err(RepError::state_machine("it takes none"))
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_once_is_read_again_and_fails_the_second_time() {
+        for is_transient in [true, false] {
+            let (env, log) = sealed();
+            let path = log_dir(log.dir()).join(segment_name(log.sealed_segments()[0].number));
+            log.close().unwrap(); // so that nothing is in memory
+            let log = reopened(&env);
+            let applier = Applier::new(log, Arc::new(Given::default()), NULL_VLSN);
+            applier.raise(Vlsn::new(8));
+            env.corrupt(&path, 200, 0x10).unwrap();
+            applier.set_on_rot(move |_| {
+                if is_transient {
+                    env.corrupt(&path, 200, 0x10).unwrap(); // the same bit again
+                }
+                false
+            });
+            assert!(applier.step().unwrap(), "once more");
+            assert_eq!(applier.step().is_ok(), is_transient);
+            assert_eq!(applier.applied() > NULL_VLSN, is_transient);
         }
     }
 

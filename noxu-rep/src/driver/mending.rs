@@ -121,7 +121,14 @@ pub fn put_back(log: &Log, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Re
     let repaired = if through == damage.last { log.repair(&run) } else { log.repair_prefix(&run) };
     match repaired {
         Ok(()) => Ok(true),
-        Err(LogError::NotFaulty { .. } | LogError::ChainMismatch { .. }) => Ok(false),
+        Err(
+            LogError::NotFaulty { .. } | LogError::ChainMismatch { .. } | LogError::Misfit { .. },
+        ) => Ok(false),
+        // These are whole, and something else of their segment has rotted since it was surveyed.
+        Err(LogError::Corrupt { segment, .. }) => {
+            log.examine(segment)?;
+            Ok(true)
+        }
         Err(cause) => Err(cause.into()),
     }
 }

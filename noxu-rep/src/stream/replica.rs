@@ -193,9 +193,8 @@ impl ReplicaStream {
             if core.is_closed() {
                 return Ok(());
             }
-            if core.is_damaged() {
-                core.handle_damaged(self.log.first_damaged());
-            }
+            // The log mends, and somebody may have met rot in it since.
+            core.handle_damaged(self.log.first_damaged());
             core.handle_synced(durable);
             core.handle_applied(self.host.applied());
             let ack = core.poll_ack(self.clock.now());
@@ -471,9 +470,10 @@ mod tests {
     use noxu_util::{Fingerprint, NULL_VLSN};
 
     use super::*;
+    use noxu_log::segment::name::{log_dir, segment_name};
     use noxu_log::{EntryFlags, EntryKind, NewEntry};
 
-    use crate::damaged_log::{damaged, whole};
+    use crate::damaged_log::{append, damaged, sealed, whole};
     use crate::net::channel::LocalChannelPair;
     use crate::wire::message::Position;
 
@@ -528,6 +528,23 @@ mod tests {
         log.set_checkpoint(Vlsn::new(5));
         assert_eq!((log.first_damaged(), log.faulty().len()), (None, 1));
         assert_eq!(durable(&stream(&log).1), 10);
+    }
+
+    #[test]
+    fn rot_that_is_met_while_the_stream_runs_keeps_acknowledgements_back_from_then_on() {
+        let (env, log) = sealed();
+        let (stream, master) = stream(&log);
+        let last = log.positions().last;
+        assert_eq!(durable(&master), last.sequence());
+        let first = log.sealed_segments()[0].number;
+        let path = log_dir(log.dir()).join(segment_name(first));
+        env.corrupt(&path, 200, 0x10).unwrap();
+        let next = append(&log, 10);
+        stream.core.lock().handle_appended(next.last, next.last_fingerprint);
+        assert!(log.examine(first).unwrap());
+        log.sync_now().unwrap();
+        stream.handle_durable(next.last).unwrap();
+        assert_eq!(master.receive(Duration::ZERO).unwrap(), None);
     }
 
     #[test]
