@@ -20,6 +20,10 @@
 //! sealed, the checkpoint or what is settled moved past the first segment, the pin in the way left it
 //! or was given up, or the first segment has come of age.
 //!
+//! A finished segment that only damage keeps from being sealed counts as sealed here: what nobody could
+//! give back goes with the front like anything else, unless it may hide which configuration of the group
+//! is in force behind it.
+//!
 //! # Invariants
 //! - Nothing above the checkpoint or above what is settled is ever dropped.
 //! - No segment is dropped from under a pin unless a budget has run out.
@@ -285,7 +289,7 @@ impl Log {
         let config = &shared.config.retention;
         let state = shared.state.lock();
         let table = shared.pins.table();
-        let plan = plan(&state, &table, config, Cause::Due);
+        let plan = plan(&state, &table, config, Cause::Due, true);
         let first_ms = clocks_of(&state).next().flatten();
         Retention {
             bytes: bytes_of(&state),
@@ -304,8 +308,20 @@ impl Log {
 pub(crate) fn frees_front(state: &State, before: Vlsn, now: Vlsn) -> bool {
     state.segments.front().is_some_and(|first| {
         let last = first.last().vlsn;
-        first.is_sealed() && before < last && last <= now
+        is_finished(state, 0) && before < last && last <= now
     })
+}
+
+/// Whether nothing comes into a segment any more: it is sealed, or only damage in it keeps it from being
+/// so. What nobody could give back goes with the front like anything else.
+fn is_finished(state: &State, at: usize) -> bool {
+    let is_last = at + 1 == state.segments.len();
+    let segment = &state.segments[at];
+    segment.is_sealed() || (!is_last && is_damaged(state, segment.number()))
+}
+
+fn is_damaged(state: &State, number: u32) -> bool {
+    state.faulty.iter().any(|faulty| faulty.segment == number)
 }
 
 fn bytes_of(state: &State) -> u64 {
@@ -366,8 +382,14 @@ fn pin_on<'a>(state: &State, table: &'a Table, last: Vlsn) -> Option<&'a Arc<Pla
     table.held().filter(holds).min_by_key(|place| place.from())
 }
 
-/// Decides which segments go.
-fn plan(state: &State, table: &Table, config: &RetentionConfig, cause: Cause) -> Plan {
+/// Decides which segments go; with `damaged` also those that only damage keeps from being sealed.
+fn plan(
+    state: &State,
+    table: &Table,
+    config: &RetentionConfig,
+    cause: Cause,
+    damaged: bool,
+) -> Plan {
     let mut plan = Plan {
         doomed: Vec::new(),
         last: None,
@@ -384,8 +406,8 @@ fn plan(state: &State, table: &Table, config: &RetentionConfig, cause: Cause) ->
     let now = config.clock.now_ms();
     let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let mut bytes = bytes_of(state);
-    for (segment, clock) in state.segments.iter().zip(clocks_of(state)) {
-        if !segment.is_sealed() {
+    for (at, (segment, clock)) in state.segments.iter().zip(clocks_of(state)).enumerate() {
+        if !(segment.is_sealed() || (damaged && is_finished(state, at))) {
             break;
         }
         let last = *segment.last();
@@ -459,7 +481,7 @@ impl Shared {
         let (wanted, of_age_in, expiry) = {
             let state = self.state.lock();
             let table = self.pins.table();
-            let plan = plan(&state, &table, config, Cause::Due);
+            let plan = plan(&state, &table, config, Cause::Due, true);
             (plan.checkpoint_wanted, plan.of_age_in, table.next_expiry())
         };
         if let Some(vlsn) = wanted {
@@ -495,7 +517,7 @@ impl Shared {
         let mut told = Vec::new();
         let dropped = {
             let _alone = self.maintenance.lock();
-            self.drop_planned(cause, config_at, &mut told)
+            self.drop_planned(cause, config_at, true, &mut told)
         };
         self.pins.tell(told);
         dropped
@@ -506,13 +528,14 @@ impl Shared {
         &self,
         cause: Cause,
         config_at: Option<&mut dyn FnMut(Vlsn) -> Vec<u8>>,
+        damaged: bool,
         told: &mut Vec<(Arc<Place>, Lost)>,
     ) -> Result<bool> {
         self.check_running()?;
         let plan = loop {
             let state = self.state.lock();
             let mut table = self.pins.table();
-            let plan = plan(&state, &table, &self.config.retention, cause);
+            let plan = plan(&state, &table, &self.config.retention, cause, damaged);
             let Some(last) = &plan.last else {
                 let HeldBy::Pin { from, .. } = plan.held_by else {
                     self.pins.watched.store(NOTHING_WATCHED, Ordering::SeqCst);
@@ -535,11 +558,16 @@ impl Shared {
         let Some(last) = plan.last else { return Ok(false) };
         // Step 2.
         let anchor = match self.move_anchor(&plan.doomed, &last, config_at) {
-            Ok(anchor) => anchor,
-            Err(error) => {
+            Ok(Some(anchor)) => anchor,
+            stays => {
                 let state = self.state.lock();
                 self.pins.table().front = state.anchor.vlsn;
-                return Err(error);
+                drop(state);
+                return match stays {
+                    Err(cause) => Err(cause),
+                    Ok(_) if damaged => self.drop_planned(cause, None, false, told),
+                    Ok(_) => Ok(false),
+                };
             }
         };
         // Step 3.
@@ -547,6 +575,7 @@ impl Shared {
             let mut state = self.state.lock();
             state.segments.drain(..plan.doomed.len());
             let first = anchor.vlsn.next();
+            state.faulty.retain(|faulty| faulty.first >= first);
             let begun = state.terms.partition_point(|(_, begins)| *begins <= first);
             state.terms.drain(..begun.saturating_sub(1));
             if let Some((_, begins)) = state.terms.first_mut() {
@@ -571,20 +600,34 @@ impl Shared {
         Ok(true)
     }
 
+    /// `None` if damage hides which configuration is in force there.
     fn move_anchor(
         &self,
         doomed: &[u32],
         last: &Last,
         config_at: Option<&mut dyn FnMut(Vlsn) -> Vec<u8>>,
-    ) -> Result<Anchor> {
-        let side = self.sides.open(self, last.number)?;
+    ) -> Result<Option<Anchor>> {
         let group_config = match config_at {
             Some(config_at) => config_at(last.vlsn).into(),
-            None => self.group_config_through(doomed)?,
+            None => match self.group_config_through(doomed)? {
+                Some(group_config) => group_config,
+                None => return Ok(None),
+            },
+        };
+        let known = {
+            let state = self.state.lock();
+            match state.segments.get(state.position_of(last.number)) {
+                Some(Segment::Open(builder)) => Some(builder.last_offset()),
+                Some(Segment::Sealed(_)) | None => None,
+            }
+        };
+        let last_offset = match known {
+            Some(last_offset) => last_offset,
+            None => self.sides.open(self, last.number)?.summary.last_offset,
         };
         let anchor = Anchor {
             vlsn: last.vlsn,
-            lsn: Lsn::new(last.number, side.summary.last_offset),
+            lsn: Lsn::new(last.number, last_offset),
             term: last.term,
             fingerprint: last.fingerprint,
             // The last segment is never sealed, so one always follows the last that goes.
@@ -595,34 +638,38 @@ impl Shared {
             self.remove_segments(doomed)?;
         }
         self.control.update(|control| control.anchor = anchor.clone())?;
-        Ok(anchor)
+        Ok(Some(anchor))
     }
 
     /// The group configuration in force at the end of the segments that go: that of their newest
-    /// Group entry, or else the one in force before them.
-    fn group_config_through(&self, doomed: &[u32]) -> Result<Bytes> {
-        let (newest, before) = {
+    /// Group entry, or else the one in force before them. Damaged entries among them may hide a newer
+    /// one: `None`, unless the configuration of now is the same.
+    fn group_config_through(&self, doomed: &[u32]) -> Result<Option<Bytes>> {
+        let (newest, before, is_hidden) = {
             let state = self.state.lock();
             let going = state.segments.range(..doomed.len()).rev();
             let newest = going
                 .map(|segment| match segment {
                     Segment::Sealed(sealed) => sealed.last_group,
-                    Segment::Open(_) => NULL_VLSN,
+                    Segment::Open(builder) => builder.last_group(),
                 })
                 .find(|group| !group.is_null());
-            (newest, state.anchor.group_config.clone())
+            let is_hidden = doomed.iter().any(|number| is_damaged(&state, *number));
+            (newest, state.anchor.group_config.clone(), is_hidden)
         };
-        if let Some(vlsn) = newest
+        let now = self.control.state().group_config;
+        let known = if let Some(vlsn) = newest
             && let Some(run) = self.read(vlsn, 1)?
             && let Some(entry) = run.entries().next()
         {
-            return Ok(Bytes::copy_from_slice(entry.body));
-        }
-        if before.is_empty() {
+            Bytes::copy_from_slice(entry.body)
+        } else if before.is_empty() {
             // A log whose configuration was never written into it has but one.
-            return Ok(self.control.state().group_config);
-        }
-        Ok(before)
+            now.clone()
+        } else {
+            before
+        };
+        Ok((!is_hidden || known == now).then_some(known))
     }
 
     /// Removes the files of segments below the anchor.

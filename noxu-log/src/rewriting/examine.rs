@@ -4,8 +4,7 @@
 //! A sealed segment is known from its side file and read only when it is needed. Rot in it is met then,
 //! and the entries that it took are to be had back from other nodes, as those that an open finds: so
 //! they are made known as faulty, and the segment, which is not what its side file says any more, is
-//! unsealed with all that follow it. All of these are read, which takes as long as it takes; appends go
-//! on meanwhile.
+//! unsealed with all that follow it, whose side files tell what they hold.
 //!
 //! # Crash argument
 //! Nothing is changed on disk but the header of the segment, written again as it was, and side files,
@@ -22,6 +21,8 @@ use crate::recovery::survey::{Head, Known, Next, Surveyed, survey};
 use crate::rewriting::repair::Faulty;
 use crate::segment::header::SegmentHeader;
 use crate::segment::name::{log_dir, side_name};
+use crate::segment::scan::SummaryBuilder;
+use crate::segment::side_file::SideFile;
 
 impl Log {
     /// Reads segment `number` anew, which somebody could not read. Entries that are damaged in it
@@ -62,17 +63,37 @@ impl Shared {
             // Behind the look at where it ends: all of it is in the file then.
             drop(self.drain(&mut self.writer.lock())?);
         }
-        let mut surveyed = Vec::new();
-        for (header, last) in &unsealed {
-            let (found, header_was_damaged) = self.survey_again(header, last)?;
-            if header.number == number && found.faulty == known {
-                return Ok(header_was_damaged || !known.is_empty());
-            }
-            surveyed.push(found);
+        let [(header, last), others @ ..] = &unsealed[..] else { unreachable!("it is there") };
+        let (found, header_was_damaged) = self.survey_again(header, last)?;
+        if found.faulty == known {
+            return Ok(header_was_damaged || !known.is_empty());
+        }
+        let mut reopened = vec![(found.builder, found.faulty)];
+        for (header, last) in others {
+            reopened.push(self.reopened(header, last)?);
         }
         self.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
-        self.unseal(surveyed);
+        self.unseal(reopened);
         Ok(true)
+    }
+
+    /// What a sealed segment that ends with `last` holds: as its side file says, or as the segment
+    /// itself does.
+    fn reopened(
+        &self,
+        header: &SegmentHeader,
+        last: &ChainState,
+    ) -> Result<(SummaryBuilder, Vec<Faulty>)> {
+        match SideFile::read(&*self.env, &self.dir, header.number) {
+            Ok(Some(side)) if side.summary.header == *header && side.summary.last == *last => {
+                Ok((SummaryBuilder::from_summary(side.summary), Vec::new()))
+            }
+            Ok(_) => {
+                let (found, _) = self.survey_again(header, last)?;
+                Ok((found.builder, found.faulty))
+            }
+            Err(cause) => Err(cause),
+        }
     }
 
     /// What a segment that ends with `last` holds, and whether its header had to be made again.
@@ -88,8 +109,9 @@ impl Shared {
 
     fn write_header_again(&self, header: &SegmentHeader) -> Result<()> {
         let path = self.segment_path(header.number);
+        let file = self.env.open(&path, OpenMode::ReadWrite);
+        let file = file.map_err(|e| LogError::io("open", &path, e))?;
         let write = || {
-            let file = self.env.open(&path, OpenMode::ReadWrite)?;
             file.write_at(&[IoSlice::new(&header.encode())], 0)?;
             file.sync_data()
         };
@@ -108,21 +130,21 @@ impl Shared {
         Ok(())
     }
 
-    /// These segments, surveyed again, are unsealed from now on.
-    fn unseal(&self, surveyed: Vec<Surveyed>) {
+    /// These segments, of which that is damaged, are unsealed from now on.
+    fn unseal(&self, reopened: Vec<(SummaryBuilder, Vec<Faulty>)>) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(first) = surveyed.first().map(|found| found.builder.header().number) else {
+        let Some(first) = reopened.first().map(|(builder, _)| builder.header().number) else {
             return;
         };
         let (last_sync, last_txn_end) = state.syncs_before(first);
         let mut faulty: Vec<Faulty> = std::mem::take(&mut state.faulty);
-        for found in surveyed {
-            let number = found.builder.header().number;
+        for (builder, damaged) in reopened {
+            let number = builder.header().number;
             let at = state.position_of(number);
             faulty.retain(|known| known.segment != number);
-            faulty.extend(found.faulty);
-            state.segments[at] = Segment::Open(found.builder);
+            faulty.extend(damaged);
+            state.segments[at] = Segment::Open(builder);
         }
         faulty.sort_by_key(|faulty| faulty.first);
         state.faulty = faulty;

@@ -203,6 +203,10 @@ impl SummaryBuilder {
         self.last_txn_end
     }
 
+    pub(crate) const fn last_group(&self) -> Vlsn {
+        self.last_group
+    }
+
     pub(crate) fn terms(&self) -> &[(Term, Vlsn)] {
         &self.terms
     }

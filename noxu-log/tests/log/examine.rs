@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use noxu_log::env::{FaultEnv, Survivors};
-use noxu_log::{ChainState, EntryRun, Log, LogError};
-use noxu_util::Vlsn;
+use noxu_log::{ChainState, EntryFlags, EntryKind, EntryRun, Log, LogError, NewEntry};
+use noxu_util::{Term, Vlsn};
 
 use crate::rig::{bodies, body, dir, fill, open, quiet, vlsn_of};
 
@@ -129,6 +129,65 @@ fn what_is_sound_the_last_segment_and_what_is_not_there_stay_as_they_are() {
     assert_eq!(log.sealed_segments(), sealed);
     log.close().unwrap();
     assert!(matches!(log.examine(sealed[0].number), Err(LogError::Closed { .. })));
+}
+
+#[test]
+fn what_nobody_gives_back_goes_with_the_front_once_a_checkpoint_holds_it() {
+    for (place, closed_before) in [(0, false), (1, false), (0, true), (1, true)] {
+        let env = closed();
+        let mut log = open(&env);
+        let rotten = log.sealed_segments()[place].clone();
+        env.corrupt(&segment_path(rotten.number), 300, 0x40).unwrap();
+        assert!(log.examine(rotten.number).unwrap());
+        if closed_before {
+            log.close().unwrap();
+            log = open(&env);
+        }
+        assert_eq!(log.faulty().len(), 1);
+        seal(&log);
+        assert_eq!(log.sealed_segments().len(), place, "nothing behind it is sealed");
+        let before = log.drop_through(rotten.last.prev()).unwrap();
+        assert!(before < rotten.first, "{before}");
+        log.set_checkpoint(rotten.last);
+        assert_eq!(log.drop_through(rotten.last).unwrap(), rotten.last);
+        assert_eq!(log.faulty(), []);
+        let sealed = log.sealed_segments().len();
+        seal(&log);
+        assert!(log.sealed_segments().len() > sealed, "what is behind it is sealed again");
+        let again = open(&env.clone_image(Survivors::All));
+        for log in [log, again] {
+            assert_eq!((log.positions().anchor.vlsn, log.faulty()), (rotten.last, vec![]));
+            let rest = rotten.last.sequence() as u64 + 1..=ENTRIES as u64;
+            let kept: Vec<_> = rest.map(|tag| body(tag, 500)).collect();
+            assert!(bodies(&log) == kept);
+        }
+    }
+}
+
+/// Among the damaged entries may be a newer configuration than the last that can be read.
+#[test]
+fn damage_that_may_hide_a_configuration_stays() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, 10, 500);
+    let later = NewEntry::new(EntryKind::GROUP, EntryFlags::SYNC, b"another configuration");
+    log.append(Term::new(1), &[later]).unwrap();
+    fill(&log, 12, ENTRIES, 500);
+    log.control().update(|control| control.group_config = (&b"the newest"[..]).into()).unwrap();
+    log.sync_now().unwrap();
+    seal(&log);
+    let sealed = log.sealed_segments();
+    let [_, second, third, ..] = &sealed[..] else { panic!("{sealed:?}") };
+    assert!(second.first <= vlsn_of(11), "the configuration is not in the last of them");
+    env.corrupt(&segment_path(third.number), 300, 0x40).unwrap();
+    assert!(log.examine(third.number).unwrap());
+    assert_eq!(log.drop_through(third.last).unwrap(), second.last, "what is sound goes");
+    assert_eq!(log.positions().anchor.group_config, b"another configuration"[..]);
+    assert_eq!(log.faulty().len(), 1);
+    log.control()
+        .update(|control| control.group_config = (&b"another configuration"[..]).into())
+        .unwrap();
+    assert_eq!(log.drop_through(third.last).unwrap(), third.last, "there was none after all");
 }
 
 /// The flusher would have nothing left to do, and nothing to tell.
