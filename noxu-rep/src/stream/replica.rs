@@ -164,13 +164,16 @@ impl ReplicaStream {
         outcome
     }
 
-    /// A master that closes sends its farewell first: who meets the closed channel with an
-    /// acknowledgement has it still to read.
+    /// A master that closes sends what is durable and its farewell first: who meets the closed channel
+    /// with an acknowledgement has both still to read, and answers nothing any more.
     fn last_words(&self, cause: RepError) -> Result<Option<Farewell>> {
         if cause.is_disconnect() {
             while let Ok(Some(frame)) = self.channel.receive(Duration::ZERO) {
-                if let Ok(StreamMessage::Goodbye(farewell)) = StreamMessage::decode(&frame) {
-                    return Ok(Some(farewell));
+                match self.handle_frame(&frame.into()) {
+                    Ok(Handled::Goodbye(farewell)) => return Ok(Some(farewell)),
+                    Ok(Handled::Frame) => {}
+                    Err(unanswered) if unanswered.is_disconnect() => {}
+                    Err(cause) => return Err(cause),
                 }
             }
         }

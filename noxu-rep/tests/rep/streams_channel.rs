@@ -565,6 +565,34 @@ fn a_farewell_is_heard_though_the_channel_closes_before_it_is_read() {
 }
 
 #[test]
+fn what_is_durable_is_heard_though_the_channel_closes_before_it_can_be_acknowledged() {
+    let (source, log) = (empty_log("a"), empty_log("b"));
+    fill(&source, 3);
+    let (feeder_end, replica_end) = local_pair();
+    let follower = Arc::new(Follower::default());
+    let receiving = replica(&log, replica_end, &follower);
+    let run = source.read(Vlsn::new(1), 1 << 20).unwrap().unwrap();
+    let nothing = Dtvlsn { vlsn: NULL_VLSN, fingerprint: Fingerprint::default() };
+    let head = Head {
+        era: ERA,
+        first: run.first,
+        previous_fingerprint: run.previous_fingerprint,
+        dtvlsn: nothing,
+        want_received: false,
+    };
+    let bytes = run.parts.concat();
+    feeder_end.send(&StreamMessage::Entries { head, bytes: &bytes }.encode()).unwrap();
+    let last = Vlsn::new(3);
+    let dtvlsn = Dtvlsn { vlsn: last, fingerprint: run.last_fingerprint };
+    let position = Position { era: ERA, last, dtvlsn, want_received: false, answer: true };
+    feeder_end.send(&StreamMessage::Position(position).encode()).unwrap();
+    feeder_end.send(&StreamMessage::Goodbye(FAREWELL).encode()).unwrap();
+    feeder_end.close();
+    assert_eq!(receiving.run().unwrap(), Some(FAREWELL));
+    assert_eq!(follower.limit.load(Ordering::SeqCst), 3);
+}
+
+#[test]
 fn the_end_of_a_stream_says_what_it_means_for_the_master() {
     let successor = Some(name("n2"));
     let farewell = Farewell { why: Leaving::StepsDown, successor: successor.clone() };
