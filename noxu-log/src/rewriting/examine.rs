@@ -1,10 +1,10 @@
 //! Examine: a segment that somebody could not read while the log is open, surveyed as the next open
 //! would survey it.
 //!
-//! A sealed segment is known from its side file and read only when it is needed. Rot in it is met then,
-//! and the entries that it took are to be had back from other nodes, as those that an open finds: so
-//! they are made known as faulty, and the segment, which is not what its side file says any more, is
-//! unsealed with all that follow it, whose side files tell what they hold.
+//! What is written is read only when it is needed. Rot in it is met then, and the entries that it took
+//! are to be had back from other nodes, as those that an open finds: so they are made known as faulty.
+//! A sealed segment, which is not what its side file says any more, is unsealed with all that follow it,
+//! whose side files tell what they hold. One to which entries still come is read while its writer waits.
 //!
 //! # Crash argument
 //! Nothing is changed on disk but the header of the segment, written again as it was, and side files,
@@ -12,6 +12,8 @@
 //! beginning of the log; whatever is left of them, the next open scans what has none.
 
 use std::io::IoSlice;
+
+use noxu_util::Lsn;
 
 use crate::entry::ChainState;
 use crate::env::OpenMode;
@@ -23,15 +25,16 @@ use crate::segment::header::SegmentHeader;
 use crate::segment::name::{log_dir, side_name};
 use crate::segment::scan::SummaryBuilder;
 use crate::segment::side_file::SideFile;
+use crate::writing::tail_mark::Mark;
 
 impl Log {
     /// Reads segment `number` anew, which somebody could not read. Entries that are damaged in it
     /// count as [`Log::faulty`] from then on, if they do not yet, and a damaged header is made again.
-    /// False if nothing is wrong with it, or it is the last one, where entries still come in.
+    /// False if nothing is wrong with it. Appends to it wait meanwhile for their sync.
     ///
     /// # Errors
-    /// `Corrupt` and `ChainMismatch` if what stands there is another log's; `Io`; `Poisoned`,
-    /// `Closed`.
+    /// `Corrupt` and `ChainMismatch` if what stands there is another log's; `Io`, `ReadOnly`;
+    /// `Poisoned`, `Closed`.
     pub fn examine(&self, number: u32) -> Result<bool> {
         let examined = self.shared.examine(number);
         // What was synced for it is durable, whatever came of it.
@@ -45,35 +48,81 @@ impl Shared {
         // From here on only the last segment changes.
         let _alone = self.maintenance.lock();
         self.check_running()?;
-        let (is_sealed, unsealed, mut known) = {
+        let (extent, others) = {
             let state = self.state.lock();
             let at = state.position_of(number);
-            let there = state.segments.get(at).is_some_and(|there| there.number() == number);
-            if !there || at + 1 == state.segments.len() {
-                return Ok(false);
+            let extent = |segment: &Segment| (*segment.header(), *segment.last());
+            match state.segments.get(at) {
+                Some(segment) if segment.number() != number => return Ok(false),
+                None => return Ok(false),
+                Some(Segment::Open(_)) => {
+                    drop(state);
+                    return self.examine_open(number);
+                }
+                Some(sealed @ Segment::Sealed(_)) => {
+                    let behind = state.segments.iter().skip(at + 1);
+                    let others = behind.take_while(|segment| segment.is_sealed());
+                    (extent(sealed), others.map(extent).collect::<Vec<_>>())
+                }
             }
-            let facts = |segment: &Segment| (*segment.header(), *segment.last());
-            let meant = |segment: &&Segment| segment.number() == number || segment.is_sealed();
-            let unsealed: Vec<_> =
-                state.segments.iter().skip(at).filter(meant).map(facts).collect();
-            (state.segments[at].is_sealed(), unsealed, state.faulty.clone())
         };
-        known.retain(|faulty| faulty.segment == number);
-        if !is_sealed {
-            // Behind the look at where it ends: all of it is in the file then.
-            drop(self.drain(&mut self.writer.lock())?);
-        }
-        let [(header, last), others @ ..] = &unsealed[..] else { unreachable!("it is there") };
+        let (header, last) = &extent;
         let (found, header_was_damaged) = self.survey_again(header, last)?;
-        if found.faulty == known {
-            return Ok(header_was_damaged || !known.is_empty());
+        if found.faulty.is_empty() {
+            return Ok(header_was_damaged);
         }
         let mut reopened = vec![(found.builder, found.faulty)];
-        for (header, last) in others {
+        for (header, last) in &others {
             reopened.push(self.reopened(header, last)?);
         }
-        self.remove_side_files(unsealed.iter().rev().map(|(header, _)| header.number))?;
+        let numbers = reopened.iter().rev().map(|(builder, _)| builder.header().number);
+        self.remove_side_files(numbers)?;
         self.unseal(reopened);
+        Ok(true)
+    }
+
+    /// The same for a segment that is not sealed, to which entries may still come.
+    fn examine_open(&self, number: u32) -> Result<bool> {
+        let mut writer = self.writer.lock();
+        let (header, last, last_offset, end, faulty) = {
+            let state = self.state.lock();
+            let Some(Segment::Open(builder)) = state.segments.get(state.position_of(number)) else {
+                return Ok(false);
+            };
+            let faulty = state.faulty.clone();
+            (*builder.header(), *builder.last(), builder.last_offset(), builder.end(), faulty)
+        };
+        // Behind the look at where it ends: all of that is in the file then.
+        drop(self.drain(&mut writer)?);
+        let head = Head::read(&*self.env, &self.dir, number)?;
+        let header_was_damaged = head.header.as_ref() != Ok(&header);
+        if header_was_damaged {
+            self.write_header_again(&header)?;
+        }
+        let mark = Mark {
+            term: last.term,
+            vlsn: last.vlsn,
+            lsn: Lsn::new(number, last_offset),
+            fingerprint: last.fingerprint,
+        };
+        let known = Known { mark: Some(mark), mark_readable: true, synced: last.vlsn };
+        let mut found = survey(&head, &header, Next::Nothing, &known)?.faulty;
+        let (known, mut listed): (Vec<_>, Vec<_>) =
+            faulty.into_iter().partition(|faulty| faulty.segment == number);
+        // Unlike an open, this knows where the last entry ended, unless the open did not.
+        let end_is_known = known.last().is_none_or(|faulty| faulty.behind.is_some());
+        if let Some(at_the_end) = found.last_mut()
+            && at_the_end.behind.is_none()
+            && end_is_known
+        {
+            at_the_end.behind = Some(end);
+        }
+        if found == known {
+            return Ok(header_was_damaged || !known.is_empty());
+        }
+        listed.extend(found);
+        listed.sort_by_key(|faulty| faulty.first);
+        self.relist(&mut writer, number, listed)?;
         Ok(true)
     }
 

@@ -229,33 +229,48 @@ impl Shared {
         range: &Faulty,
         rest: Option<Faulty>,
     ) -> Result<()> {
-        let (header, (last_sync, last_txn_end), mut faulty) = {
-            let state = self.state.lock();
-            let at = state.position_of(range.segment);
-            (*state.segments[at].header(), state.syncs_before(range.segment), state.faulty.clone())
-        };
+        let mut faulty = self.state.lock().faulty.clone();
         if let Some(at) = faulty.iter().position(|other| other == range) {
             faulty.splice(at..=at, rest);
         }
+        self.relist(writer, range.segment, faulty)
+    }
+
+    /// Makes `faulty` the list of what is, of which only what says something about segment `number`
+    /// has changed, and reads that segment anew.
+    ///
+    /// # Errors
+    /// `Corrupt` if something else of it is damaged; `Io`, `Poisoned`, `ReadOnly`.
+    pub(crate) fn relist(
+        &self,
+        writer: &mut Writer,
+        number: u32,
+        faulty: Vec<Faulty>,
+    ) -> Result<()> {
+        let (header, (last_sync, last_txn_end)) = {
+            let state = self.state.lock();
+            let at = state.position_of(number);
+            (*state.segments[at].header(), state.syncs_before(number))
+        };
         loop {
             // What was appended since the log was opened is to be in the file.
             drop(self.drain(writer)?);
             let through = {
                 let state = self.state.lock();
-                let at = state.position_of(range.segment);
+                let at = state.position_of(number);
                 state.segments[at].last().vlsn.min(state.synced.vlsn)
             };
             let builder = self.reindex(header, last_sync, last_txn_end, &faulty, through)?;
             let mut state = self.state.lock();
             let state = &mut *state;
-            let at = state.position_of(range.segment);
+            let at = state.position_of(number);
             let is_last = at + 1 == state.segments.len();
             // Appended since.
             if builder.last().vlsn < state.segments[at].last().vlsn {
                 continue;
             }
             if is_last {
-                state.last_lsn = Lsn::new(range.segment, builder.last_offset());
+                state.last_lsn = Lsn::new(number, builder.last_offset());
             }
             state.segments[at] = Segment::Open(builder);
             state.faulty = faulty;

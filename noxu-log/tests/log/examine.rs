@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
 
 use noxu_log::env::{FaultEnv, Survivors};
 use noxu_log::{ChainState, EntryFlags, EntryKind, EntryRun, Log, LogError, NewEntry};
 use noxu_util::{Term, Vlsn};
 
-use crate::rig::{bodies, body, dir, fill, open, quiet, vlsn_of};
+use crate::rig::{append, bodies, body, dir, fill, open, quiet, vlsn_of};
 
 const ENTRIES: i64 = 40;
 
@@ -103,6 +104,93 @@ fn every_sealed_entry_that_rots_while_the_log_is_open_is_found_put_back_and_seal
     }
 }
 
+/// A group that waits for the only node that cannot read the end of its log writes nothing more there, so
+/// that this segment never becomes one of those above.
+#[test]
+fn every_entry_that_rots_in_the_segment_that_grows_is_found_and_put_back_while_it_grows() {
+    let (whole, sound) = (closed(), sound());
+    let last = sound.positions().last_lsn.segment();
+    let mut met = 0;
+    for vlsn in 1..=ENTRIES {
+        let (_, lsn) = sound.header(vlsn_of(vlsn)).unwrap().unwrap();
+        if lsn.segment() != last {
+            continue;
+        }
+        // In its header, in its body.
+        for offset in [8, 200] {
+            met += 1;
+            let env = whole.clone_image(Survivors::All);
+            let log = open(&env);
+            append(&log, 1, &body(41, 500)).unwrap();
+            env.corrupt(&segment_path(last), u64::from(lsn.offset()) + offset, 0x10).unwrap();
+            assert!(log.examine(last).unwrap());
+            assert!(log.examine(last).unwrap(), "it is still so");
+            let [range] = &log.faulty()[..] else { panic!("{:?}", log.faulty()) };
+            assert!(range.holds(vlsn_of(vlsn)), "{range:?}");
+            assert!(matches!(log.read(vlsn_of(vlsn), 1), Err(LogError::Faulty { .. })));
+            // Entries go on coming behind it, and into the next segment.
+            fill(&log, 42, 60, 500);
+            assert!(log.positions().last_lsn.segment() > last);
+            log.sync_now().unwrap();
+            let again = open(&env.clone_image(Survivors::All));
+            for log in [log, again] {
+                assert!(log.faulty().iter().any(|range| range.holds(vlsn_of(vlsn))));
+                let wanted = log.faulty()[0].clone();
+                let sound = open(&whole.clone_image(Survivors::All));
+                fill(&sound, 41, 60, 500);
+                log.repair(&sent(&sound, wanted.first, wanted.last)).unwrap();
+                assert_eq!(log.faulty(), []);
+                let expected: Vec<_> = (1..=60).map(|tag| body(tag, 500)).collect();
+                assert!(bodies(&log) == expected);
+                assert_eq!(log.positions().last_lsn, sound.positions().last_lsn);
+                assert!(!log.examine(last).unwrap());
+            }
+        }
+    }
+    assert!(met >= 4, "{met}");
+}
+
+/// The last entry of the log, nothing behind it but what is filled ahead.
+#[test]
+fn what_is_appended_behind_a_rotten_end_stands_where_it_would_have() {
+    let (env, sound) = (closed(), sound());
+    let log = open(&env);
+    let end = log.positions();
+    let path = segment_path(end.last_lsn.segment());
+    env.corrupt(&path, u64::from(end.last_lsn.offset()) + 100, 0x10).unwrap();
+    assert!(log.examine(end.last_lsn.segment()).unwrap());
+    assert!(log.faulty()[0].holds(end.last));
+    assert_eq!(log.positions().last, end.last);
+    for log in [&log, &sound] {
+        fill(log, ENTRIES + 1, ENTRIES + 1, 500);
+    }
+    assert_eq!(log.positions(), sound.positions());
+    for range in log.faulty() {
+        log.repair(&sent(&sound, range.first, range.last)).unwrap();
+    }
+    log.sync_now().unwrap();
+    assert!(bodies(&log) == bodies(&sound));
+    assert!(bodies(&open(&env.clone_image(Survivors::None))) == bodies(&sound));
+}
+
+#[test]
+fn an_examination_harms_nobody_who_appends_meanwhile() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, 1, 500);
+    let writes = log.clone();
+    let writer = thread::spawn(move || fill(&writes, 2, 1_000, 500));
+    let mut examined = 0;
+    while !writer.is_finished() {
+        assert!(!log.examine(log.positions().last_lsn.segment()).unwrap());
+        examined += 1;
+    }
+    writer.join().unwrap();
+    assert!(examined > 0);
+    let expected: Vec<_> = (1..=1_000).map(|tag| body(tag, 500)).collect();
+    assert!(bodies(&log) == expected);
+}
+
 #[test]
 fn a_segment_header_that_rots_while_the_log_is_open_is_made_again() {
     let env = closed();
@@ -119,7 +207,7 @@ fn a_segment_header_that_rots_while_the_log_is_open_is_made_again() {
 }
 
 #[test]
-fn what_is_sound_the_last_segment_and_what_is_not_there_stay_as_they_are() {
+fn what_is_sound_and_what_is_not_there_stay_as_they_are() {
     let log = sound();
     let sealed = log.sealed_segments();
     let last = log.positions().last_lsn.segment();

@@ -10,7 +10,7 @@ use noxu_rep::{Durability, Role};
 use noxu_util::NULL_VLSN;
 
 use crate::elections::{Group, SOON};
-use crate::support::{assert_same_logs, entry, eventually};
+use crate::support::{Ledger, assert_same_logs, entry, eventually};
 
 /// Flips a bit in the middle of the only occurrence of `body` in the log of node `n`, which is down.
 fn rot(group: &Group, n: usize, body: &str) {
@@ -243,13 +243,7 @@ fn old_entries_that_the_state_machine_meets_rotten_are_taken_back() {
 
 #[test]
 fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
-    let mut group = Group::of(3);
-    group.segment_bytes = 4 << 10;
-    group.tail_bytes = 4 << 10;
-    (0..3).for_each(|n| group.start(n));
-    let master = group.commit("begun");
-    group.await_everywhere("begun");
-    let away = (master + 1) % 3;
+    let (mut group, [master, away]) = three_of_which_one_is_to_go(4 << 10);
     let machine = Arc::clone(group.ledger(away));
     group.stop(away);
     commit_bodies(&group, master, Durability::MAJORITY);
@@ -258,6 +252,33 @@ fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
     for segment in sealed() {
         rot_all_over(&group, master, segment.number);
     }
+    comes_back(&mut group, master, away, machine);
+}
+
+/// The same where nothing is sealed yet: entries still come to the segment that has rotted.
+#[test]
+fn a_master_that_cannot_read_the_segment_that_it_writes_makes_way_for_one_that_can() {
+    let (mut group, [master, away]) = three_of_which_one_is_to_go(1 << 20);
+    let machine = Arc::clone(group.ledger(away));
+    group.stop(away);
+    commit_bodies(&group, master, Durability::MAJORITY);
+    rot_all_over(&group, master, 1);
+    comes_back(&mut group, master, away, machine);
+}
+
+/// Three nodes that have one entry, and read little of their logs in memory. Returns the master and
+/// another.
+fn three_of_which_one_is_to_go(segment_bytes: u32) -> (Group, [usize; 2]) {
+    let mut group = Group::of(3);
+    group.segment_bytes = segment_bytes;
+    group.tail_bytes = 4 << 10;
+    (0..3).for_each(|n| group.start(n));
+    let master = group.commit("begun");
+    group.await_everywhere("begun");
+    (group, [master, (master + 1) % 3])
+}
+
+fn comes_back(group: &mut Group, master: usize, away: usize, machine: Arc<Ledger>) {
     group.start_over(away, machine);
     eventually("it has everything", || {
         group.ledger(away).bodies().contains(&b"body number 0199".to_vec())
