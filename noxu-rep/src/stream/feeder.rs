@@ -23,8 +23,8 @@ use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::wire::election::LogEnd;
 use crate::wire::message::{
-    Ack, Dtvlsn, Era, FRAGMENT_HEAD_BYTES, Farewell, HEAD_BYTES, Head, MAX_MESSAGE_BYTES, Position,
-    StreamMessage,
+    Ack, Dtvlsn, Era, FRAGMENT_HEAD_BYTES, Farewell, HEAD_BYTES, Head, Leaving, MAX_MESSAGE_BYTES,
+    Position, StreamMessage,
 };
 
 /// What a feeder asks of the node it belongs to.
@@ -154,7 +154,12 @@ impl FeederStream {
                 sending.gathered = limit;
             }
             let due = due.unwrap_or(now);
-            if let Some(farewell) = closing {
+            // Who stops in order sends all that it has first, as long as it is let.
+            let sends_on = limit >= next
+                && closing.as_ref().is_some_and(|farewell| farewell.why == Leaving::Closing);
+            if let Some(farewell) = closing
+                && !sends_on
+            {
                 // Nobody else could tell the replica before there is a new master.
                 let dtvlsn = self.dtvlsn(sending.announced)?;
                 if dtvlsn.vlsn > sending.announced.vlsn {
@@ -172,6 +177,7 @@ impl FeederStream {
             }
             if let Some(enough) = enough
                 && next > sending.gathered
+                && !sends_on
             {
                 sending.gathering = true;
                 return Ok(SendStep::Wait { until: Until::CueOrBeyond(enough), since, due });

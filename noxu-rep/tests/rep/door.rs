@@ -8,6 +8,8 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::support::PATIENCE;
+
 /// What happens to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -33,6 +35,8 @@ struct State {
     silent: bool,
     gone: bool,
     streams: Vec<TcpStream>,
+    /// Connections on which the node may still be heard.
+    heard: usize,
     /// Bytes that still pass towards the one who dialled before it happens, once.
     trouble: Option<(usize, Trouble)>,
 }
@@ -55,6 +59,18 @@ impl Door {
     /// Leads new connections to `target`, or nowhere; those that are open are cut.
     pub(crate) fn lead_to(&self, target: Option<SocketAddr>) {
         self.shared.state.lock().target = target;
+        self.cut();
+    }
+
+    /// The node has closed: leads nowhere once what it said last has passed.
+    pub(crate) fn close_behind(&self) {
+        let mut state = self.shared.state.lock();
+        state.target = None;
+        while state.heard > 0 && !state.silent {
+            let waited = self.shared.changed.wait_for(&mut state, PATIENCE);
+            assert!(!waited.timed_out(), "a node that has closed still holds a connection");
+        }
+        drop(state);
         self.cut();
     }
 
@@ -113,10 +129,16 @@ impl Shared {
                     continue;
                 }
                 state.streams.extend([outside, inside]);
+                state.heard += 1;
             }
             for (n, (from, to)) in pairs.into_iter().enumerate() {
                 let shared = Arc::clone(self);
-                thread::spawn(move || shared.pass(from, to, n == 1));
+                thread::spawn(move || {
+                    let outwards = n == 1;
+                    shared.pass(from, to, outwards);
+                    shared.state.lock().heard -= usize::from(outwards);
+                    shared.changed.notify_all();
+                });
             }
         }
     }
@@ -146,15 +168,17 @@ impl Shared {
             }
             if let Some(left) = cut {
                 let _ = to.write_all(&buffer[..left]); // it is broken either way
-                break;
+                for stream in [from, to] {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+                return;
             }
             if to.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }
-        for stream in [from, to] {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        // What goes the other way still passes.
+        let _ = (from.shutdown(Shutdown::Read), to.shutdown(Shutdown::Write));
     }
 }
 

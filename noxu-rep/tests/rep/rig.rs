@@ -210,8 +210,8 @@ impl Rig {
     pub(crate) fn stop(&mut self, number: usize) {
         let running = self.seats[number].running.take().expect("running");
         running.node.shutdown().expect("shut down");
-        self.seats[number].door.lead_to(None);
-        self.seats[number].side_door.lead_to(None);
+        self.seats[number].door.close_behind();
+        self.seats[number].side_door.close_behind();
     }
 
     /// The node's machine loses power: of what it did not sync, a part survives that follows from

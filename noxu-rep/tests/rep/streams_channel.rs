@@ -58,7 +58,7 @@ fn fill(log: &Log, entries: usize) {
 struct Master {
     dtvlsn: AtomicI64,
     wants_received: AtomicBool,
-    closing: AtomicBool,
+    closing: Mutex<Option<Farewell>>,
     acks: Mutex<Vec<Ack>>,
 }
 
@@ -77,7 +77,7 @@ impl FeederHost for Master {
     }
 
     fn closing(&self) -> Option<Farewell> {
-        self.closing.load(Ordering::SeqCst).then_some(FAREWELL)
+        self.closing.lock().clone()
     }
 }
 
@@ -153,7 +153,7 @@ fn stream(
         eventually("the replica may apply it", || {
             follower.limit.load(Ordering::SeqCst) >= last.sequence()
         });
-        master.closing.store(true, Ordering::SeqCst);
+        *master.closing.lock() = Some(FAREWELL);
         from.wake_readers();
         sending.join().unwrap().unwrap();
         assert_eq!(following.join().unwrap().unwrap(), Some(FAREWELL));
@@ -340,7 +340,7 @@ fn steps_alone_bring_a_replica_level_with_no_thread() {
     assert_eq!(follower.limit.load(Ordering::SeqCst), 11);
     assert_same_logs(&from, &to);
 
-    master.closing.store(true, Ordering::SeqCst);
+    *master.closing.lock() = Some(FAREWELL);
     assert_eq!(feeder.send_some().unwrap(), SendStep::Ended);
     let frame = theirs.receive(PATIENCE).unwrap().unwrap();
     assert_eq!(receiving.handle_frame(&frame.into()).unwrap(), Handled::Goodbye(FAREWELL));
@@ -553,6 +553,27 @@ fn who_has_no_vote_receives_nothing_beyond_dtvlsn() {
     steps.replica.sync().unwrap();
     assert_eq!(steps.follower.limit.load(Ordering::SeqCst), 10);
     assert_same_logs(&steps.from, &steps.to);
+}
+
+/// Also to whom that waited for a few to gather.
+#[test]
+fn a_master_that_closes_sends_what_it_has_before_it_says_goodbye() {
+    let from = empty_log("a");
+    fill(&from, 10);
+    let steps = Steps::new(from, empty_log("b"), FeedLimit::All);
+    let farewell = Farewell { why: Leaving::Closing, successor: None };
+    *steps.master.closing.lock() = Some(farewell.clone());
+    steps.send();
+    assert_eq!(steps.to.positions().last, Vlsn::new(10));
+    assert_eq!(steps.feeder.send_some().unwrap(), SendStep::Ended);
+    let frame = steps.replica_end.receive(PATIENCE).unwrap().unwrap();
+    assert_eq!(steps.replica.handle_frame(&frame.into()).unwrap(), Handled::Goodbye(farewell));
+
+    // One that steps down has nothing more to say for its term.
+    fill(&steps.from, 10);
+    let steps = Steps::new(steps.from, empty_log("c"), FeedLimit::All);
+    *steps.master.closing.lock() = Some(FAREWELL);
+    assert_eq!(steps.feeder.send_some().unwrap(), SendStep::Ended);
 }
 
 #[test]

@@ -1,4 +1,7 @@
 //! I8: an acknowledgement is true when it is sent: synced, and the same as on the master.
+//!
+//! One that is sent to a master which was deposed meanwhile, and has rolled back and gone on in a newer
+//! term, counts nowhere: it is compared as far as that log still is the one of its term.
 
 use super::Invariant;
 use crate::ledger::{Ledger, Record};
@@ -27,7 +30,7 @@ impl Invariant for TruthfulAcks {
         }
         let master = ledger.master(*term).and_then(|master| ledger.log(master));
         match (log.at(*durable), master.and_then(|master| master.at(*durable))) {
-            (Some(here), Some(there)) if here != there => Err(format!(
+            (Some(here), Some(there)) if here != there && there.term <= *term => Err(format!(
                 "{host} acknowledges {durable} in term {term}: {here:?}, and the master has {there:?}"
             )),
             _ => Ok(()),

@@ -206,6 +206,18 @@ fn a_false_acknowledgement_is_named() {
     let parted =
         [appended(A, 4, 1, &[held(1, 14)]), appended(B, 4, 2, &[held(2, 24)]), synced(B, 4)];
     assert_eq!(broken(&[&parted[..], &[acked(B, 1, 4)]].concat()), Some("I8"));
+    let other = Host(3);
+    let deposed = [
+        appended(A, 4, 1, &[held(1, 14)]),
+        appended(other, 1, 1, &[held(1, 11), held(1, 12), held(1, 13), held(1, 14)]),
+        synced(other, 4),
+        established(B, 2, 4),
+        appended(B, 4, 2, &[held(2, 24)]),
+        Record::Truncated { host: A, after: vlsn(3) },
+        appended(A, 4, 2, &[held(2, 24)]),
+        acked(other, 1, 4),
+    ];
+    assert_eq!(broken(&deposed), None, "A is no master of term 1 any more");
 }
 
 #[test]

@@ -45,6 +45,10 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (
+            748_830,
+            "an acknowledgement to a deposed master was compared with its log of a newer term",
+        ),
         (723_142, "a master whose unsealed segment had rotted served nobody and did not make way"),
         (66, "a secondary was restored with what was not durable"),
         (1697, "a restored log whose front is where the old log ended was taken for the old one"),
