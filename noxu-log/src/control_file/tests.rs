@@ -306,6 +306,29 @@ fn a_failed_write_or_sync_poisons_and_keeps_the_old_state() {
     }
 }
 
+/// A process that is started again on a machine that runs on sees what a failed sync left in memory.
+/// What it sees, and so may act on, is durable: a vote that the next power loss takes back could be
+/// given twice.
+#[test]
+fn what_a_failed_sync_left_in_memory_is_durable_once_it_was_opened() {
+    let mut failed = 0;
+    for call in 1.. {
+        let env = new_env();
+        let control = open(&env);
+        vote(&control, 1).unwrap();
+        env.fail_at(env.calls() + call, Fault::IO);
+        if vote(&control, 2).is_ok() {
+            break;
+        }
+        failed += 1;
+        let running = env.kill();
+        let seen = open(&running).state();
+        let after = open(&running.crash_keeping(Survivors::None)).state();
+        assert_eq!(after, seen, "call {call}");
+    }
+    assert!(failed >= 4, "{failed}: two slots, each written and synced");
+}
+
 #[test]
 fn an_update_that_changes_nothing_writes_nothing() {
     let env = new_env();
