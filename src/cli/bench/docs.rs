@@ -66,8 +66,12 @@ master's process in a closed loop, one put of a random 16-byte key and a 100-byt
 commit. `c1`, `c8`, `c64`: that many blocked threads; `h1024`: one thread with 1,024 commits in
 flight. `sync_majority`: on the disks of two of three nodes, their tail marks included;
 `sync_majority_lazy`: with tail marks that no commit waits for. `nosync_majority`: in the memory of
-two of three. `local_sync` and `local_nosync`: a group of one node, on its disk and in its memory.",
-        |work| matches!(work, Work::Commits(_)),
+two of three. `local_sync` and `local_nosync`: a group of one node, on its disk and in its memory.
+
+`floor_`: three processes that do nothing but write, sync and acknowledge the same bytes in the same
+places, a commit of each client in one round, one round after the other. With one client nothing can
+be faster on this machine; with many a log can, for it need not wait for a round to end.",
+        |work| matches!(work, Work::Commits(_) | Work::Floor(_)),
     ),
     (
         "Log",

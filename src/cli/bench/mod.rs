@@ -2,6 +2,7 @@
 
 mod cluster;
 mod docs;
+mod floor;
 mod machine;
 mod report;
 mod work;
@@ -30,6 +31,9 @@ use crate::workload::clients::Clients;
   nosync_majority          3 nodes; a commit is in the memory of two
   local_sync               1 node; a commit is on its disk
   local_nosync             1 node; a commit is in its memory
+  floor_sync_majority, floor_sync_majority_lazy, floor_nosync_majority
+                           what those cost without a log: bare processes that write, sync and
+                           acknowledge the same bytes, a commit of each client in one round
   append_sync_100B_b<N>    the log alone, N entries of 100 B to a batch, each batch synced
   append_nosync_100B_b<N>  the same from one thread, written in the background
   stream_tcp_100B, stream_tcp_1KiB
@@ -68,6 +72,8 @@ pub(super) struct Bench {
     dir: Option<PathBuf>,
     #[command(flatten)]
     replica: cluster::ReplicaArguments,
+    #[command(flatten)]
+    floor: floor::FloorArguments,
 }
 
 /// What every work is told.
@@ -114,6 +120,9 @@ impl Bench {
     pub(super) fn run(self) -> Result<(), CliError> {
         if self.replica.is_asked_for() {
             return self.replica.run();
+        }
+        if let Some(served) = self.floor.run() {
+            return served;
         }
         let setting = Setting::new(&self)?;
         if self.plain {

@@ -10,6 +10,8 @@ use noxu_rep::{AckPolicy, Durability, SyncPolicy};
 pub(super) enum Work {
     /// Commits of single puts.
     Commits(Commits),
+    /// The same bytes written, synced and acknowledged by nobody in particular.
+    Floor(Commits),
     /// Batches appended to a log alone.
     Append { sync: bool, batch: usize },
     /// One log to another over TCP.
@@ -47,6 +49,10 @@ impl Commits {
         Self::LocalSync,
         Self::LocalNosync,
     ];
+
+    /// Those that others take part in.
+    const OF_MAJORITIES: [Self; 3] =
+        [Self::SyncMajority, Self::SyncMajorityLazy, Self::NosyncMajority];
 
     const fn name(self) -> &'static str {
         match self {
@@ -118,6 +124,7 @@ impl Work {
         Commits::ALL
             .map(Self::Commits)
             .into_iter()
+            .chain(Commits::OF_MAJORITIES.map(Self::Floor))
             .chain(appends)
             .chain(StreamSize::ALL.map(Self::Stream))
             .chain([Self::Catchup])
@@ -131,6 +138,7 @@ impl std::fmt::Display for Work {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Commits(commits) => f.write_str(commits.name()),
+            Self::Floor(commits) => write!(f, "floor_{}", commits.name()),
             Self::Append { sync: true, batch } => write!(f, "append_sync_100B_b{batch}"),
             Self::Append { sync: false, batch } => write!(f, "append_nosync_100B_b{batch}"),
             Self::Stream(size) => write!(f, "stream_tcp_{}", size.name()),

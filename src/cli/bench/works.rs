@@ -9,6 +9,7 @@ use noxu_util::Vlsn;
 
 use super::Setting;
 use super::cluster::Cluster;
+use super::floor;
 use super::report::{Figure, Measured};
 use super::work::{Commits, StreamSize, Work};
 use crate::cli::error::CliError;
@@ -24,6 +25,10 @@ impl Work {
     pub(super) fn measure(self, setting: &Setting, report: Report<'_>) -> Result<(), CliError> {
         match self {
             Self::Commits(commits) => measure_commits(self, commits, setting, report),
+            Self::Floor(commits) => setting
+                .clients
+                .iter()
+                .try_for_each(|clients| report(floor::measure(self, commits, *clients, setting)?)),
             Self::Append { sync: true, batch } => measure_synced(self, batch, setting, report),
             Self::Append { sync: false, batch } => report(measure_unsynced(self, batch, setting)?),
             Self::Stream(size) => report(measure_stream(self, size, setting)?),
