@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use noxu_log::LogConfig;
 use noxu_log::env::RealEnv;
 use noxu_rep::{
-    CommitOutcome, Durability, ElectionTiming, GroupChoice, Node, NodeConfig, RepError, Role,
-    StateChange, StreamTiming, Undecided,
+    CommitOutcome, Durability, ElectionTiming, GroupChoice, Node, NodeConfig, NodeKind, RepError,
+    Role, StateChange, StreamTiming, Undecided,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -21,6 +21,8 @@ pub(crate) struct Group {
     dir: TempDir,
     pub(crate) addresses: Vec<String>,
     nodes: Vec<Option<(Node, Arc<Ledger>)>>,
+    /// The first of them, which found the group; the others are secondaries.
+    voters: usize,
     pub(crate) timing: ElectionTiming,
     pub(crate) segment_bytes: u32,
     /// What is read in memory of each log.
@@ -44,12 +46,18 @@ impl Group {
             dir: tempfile::tempdir().unwrap(),
             addresses,
             nodes: (0..count).map(|_| None).collect(),
+            voters: count,
             timing: ElectionTiming::default(),
             segment_bytes: 1 << 20,
             tail_bytes: 4 << 20,
             told: (0..count).map(|_| Arc::default()).collect(),
             panicking: false,
         }
+    }
+
+    /// So many voters, and behind them a node without a vote.
+    pub(crate) fn with_secondary(voters: usize) -> Self {
+        Self { voters, ..Self::of(voters + 1) }
     }
 
     pub(crate) fn founded(count: usize) -> Self {
@@ -64,7 +72,7 @@ impl Group {
         let mut config = NodeConfig::new(name(&node), self.dir.path().join(&node));
         config.listen.clone_from(&self.addresses[n]);
         config.peers = vec![self.addresses[0].clone()];
-        let members = (1..=self.nodes.len()).map(|n| name(&format!("n{n}"))).collect();
+        let members = (1..=self.voters).map(|n| name(&format!("n{n}"))).collect();
         if n == 0 {
             config.group = GroupChoice::Create {
                 name: name("orders"),
@@ -73,6 +81,10 @@ impl Group {
                 q_rep: 0,
                 q_elect: 0,
             };
+        }
+        if n >= self.voters {
+            config.kind = NodeKind::Secondary;
+            config.peers = self.addresses[..self.voters].to_vec();
         }
         config.election = self.timing;
         let (told, panicking) = (Arc::clone(&self.told[n]), self.panicking);

@@ -12,6 +12,7 @@ mod retention_nodes;
 mod rig;
 mod rollback_and_rejoin;
 mod rollback_in_place;
+mod secondaries;
 mod state_map;
 mod strangers;
 mod streams_channel;
