@@ -557,6 +557,23 @@ impl Log {
         Ok(self.shared.appended(state, first, bytes))
     }
 
+    /// Waits as [`Log::append`] would, for those who hold nothing meanwhile that others need.
+    ///
+    /// # Errors
+    /// As [`Log::append`], but not `ReadOnly` or `TooLarge`.
+    pub fn await_room(&self) -> Result<()> {
+        if !self.shared.has_room() {
+            drop(self.shared.lock_for_append(|| true)?);
+        }
+        Ok(())
+    }
+
+    /// Whether [`Log::append`] would not wait now. It stays so until somebody appends.
+    pub fn has_room(&self) -> bool {
+        // On a full disk it is answered at once.
+        self.shared.has_room() || self.shared.state.lock().no_room.is_some()
+    }
+
     /// Appends entries of another node's log as they are: same VLSNs, same positions, same bytes.
     ///
     /// # Errors
@@ -733,7 +750,7 @@ impl Shared {
                 // A `Term` waits for no room: there may not be any before it.
                 return if urgent() { Ok(state) } else { Err(LogError::read_only(path)) };
             }
-            if self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes {
+            if self.has_room() {
                 return Ok(state);
             }
             match self.config.background {
@@ -749,6 +766,10 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.unwritten_bytes.load(Ordering::Relaxed) < self.config.max_unwritten_bytes
     }
 
     /// Tells those who wait that a batch from `first` on was appended.

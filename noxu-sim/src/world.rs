@@ -535,6 +535,8 @@ impl<E: Embedded> World<E> {
                 let node = &mut self.nodes[host.0];
                 let Some(process) = &node.process else { return Ok(()) };
                 let life = &process.life;
+                // A cut that was begun lawfully and that the process did not outlive, whatever it died of.
+                let amid = amid || life.open_report().finished_truncation.is_some();
                 self.observer.handle_started(&mut self.watch, host, life, amid)?;
                 self.installing.remove(&host);
                 if self.plan.is_secondary(host) {

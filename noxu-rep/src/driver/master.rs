@@ -695,7 +695,14 @@ impl Admission {
         assert!(ends_in_commit, "a batch of {} entries without a commit at its end", batch.len());
         let class = durability.class();
         let bytes: usize = batch.iter().map(NewEntry::entry_bytes).sum();
-        let mut state = master.state.lock();
+        // Not with the lock, which acknowledgements and elections need: the disk may be stuck.
+        let mut state = loop {
+            master.log.await_room()?;
+            let state = master.state.lock();
+            if master.log.has_room() {
+                break state;
+            }
+        };
         state.check_open()?;
         if class.waits_for_received() {
             // Before the append, so that no feeder ships the entry without the wish.

@@ -1,9 +1,10 @@
 //! What a commit waits for: disks that hang, peers that fall silent, timers that never come.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use noxu_rep::{Durability, MasterLimits, RepError, StreamTiming};
-use noxu_util::NULL_VLSN;
+use noxu_rep::{Durability, MasterLimits, RepError, Role, StreamTiming};
+use noxu_util::{NULL_VLSN, Vlsn};
 
 use crate::rig::{Disk, Options, Rig, SOON, eventually};
 use crate::state_map::{put_body, put_entry};
@@ -70,6 +71,38 @@ fn the_masters_own_stuck_disk_does_not_hold_up_what_two_replicas_made_durable() 
     assert!(rig.node(0).wait_durable(written.vlsn(), SOON), "two of three disks hold it");
     rig.await_applied(1, written.vlsn());
     rig.stuck_disk(0).set_stuck(false);
+}
+
+#[test]
+fn writers_that_wait_for_room_behind_a_stuck_disk_hold_up_nobody_but_themselves() {
+    const MOST: usize = 64 << 10;
+    let mut options = stuck_disks();
+    options.log.max_unwritten_bytes = MOST;
+    let rig = Rig::running(options);
+    let before = rig.node(0).log().positions().last;
+    rig.stuck_disk(0).set_stuck(true);
+    let value = [7; 4 << 10];
+    let body = put_body("k", &value);
+    let synced = rig.node(0).submit(&[put_entry(&body, true)], Durability::MAJORITY).unwrap();
+    synced.start();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for _ in 0..100 {
+                rig.node(0)
+                    .submit(&[put_entry(&body, true)], Durability::NO_SYNC_MAJORITY)
+                    .unwrap();
+            }
+        });
+        let full = Vlsn::new(before.sequence() + (MOST / value.len()) as i64);
+        eventually("there is no room", || rig.node(0).log().positions().last >= full);
+        let last = rig.node(0).log().positions().last;
+        assert!(rig.node(0).wait_durable(last, SOON), "two of three disks hold it");
+        assert_eq!(rig.status(0).role, Role::Master);
+        assert!(!writer.is_finished());
+        rig.stuck_disk(0).set_stuck(false);
+        writer.join().unwrap();
+    });
+    synced.wait().unwrap();
 }
 
 /// Entries arrive in parts of transactions, so no clock may be needed to finish anything.

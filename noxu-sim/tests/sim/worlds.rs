@@ -45,6 +45,7 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (808_336, "a rollback that met rot, and was finished by the next start, was called a loss"),
         (
             748_830,
             "an acknowledgement to a deposed master was compared with its log of a newer term",
