@@ -332,7 +332,7 @@ pub(crate) struct State {
     pub(crate) checkpoint: Vlsn,
     /// Entries that cannot be read, oldest first.
     pub(crate) faulty: Vec<Faulty>,
-    /// Counts truncations begun and blocks replaced, so that a file read can tell that the file
+    /// Counts truncations begun, blocks replaced, and segments examined or mended, so that a file read can tell that the file
     /// changed under it.
     pub(crate) truncations: u64,
     /// For those who wait for entries that may be cut off.

@@ -119,7 +119,8 @@ impl Atlas {
         weak <= self.voters - self.q_elect
     }
 
-    fn has_vote(&self, host: Host) -> bool {
+    /// Whether what this machine holds counts.
+    pub fn has_vote(&self, host: Host) -> bool {
         host.0 < self.voters
     }
 

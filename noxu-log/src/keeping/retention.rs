@@ -1,4 +1,4 @@
-//! Retention: how much of the log is kept, and the dropping of its front, whole sealed segments at
+//! Retention: how much of the log is kept, and the dropping of its front, whole finished segments at
 //! a time.
 //!
 //! A segment at the front goes when nothing holds it. What holds it, strongest first:
@@ -20,9 +20,10 @@
 //! sealed, the checkpoint or what is settled moved past the first segment, the pin in the way left it
 //! or was given up, or the first segment has come of age.
 //!
-//! A finished segment that only damage keeps from being sealed counts as sealed here: what nobody could
-//! give back goes with the front like anything else, unless it may hide which configuration of the group
-//! is in force behind it.
+//! A finished segment that only damage, in it or before it, keeps from being sealed counts as sealed here:
+//! what nobody could give back goes with the front like anything else, unless it may hide which
+//! configuration of the group is in force behind it; or with the segment behind it, if nothing tells where
+//! its last entry began. Of its age nothing is known, so that only bytes keep it.
 //!
 //! # Invariants
 //! - Nothing above the checkpoint or above what is settled is ever dropped.
@@ -261,7 +262,7 @@ impl Log {
         Ok(self.shared.state.lock().anchor.vlsn)
     }
 
-    /// Drops whole sealed segments from the front whose entries are all at or below `vlsn`, which
+    /// Drops whole finished segments from the front whose entries are all at or below `vlsn`, which
     /// is at or below the state machine's checkpoint, whatever `keep_bytes` and `keep_age` say.
     /// Never drops what might be rolled back or what a pin holds. Returns the anchor's VLSN:
     /// everything at or below it is gone.
@@ -312,12 +313,33 @@ pub(crate) fn frees_front(state: &State, before: Vlsn, now: Vlsn) -> bool {
     })
 }
 
-/// Whether nothing comes into a segment any more: it is sealed, or only damage in it keeps it from being
-/// so. What nobody could give back goes with the front like anything else.
+/// Whether nothing comes into a segment any more: it is sealed, or only damage, in it or before it, keeps
+/// it from being so. As for a sealed one, what closed it can no longer be rolled back.
 fn is_finished(state: &State, at: usize) -> bool {
-    let is_last = at + 1 == state.segments.len();
-    let segment = &state.segments[at];
-    segment.is_sealed() || (!is_last && is_damaged(state, segment.number()))
+    let settled = state.settled.min(state.durable);
+    let closed_by = state.segments.get(at + 1).map(|successor| successor.header().first);
+    state.segments[at].is_sealed()
+        || (closed_by.is_some_and(|first| first <= settled) && is_blocked(state))
+}
+
+/// Whether damage keeps finished segments from being sealed.
+fn is_blocked(state: &State) -> bool {
+    let first = state.segments.partition_point(Segment::is_sealed);
+    state.segments.get(first).is_some_and(|segment| is_damaged(state, segment.number()))
+}
+
+/// Whether damage keeps finished segments from being sealed, and one of them ends behind `before` and
+/// not behind `now`: nobody who seals it will look at the front.
+pub(crate) fn passes_blocked(state: &State, before: Vlsn, now: Vlsn) -> bool {
+    // What closed it, in the next one, has to be settled.
+    let passes = |segment: &Segment| before <= segment.last().vlsn && segment.last().vlsn < now;
+    is_blocked(state) && state.segments.iter().any(passes)
+}
+
+/// Whether it is known where the last entry of a segment begins.
+fn ends_known(state: &State, segment: &Segment) -> bool {
+    let last = segment.last().vlsn;
+    !state.faulty.iter().any(|faulty| faulty.last == last && faulty.last_offset.is_none())
 }
 
 fn is_damaged(state: &State, number: u32) -> bool {
@@ -406,6 +428,8 @@ fn plan(
     let now = config.clock.now_ms();
     let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let mut bytes = bytes_of(state);
+    // So many of the doomed end with one of which everything is known that the anchor says.
+    let mut certain = 0;
     for (at, (segment, clock)) in state.segments.iter().zip(clocks_of(state)).enumerate() {
         if !(segment.is_sealed() || (damaged && is_finished(state, at))) {
             break;
@@ -435,7 +459,7 @@ fn plan(
                     return Some(HeldBy::KeepBytes);
                 }
                 if !config.keep_age.is_zero()
-                    && age.is_none_or(|age| age <= millis(config.keep_age))
+                    && age.map_or(segment.is_sealed(), |age| age <= millis(config.keep_age))
                 {
                     return Some(HeldBy::KeepAge);
                 }
@@ -456,6 +480,10 @@ fn plan(
             }
             bytes -= own;
             plan.doomed.push(segment.number());
+            if !ends_known(state, segment) {
+                continue;
+            }
+            certain = plan.doomed.len();
             plan.last = Some(Last {
                 vlsn: last.vlsn,
                 term: last.term,
@@ -470,6 +498,7 @@ fn plan(
         plan.of_age_in = age.and_then(|age| Some(left(age)? - age + 1));
         break;
     }
+    plan.doomed.truncate(certain);
     plan
 }
 
@@ -575,7 +604,12 @@ impl Shared {
             let mut state = self.state.lock();
             state.segments.drain(..plan.doomed.len());
             let first = anchor.vlsn.next();
+            let damaged = state.faulty.len();
             state.faulty.retain(|faulty| faulty.first >= first);
+            if state.faulty.len() < damaged {
+                // What was behind it may be sealed now.
+                self.keeper.request(|request| request.seal = true);
+            }
             let begun = state.terms.partition_point(|(_, begins)| *begins <= first);
             state.terms.drain(..begun.saturating_sub(1));
             if let Some((_, begins)) = state.terms.first_mut() {
@@ -630,7 +664,7 @@ impl Shared {
             lsn: Lsn::new(last.number, last_offset),
             term: last.term,
             fingerprint: last.fingerprint,
-            // The last segment is never sealed, so one always follows the last that goes.
+            // The last segment is never finished, so one always follows the last that goes.
             next_lsn: Lsn::new(last.number + 1, SEGMENT_HEADER_BYTES),
             group_config,
         };

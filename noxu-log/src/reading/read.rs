@@ -45,7 +45,7 @@ impl Log {
         self.shared.read(from, max_bytes)
     }
 
-    /// The same, but no entry beyond `through`, which is at or behind `from`.
+    /// The same, but no entry beyond `through`, which is not below `from`.
     ///
     /// # Errors
     /// As [`Log::read`].

@@ -206,11 +206,12 @@ pub(crate) fn survey(
             Decision::Alarm => return Err(other_history(head.number, end.offset, vlsn, &fault)),
             Decision::Faulty => {}
         }
-        let gap = |after: ChainState, behind: Option<u32>| Faulty {
+        let gap = |after: ChainState, last_offset: Option<u32>, behind: Option<u32>| Faulty {
             first: vlsn,
             last: after.vlsn,
             segment: head.number,
             offset: end.offset,
+            last_offset,
             behind,
             before: end.chain,
             after,
@@ -218,8 +219,9 @@ pub(crate) fn survey(
         };
         if let Some(resumed) = resumed {
             let at = end.offset + resumed.at as u32;
-            faulty.push(gap(resumed.after, Some(at)));
-            builder.skip_to(resumed.after, end.offset + resumed.after_offset as u32, at);
+            let last_offset = end.offset + resumed.after_offset as u32;
+            faulty.push(gap(resumed.after, Some(last_offset), Some(at)));
+            builder.skip_to(resumed.after, last_offset, at);
             chain = resumed.after;
             offset = at;
             continue;
@@ -236,12 +238,12 @@ pub(crate) fn survey(
         };
         let last_offset = match known.mark {
             Some(mark) if mark.vlsn == after.vlsn && mark.lsn.segment() == head.number => {
-                mark.lsn.offset()
+                Some(mark.lsn.offset())
             }
-            _ => end.offset,
+            _ => (after.vlsn == vlsn).then_some(end.offset),
         };
-        faulty.push(gap(after, None));
-        builder.skip_to(after, last_offset, end.offset);
+        faulty.push(gap(after, last_offset, None));
+        builder.skip_to(after, last_offset.unwrap_or(end.offset), end.offset);
         return Ok(Surveyed { builder, faulty, stray_bytes: 0 });
     }
     let stray_bytes = stray_bytes(&*head.file, builder.end(), head.len).map_err(io)?;

@@ -30,7 +30,8 @@ use crate::writing::tail_mark::Mark;
 impl Log {
     /// Reads segment `number` anew, which somebody could not read. Entries that are damaged in it
     /// count as [`Log::faulty`] from then on, if they do not yet, and a damaged header is made again.
-    /// False if nothing is wrong with it. Appends to it wait meanwhile for their sync.
+    /// False if nothing is wrong with it, or there is no such segment. Appends to it wait meanwhile for
+    /// their sync.
     ///
     /// # Errors
     /// `Corrupt` and `ChainMismatch` if what stands there is another log's; `Io`, `ReadOnly`;
@@ -67,9 +68,14 @@ impl Shared {
             }
         };
         let (header, last) = &extent;
-        let (found, header_was_damaged) = self.survey_again(header, last)?;
-        if found.faulty.is_empty() {
-            return Ok(header_was_damaged);
+        let (mut found, header_was_damaged) = self.survey_again(header, last)?;
+        let Some(at_the_end) = found.faulty.last_mut() else { return Ok(header_was_damaged) };
+        if at_the_end.last_offset.is_none()
+            && let Some(side) = SideFile::read(&*self.env, &self.dir, number)?
+        {
+            let (end, last_offset) = (found.builder.end(), side.summary.last_offset);
+            at_the_end.last_offset = Some(last_offset);
+            found.builder.skip_to(at_the_end.after, last_offset, end);
         }
         let mut reopened = vec![(found.builder, found.faulty)];
         for (header, last) in &others {
@@ -116,6 +122,7 @@ impl Shared {
             && end_is_known
         {
             at_the_end.behind = Some(end);
+            at_the_end.last_offset = Some(last_offset);
         }
         if found == known {
             return Ok(header_was_damaged || !known.is_empty());

@@ -44,11 +44,12 @@ impl Shared {
             if end.offset != range.offset || end.chain != range.before {
                 return Err(damaged(header.number, &end));
             }
+            let last_offset = range.last_offset.unwrap_or(range.offset);
             let Some(behind) = range.behind else {
-                builder.skip_to(range.after, range.offset, range.offset);
+                builder.skip_to(range.after, last_offset, range.offset);
                 return Ok(builder);
             };
-            builder.skip_to(range.after, range.offset, behind);
+            builder.skip_to(range.after, last_offset, behind);
         }
         let (offset, chain) = (builder.end(), *builder.last());
         let end = scan_entries(&*file, offset, len, chain, |offset, entry| {

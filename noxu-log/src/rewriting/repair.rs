@@ -37,6 +37,8 @@ pub struct Faulty {
     pub segment: u32,
     /// Where the first one begins, in bytes from the start of the segment.
     pub offset: u32,
+    /// Where the last one begins; `None` if nothing tells.
+    pub last_offset: Option<u32>,
     /// Where what follows the last one begins; `None` if nothing of the segment follows, so that
     /// only the entries themselves tell where they end.
     pub behind: Option<u32>,
@@ -89,7 +91,7 @@ impl Log {
     /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Misfit` if
     /// its entries do not fit between what is there, or `Io` if the segment cannot be opened (nothing
     /// changed); `Corrupt` naming another entry of the segment if that was damaged since the log was
-    /// opened: the range is whole again, and the next open says so; `Poisoned`, `Closed`. A failed
+    /// opened: the range is whole again, and the next open or [`Log::examine`] says so; `Poisoned`, `Closed`. A failed
     /// write poisons the log; the range is faulty or whole at the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
         self.put_back(run, |range| range.first == run.first && range.last == run.last)

@@ -1,16 +1,21 @@
 //! Examining a segment that could not be read: what is damaged in it is found as by an open, put back,
 //! and sealed again.
 
+use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use noxu_log::env::{FaultEnv, Survivors};
-use noxu_log::{ChainState, EntryFlags, EntryKind, EntryRun, Log, LogError, NewEntry};
-use noxu_util::{Term, Vlsn};
+use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors};
+use noxu_log::{
+    ChainState, EntryFlags, EntryKind, EntryRun, Log, LogConfig, LogError, NewEntry,
+    RetentionConfig,
+};
+use noxu_util::{NULL_VLSN, Term, Vlsn};
 
-use crate::rig::{append, bodies, body, dir, fill, open, quiet, vlsn_of};
+use crate::rig::{append, bodies, body, dir, fill, open, quiet, try_open, vlsn_of};
 
 const ENTRIES: i64 = 40;
 
@@ -250,6 +255,114 @@ fn what_nobody_gives_back_goes_with_the_front_once_a_checkpoint_holds_it() {
             assert!(bodies(&log) == kept);
         }
     }
+}
+
+/// What closed a segment may be rolled back, and a smaller entry stand in it then.
+#[test]
+fn a_damaged_segment_stays_until_what_closed_it_is_settled() {
+    let env = FaultEnv::new();
+    let log = open(&env);
+    fill(&log, 1, ENTRIES, 500);
+    log.sync_now().unwrap();
+    let last = last_of_first_segment(&log);
+    env.corrupt(&segment_path(1), 300, 0x40).unwrap();
+    assert!(log.examine(1).unwrap());
+    log.settle(last);
+    assert_eq!(log.drop_through(last).unwrap(), NULL_VLSN);
+    log.settle(last.next());
+    assert_eq!(log.drop_through(last).unwrap(), last);
+}
+
+fn last_of_first_segment(log: &Log) -> Vlsn {
+    let first = |vlsn| log.header(vlsn).unwrap().unwrap().1.segment() == 1;
+    let last = (1..=ENTRIES).map(vlsn_of).take_while(|vlsn| first(*vlsn)).last();
+    last.expect("an entry in it")
+}
+
+/// Nothing but zeros stands where the last two entries through `last` were.
+fn wipe_out_two(env: &FaultEnv, sound: &Log, last: Vlsn) {
+    for vlsn in [last.prev(), last] {
+        let (header, lsn) = sound.header(vlsn).unwrap().unwrap();
+        let file = env.open(&segment_path(lsn.segment()), OpenMode::ReadWrite).unwrap();
+        let zeros = vec![0; header.entry_bytes()];
+        file.write_at(&[IoSlice::new(&zeros)], lsn.offset().into()).unwrap();
+        file.sync_data().unwrap();
+    }
+}
+
+/// The anchor says where the last entry before it stood, damaged or not. Nothing tells the next open
+/// where it stood: there the segment goes with the one behind it.
+#[test]
+fn a_segment_that_ends_in_damage_leaves_the_anchor_that_a_sound_one_leaves() {
+    let sound = sound();
+    let last = last_of_first_segment(&sound);
+    let next = sound.sealed_segments()[1].last;
+    for closed_before in [false, true] {
+        let env = closed();
+        let mut log = open(&env);
+        wipe_out_two(&env, &sound, last);
+        assert!(log.examine(1).unwrap());
+        assert!(log.faulty()[0].holds(last.prev()) && log.faulty()[0].holds(last));
+        if closed_before {
+            log.close().unwrap();
+            log = open(&env);
+        }
+        seal(&log);
+        assert_eq!(log.drop_through(last).unwrap() == last, !closed_before);
+        let other = open(&closed());
+        let through = if closed_before { next } else { last };
+        for log in [&log, &other] {
+            seal(log);
+            assert_eq!(log.drop_through(through).unwrap(), through);
+        }
+        assert_eq!(log.positions().anchor, other.positions().anchor);
+    }
+}
+
+#[test]
+fn a_rotten_end_of_several_entries_ends_where_it_did() {
+    let (env, sound) = (closed(), sound());
+    let log = open(&env);
+    let last = log.positions().last;
+    wipe_out_two(&env, &sound, last);
+    assert!(log.examine(log.positions().last_lsn.segment()).unwrap());
+    assert_eq!(log.positions().last_lsn, sound.positions().last_lsn);
+    for log in [&log, &sound] {
+        fill(log, ENTRIES + 1, ENTRIES + 1, 500);
+        log.sync_now().unwrap();
+    }
+    assert_eq!(log.positions(), sound.positions());
+}
+
+#[test]
+fn damage_in_front_of_a_log_that_grows_goes_without_being_told_to() {
+    let env = FaultEnv::new();
+    let config = LogConfig {
+        retention: RetentionConfig {
+            keep_bytes: 16 << 10,
+            keep_age: Duration::from_hours(1), // nothing tells its age
+            ..RetentionConfig::default()
+        },
+        ..quiet()
+    };
+    let log = try_open(&env, config).unwrap();
+    fill(&log, 1, ENTRIES, 500);
+    log.sync_now().unwrap();
+    let last = last_of_first_segment(&log);
+    env.corrupt(&segment_path(1), 300, 0x40).unwrap();
+    assert!(log.examine(1).unwrap());
+    log.set_checkpoint(vlsn_of(ENTRIES));
+    log.settle(vlsn_of(ENTRIES));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut next = ENTRIES + 1;
+    while log.positions().anchor.vlsn < last {
+        assert!(Instant::now() < deadline, "{:?}", log.retention());
+        fill(&log, next, next, 500);
+        log.sync_now().unwrap();
+        log.settle(vlsn_of(next));
+        next += 1;
+    }
+    assert_eq!(log.faulty(), []);
 }
 
 /// Among the damaged entries may be a newer configuration than the last that can be read.

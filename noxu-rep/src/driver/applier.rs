@@ -8,7 +8,7 @@
 //! - `applied <= limit` except between a rollback and the limit's next advance; the state machine
 //!   sees every entry once, in VLSN order, since it was opened or rolled back.
 //! - After the first failure nothing is applied any more. An entry that is damaged is no failure: what
-//!   is before it is applied, and the rest once it is mended. Rot in what was sealed long ago is met
+//!   is before it is applied, and the rest once it is mended. Rot in what was written long ago is met
 //!   only when it is read: then its life says whether it will be mended.
 //!
 //! # Lock order
@@ -247,14 +247,15 @@ impl Applier {
                 // The limit may name entries that are still on their way to this node.
                 Ok(None) | Err(LogError::Faulty { .. }) => Ok(None),
                 Err(cause @ LogError::Corrupt { .. }) => {
+                    // Once more, unless this is the second time: the disk may have told otherwise than
+                    // it does now, or somebody else have met it first and had it mended.
+                    let again = turn.misread.replace(applied) == Some(applied);
                     drop(turn);
                     if self.on_rot.get().is_some_and(|hook| hook(&cause)) {
                         return Ok(false);
                     }
                     turn = self.turn.lock();
-                    // Once more: the disk may have told otherwise than it does now, or somebody else
-                    // have met it first and had it mended.
-                    if turn.misread.replace(applied) != Some(applied) {
+                    if !again {
                         return Ok(true);
                     }
                     Err(cause.into())

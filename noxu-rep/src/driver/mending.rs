@@ -125,9 +125,10 @@ pub fn put_back(log: &Log, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Re
             LogError::NotFaulty { .. } | LogError::ChainMismatch { .. } | LogError::Misfit { .. },
         ) => Ok(false),
         // These are whole, and something else of their segment has rotted since it was surveyed.
-        Err(LogError::Corrupt { segment, .. }) => {
+        Err(cause @ LogError::Corrupt { segment, .. }) => {
             log.examine(segment)?;
-            Ok(true)
+            let stays = log.faulty().iter().any(|faulty| faulty.first == damage.first);
+            if stays { Err(cause.into()) } else { Ok(true) }
         }
         Err(cause) => Err(cause.into()),
     }

@@ -217,7 +217,12 @@ impl RestoreProvider {
     /// Waits until everything through `target` is durable on a quorum, and so can no longer be rolled
     /// back, as long as the node at the other end does.
     fn await_durable(&self, channel: &dyn Channel, term: Term, target: Vlsn) -> Result<()> {
+        let mut looks = SESSION_TIMEOUT.as_millis() / DURABLE_LOOK.as_millis();
         while self.check_reign(term)?.dtvlsn < target {
+            if looks == 0 {
+                return Err(RepError::silent(channel.peer(), "a quorum", SESSION_TIMEOUT));
+            }
+            looks -= 1;
             if let Some(frame) = channel.receive(DURABLE_LOOK)? {
                 let found = RestoreMsg::decode(&frame)?;
                 return Err(RepError::protocol("", "no question before the answer", found.name()));

@@ -15,7 +15,8 @@ pub fn check(ledger: &Ledger, atlas: &Atlas, from: Vlsn) -> Result<(), Violation
     let mut vlsn = from.max(Vlsn::new(1));
     while vlsn <= last {
         let durable = ledger.durable(vlsn);
-        let intact = ledger.logs().any(|(host, log)| {
+        // Nobody asks a secondary for what voters have lost.
+        let intact = ledger.logs().filter(|(host, _)| atlas.has_vote(*host)).any(|(host, log)| {
             // What the front has dropped is in a checkpoint.
             let held = log.at(vlsn).map_or(vlsn < log.last(), |held| Some(held) == durable);
             held && vlsn <= log.durable() && !atlas.is_damaged(host, vlsn)

@@ -33,6 +33,12 @@ impl Invariant for Secondaries {
         if !self.secondaries.contains(host) {
             return Ok(());
         }
+        if let Record::Installed { anchor: (at, held), .. } = record
+            && !at.is_null()
+            && ledger.durable(*at) != Some(*held)
+        {
+            return Err(format!("{host}, a secondary, begins at {at}, which is not durable"));
+        }
         for held in entries {
             if ledger.durable(vlsn) != Some(*held) {
                 return Err(format!("{host}, a secondary, takes {vlsn}, which is not durable"));

@@ -150,6 +150,12 @@ fn an_entry_whose_copies_are_all_damaged_or_gone_is_named() {
     assert_eq!(check(&watch, &atlas), Ok(()));
     watch.enter(&Record::Wiped { host: B }).unwrap();
     assert_eq!(check(&watch, &atlas).unwrap_err().invariant, "I6");
+    // Nobody would ask it.
+    let secondary = Host(3);
+    let whole = [held(1, 11), held(1, 12), held(1, 13)];
+    watch.enter(&appended(secondary, 1, 1, &whole)).unwrap();
+    watch.enter(&synced(secondary, 3)).unwrap();
+    assert_eq!(check(&watch, &atlas).unwrap_err().invariant, "I6");
 }
 
 #[test]
