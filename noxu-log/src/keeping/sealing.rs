@@ -4,7 +4,8 @@
 //! what closed it might go away, and a smaller entry might still fit in.
 //!
 //! A damaged segment is never sealed: its file is verified as it is digested. Entries that were
-//! acknowledged may be damaged in it, so it is left as it is, for the next open to find.
+//! acknowledged may be damaged in it, so it is left as it is, for the next open or [`Log::examine`]
+//! to find.
 //!
 //! # Crash argument
 //! The file is first cut to its end and synced, which changes no entry; then the side file appears

@@ -100,8 +100,8 @@ pub fn answer_ask(
 }
 
 /// Puts the entries of `damage` through `through` back; durable on return. If that is not all of them,
-/// whoever sent them has them in the same term. False if these bytes are not they: then nothing was
-/// changed.
+/// whoever sent them has them in the same term. False if these bytes are not they, or do not fit what
+/// stands behind them: then they are as damaged as before.
 ///
 /// # Errors
 /// The log's own.
