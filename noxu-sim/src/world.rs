@@ -143,8 +143,9 @@ struct World<E: Embedded = Kv> {
     down_until: BTreeMap<Host, Nanos>,
     /// Machines that are not to be started at all.
     held: BTreeSet<Host>,
-    /// Machines that lost their power inside a call.
-    crashed_inside: BTreeSet<Host>,
+    /// Machines whose process ended inside a call: the power went, or it stopped itself for what it met
+    /// there. What the call had done by then, such as a lawful cut, nobody has seen.
+    ended_inside: BTreeSet<Host>,
     /// Machines on which a restore is committed and not installed.
     installing: BTreeSet<Host>,
     /// Machines on whose disk something rotted.
@@ -217,7 +218,7 @@ impl<E: Embedded> World<E> {
             quiet: false,
             down_until: BTreeMap::new(),
             held: BTreeSet::new(),
-            crashed_inside: BTreeSet::new(),
+            ended_inside: BTreeSet::new(),
             installing: BTreeSet::new(),
             rotten: BTreeSet::new(),
             refused: BTreeMap::new(),
@@ -436,10 +437,11 @@ impl<E: Embedded> World<E> {
         let left = process.left;
         if self.nodes[host.0].disk.lock().has_crashed() {
             self.stage.trace.note(now, format_args!("{host} lost its power inside a call"));
-            self.crashed_inside.insert(host);
+            self.ended_inside.insert(host);
             self.power_off(host);
         } else if let Some(cause) = failed {
             self.stage.trace.note(now, format_args!("{host} stopped: {cause}"));
+            self.ended_inside.insert(host);
             self.coverage.count("node stopped itself");
             self.take_down(host, RESTART);
         } else if restored || left {
@@ -527,7 +529,7 @@ impl<E: Embedded> World<E> {
             return Ok(());
         }
         self.stage.network.handle_light(host);
-        let amid = self.crashed_inside.remove(&host) || self.installing.contains(&host);
+        let amid = self.ended_inside.remove(&host) || self.installing.contains(&host);
         self.stage.trace.note(now, format_args!("{host} starts"));
         match self.nodes[host.0].start(&mut self.stage, &self.plan, &self.embedded) {
             Ok(()) => {
@@ -535,8 +537,6 @@ impl<E: Embedded> World<E> {
                 let node = &mut self.nodes[host.0];
                 let Some(process) = &node.process else { return Ok(()) };
                 let life = &process.life;
-                // A cut that was begun lawfully and that the process did not outlive, whatever it died of.
-                let amid = amid || life.open_report().finished_truncation.is_some();
                 self.observer.handle_started(&mut self.watch, host, life, amid)?;
                 self.installing.remove(&host);
                 if self.plan.is_secondary(host) {
