@@ -237,6 +237,10 @@ impl ReplicaArguments {
                 (Some(("apply", vlsn)), Some(opened)) => {
                     let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
                     opened.store.wait_applied(Vlsn::new(vlsn), PATIENCE)?;
+                    // The state is there before the log, with which it follows again.
+                    if !opened.store.node().wait_role(Role::Replica, PATIENCE) {
+                        return Err(CliError::Failed("the replica follows nobody".to_owned()));
+                    }
                     print_line!("applied")?;
                 }
                 (None, Some(opened)) if line == "restored" => {
