@@ -332,8 +332,8 @@ pub(crate) struct State {
     pub(crate) checkpoint: Vlsn,
     /// Entries that cannot be read, oldest first.
     pub(crate) faulty: Vec<Faulty>,
-    /// Counts truncations begun, blocks replaced, and segments examined or mended, so that a file read can tell that the file
-    /// changed under it.
+    /// Counts truncations begun, blocks replaced, and segments examined or mended, so that a file read
+    /// can tell that the file changed under it.
     pub(crate) truncations: u64,
     /// For those who wait for entries that may be cut off.
     pub(crate) cuts: Cuts,

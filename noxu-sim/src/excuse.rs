@@ -42,9 +42,8 @@ impl Excuse {
         plan: &Plan,
         refused: &BTreeMap<Host, String>,
     ) -> Option<Self> {
-        let voters = || plan.voting();
-        let gone = voters().filter(|host| refused.contains_key(host)).count();
-        let wiped = voters().filter(|host| atlas.is_wiped(*host)).count();
+        let gone = plan.voting().filter(|host| refused.contains_key(host)).count();
+        let wiped = plan.voting().filter(|host| atlas.is_wiped(*host)).count();
         let needed = plan.q_rep.max(plan.q_elect);
         if gone > 0 && plan.voters - gone < needed {
             return Some(Self::TooManyRefused);
@@ -53,7 +52,7 @@ impl Excuse {
             return Some(Self::TooManyWiped);
         }
         let away = gone + wiped > 0;
-        let damaged = voters().any(|host| atlas.is_touched(host) && !atlas.is_wiped(host));
+        let damaged = plan.voting().any(|host| atlas.is_touched(host) && !atlas.is_wiped(host));
         (away && damaged).then_some(Self::DamageNeedsTheAbsent)
     }
 }

@@ -1,6 +1,7 @@
 //! Command line: the commands of `noxu`, one file each.
 
 mod bench;
+mod child;
 mod client;
 mod config;
 mod demo;

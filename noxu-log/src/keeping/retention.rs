@@ -22,8 +22,9 @@
 //!
 //! A finished segment that only damage, in it or before it, keeps from being sealed counts as sealed here:
 //! what nobody could give back goes with the front like anything else, unless it may hide which
-//! configuration of the group is in force behind it; or with the segment behind it, if nothing tells where
-//! its last entry began. Of its age nothing is known, so that only bytes keep it.
+//! configuration of the group is in force behind it, or nothing tells where its last entry began: then
+//! it waits for one behind it at whose end both are known. Of its age nothing is known, so that only
+//! bytes keep it.
 //!
 //! # Invariants
 //! - Nothing above the checkpoint or above what is settled is ever dropped.
@@ -38,6 +39,7 @@
 //!    leaves the next drop removes.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -123,6 +125,9 @@ impl fmt::Debug for WallClock {
 pub enum HeldBy {
     /// It is not sealed yet, or there is none.
     Unsealed,
+    /// Damage hides what the anchor would have to say of its end: where the last entry began, or which
+    /// configuration of the group is in force.
+    Damage,
     /// The log knows no later entry as settled (at most DTVLSN) and durable.
     Settled {
         /// Everything through it is.
@@ -152,6 +157,7 @@ impl fmt::Display for HeldBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unsealed => f.write_str("the first segment is not sealed"),
+            Self::Damage => f.write_str("damage in the first segments"),
             Self::Settled { through } => write!(f, "settled through {through}"),
             Self::Checkpoint { through } => write!(f, "checkpoint at {through}"),
             Self::KeepBytes => f.write_str("keep-bytes"),
@@ -201,8 +207,8 @@ pub struct HolderReport {
 /// The segments that go, and what is in the way of the next one.
 struct Plan {
     doomed: Vec<u32>,
-    /// The last segment that goes.
-    last: Option<Last>,
+    /// Where the log ends that goes.
+    last: Option<NewFront>,
     /// The budget that took a segment from under pins or above what is kept.
     budget: Option<Budget>,
     held_by: HeldBy,
@@ -212,12 +218,14 @@ struct Plan {
     of_age_in: Option<u64>,
 }
 
-/// The end of what goes.
-struct Last {
+/// The last entry that goes, which the anchor will be.
+struct NewFront {
     vlsn: Vlsn,
     term: noxu_util::Term,
     fingerprint: noxu_util::Fingerprint,
     number: u32,
+    /// Where the last entry begins; `None` if the side file tells.
+    last_offset: Option<u32>,
 }
 
 /// Why segments are dropped.
@@ -284,13 +292,14 @@ impl Log {
         self.shared.drop_ordered(vlsn, Some(&mut once))
     }
 
-    /// How long the log is and who keeps it so. Reads nothing from disk.
+    /// How long the log is and who keeps it so. Reads nothing from disk unless something is damaged.
     pub fn retention(&self) -> Retention {
         let shared = &*self.shared;
         let config = &shared.config.retention;
+        let uncertain = shared.uncertain_ends().unwrap_or(Some(ANY_SEGMENT));
         let state = shared.state.lock();
         let table = shared.pins.table();
-        let plan = plan(&state, &table, config, Cause::Due, true);
+        let plan = plan(&state, &table, config, Cause::Due, uncertain.as_ref());
         let first_ms = clocks_of(&state).next().flatten();
         Retention {
             bytes: bytes_of(&state),
@@ -322,28 +331,29 @@ fn is_finished(state: &State, at: usize) -> bool {
         || (closed_by.is_some_and(|first| first <= settled) && is_blocked(state))
 }
 
-/// Whether damage keeps finished segments from being sealed.
-fn is_blocked(state: &State) -> bool {
+/// The segment whose damage keeps it, and those behind it, from being sealed.
+fn blocking(state: &State) -> Option<u32> {
     let first = state.segments.partition_point(Segment::is_sealed);
-    state.segments.get(first).is_some_and(|segment| is_damaged(state, segment.number()))
+    let number = state.segments.get(first)?.number();
+    state.faulty.iter().any(|faulty| faulty.segment == number).then_some(number)
 }
 
-/// Whether damage keeps finished segments from being sealed, and one of them ends behind `before` and
-/// not behind `now`: nobody who seals it will look at the front.
-pub(crate) fn passes_blocked(state: &State, before: Vlsn, now: Vlsn) -> bool {
-    // What closed it, in the next one, has to be settled.
-    let passes = |segment: &Segment| before <= segment.last().vlsn && segment.last().vlsn < now;
-    is_blocked(state) && state.segments.iter().any(passes)
+fn is_blocked(state: &State) -> bool {
+    blocking(state).is_some()
+}
+
+/// Whether a segment that damage keeps from being sealed is finished now that not only what is through
+/// `before` is settled but what is through `now`: nobody who seals it will look at the front.
+pub(crate) fn finishes_blocked(state: &State, before: Vlsn, now: Vlsn) -> bool {
+    // What closed it is the first entry of the next one.
+    let finished = |segment: &Segment| (before..now).contains(&segment.last().vlsn);
+    is_blocked(state) && state.segments.iter().any(finished)
 }
 
 /// Whether it is known where the last entry of a segment begins.
 fn ends_known(state: &State, segment: &Segment) -> bool {
     let last = segment.last().vlsn;
     !state.faulty.iter().any(|faulty| faulty.last == last && faulty.last_offset.is_none())
-}
-
-fn is_damaged(state: &State, number: u32) -> bool {
-    state.faulty.iter().any(|faulty| faulty.segment == number)
 }
 
 fn bytes_of(state: &State) -> u64 {
@@ -404,13 +414,19 @@ fn pin_on<'a>(state: &State, table: &'a Table, last: Vlsn) -> Option<&'a Arc<Pla
     table.held().filter(holds).min_by_key(|place| place.from())
 }
 
-/// Decides which segments go; with `damaged` also those that only damage keeps from being sealed.
+/// Segments behind none of which it is known which configuration of the group is in force.
+type Uncertain = RangeInclusive<u32>;
+
+/// What is certain of no segment.
+const ANY_SEGMENT: Uncertain = 0..=u32::MAX;
+
+/// Decides which segments go: they end with one of which all is known that the anchor says.
 fn plan(
     state: &State,
     table: &Table,
     config: &RetentionConfig,
     cause: Cause,
-    damaged: bool,
+    uncertain: Option<&Uncertain>,
 ) -> Plan {
     let mut plan = Plan {
         doomed: Vec::new(),
@@ -428,10 +444,10 @@ fn plan(
     let now = config.clock.now_ms();
     let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let mut bytes = bytes_of(state);
-    // So many of the doomed end with one of which everything is known that the anchor says.
+    // So many of the doomed, with the last of them, can go.
     let mut certain = 0;
     for (at, (segment, clock)) in state.segments.iter().zip(clocks_of(state)).enumerate() {
-        if !(segment.is_sealed() || (damaged && is_finished(state, at))) {
+        if !is_finished(state, at) {
             break;
         }
         let last = *segment.last();
@@ -480,16 +496,21 @@ fn plan(
             }
             bytes -= own;
             plan.doomed.push(segment.number());
-            if !ends_known(state, segment) {
-                continue;
+            let number = segment.number();
+            let is_uncertain = uncertain.is_some_and(|uncertain| uncertain.contains(&number));
+            if ends_known(state, segment) && !is_uncertain {
+                certain = plan.doomed.len();
+                plan.last = Some(NewFront {
+                    vlsn: last.vlsn,
+                    term: last.term,
+                    fingerprint: last.fingerprint,
+                    number,
+                    last_offset: match segment {
+                        Segment::Sealed(_) => None,
+                        Segment::Open(builder) => Some(builder.last_offset()),
+                    },
+                });
             }
-            certain = plan.doomed.len();
-            plan.last = Some(Last {
-                vlsn: last.vlsn,
-                term: last.term,
-                fingerprint: last.fingerprint,
-                number: segment.number(),
-            });
             continue;
         }
         let keep_age = (!config.keep_age.is_zero()).then_some(config.keep_age);
@@ -497,6 +518,9 @@ fn plan(
         let left = |age: u64| limits.map(millis).filter(|limit| *limit >= age).min();
         plan.of_age_in = age.and_then(|age| Some(left(age)? - age + 1));
         break;
+    }
+    if plan.held_by == HeldBy::Unsealed && certain < plan.doomed.len() {
+        plan.held_by = HeldBy::Damage;
     }
     plan.doomed.truncate(certain);
     plan
@@ -507,10 +531,11 @@ impl Shared {
     pub(crate) fn retain(&self) -> Result<Option<Instant>> {
         while self.drop_some(Cause::Due, None)? {}
         let config = &self.config.retention;
+        let uncertain = self.uncertain_ends()?;
         let (wanted, of_age_in, expiry) = {
             let state = self.state.lock();
             let table = self.pins.table();
-            let plan = plan(&state, &table, config, Cause::Due, true);
+            let plan = plan(&state, &table, config, Cause::Due, uncertain.as_ref());
             (plan.checkpoint_wanted, plan.of_age_in, table.next_expiry())
         };
         if let Some(vlsn) = wanted {
@@ -546,7 +571,7 @@ impl Shared {
         let mut told = Vec::new();
         let dropped = {
             let _alone = self.maintenance.lock();
-            self.drop_planned(cause, config_at, true, &mut told)
+            self.drop_planned(cause, config_at, &mut told)
         };
         self.pins.tell(told);
         dropped
@@ -557,14 +582,14 @@ impl Shared {
         &self,
         cause: Cause,
         config_at: Option<&mut dyn FnMut(Vlsn) -> Vec<u8>>,
-        damaged: bool,
         told: &mut Vec<(Arc<Place>, Lost)>,
     ) -> Result<bool> {
         self.check_running()?;
+        let uncertain = if config_at.is_some() { None } else { self.uncertain_ends()? };
         let plan = loop {
             let state = self.state.lock();
             let mut table = self.pins.table();
-            let plan = plan(&state, &table, &self.config.retention, cause, damaged);
+            let plan = plan(&state, &table, &self.config.retention, cause, uncertain.as_ref());
             let Some(last) = &plan.last else {
                 let HeldBy::Pin { from, .. } = plan.held_by else {
                     self.pins.watched.store(NOTHING_WATCHED, Ordering::SeqCst);
@@ -587,16 +612,11 @@ impl Shared {
         let Some(last) = plan.last else { return Ok(false) };
         // Step 2.
         let anchor = match self.move_anchor(&plan.doomed, &last, config_at) {
-            Ok(Some(anchor)) => anchor,
-            stays => {
+            Ok(anchor) => anchor,
+            Err(cause) => {
                 let state = self.state.lock();
                 self.pins.table().front = state.anchor.vlsn;
-                drop(state);
-                return match stays {
-                    Err(cause) => Err(cause),
-                    Ok(_) if damaged => self.drop_planned(cause, None, false, told),
-                    Ok(_) => Ok(false),
-                };
+                return Err(cause);
             }
         };
         // Step 3.
@@ -634,28 +654,17 @@ impl Shared {
         Ok(true)
     }
 
-    /// `None` if damage hides which configuration is in force there.
     fn move_anchor(
         &self,
         doomed: &[u32],
-        last: &Last,
+        last: &NewFront,
         config_at: Option<&mut dyn FnMut(Vlsn) -> Vec<u8>>,
-    ) -> Result<Option<Anchor>> {
+    ) -> Result<Anchor> {
         let group_config = match config_at {
             Some(config_at) => config_at(last.vlsn).into(),
-            None => match self.group_config_through(doomed)? {
-                Some(group_config) => group_config,
-                None => return Ok(None),
-            },
+            None => self.group_config_behind(last.number)?,
         };
-        let known = {
-            let state = self.state.lock();
-            match state.segments.get(state.position_of(last.number)) {
-                Some(Segment::Open(builder)) => Some(builder.last_offset()),
-                Some(Segment::Sealed(_)) | None => None,
-            }
-        };
-        let last_offset = match known {
+        let last_offset = match last.last_offset {
             Some(last_offset) => last_offset,
             None => self.sides.open(self, last.number)?.summary.last_offset,
         };
@@ -672,38 +681,51 @@ impl Shared {
             self.remove_segments(doomed)?;
         }
         self.control.update(|control| control.anchor = anchor.clone())?;
-        Ok(Some(anchor))
+        Ok(anchor)
     }
 
-    /// The group configuration in force at the end of the segments that go: that of their newest
-    /// Group entry, or else the one in force before them. Damaged entries among them may hide a newer
-    /// one: `None`, unless the configuration of now is the same.
-    fn group_config_through(&self, doomed: &[u32]) -> Result<Option<Bytes>> {
-        let (newest, before, is_hidden) = {
-            let state = self.state.lock();
-            let going = state.segments.range(..doomed.len()).rev();
-            let newest = going
-                .map(|segment| match segment {
-                    Segment::Sealed(sealed) => sealed.last_group,
-                    Segment::Open(builder) => builder.last_group(),
-                })
-                .find(|group| !group.is_null());
-            let is_hidden = doomed.iter().any(|number| is_damaged(&state, *number));
-            (newest, state.anchor.group_config.clone(), is_hidden)
+    /// The segments behind which damaged entries may hide the configuration in force: from the first
+    /// damaged one up to, without it, that of the newest Group entry, if that is the configuration of
+    /// now; if it is not, without an end.
+    fn uncertain_ends(&self) -> Result<Option<Uncertain>> {
+        let Some(first) = blocking(&self.state.lock()) else { return Ok(None) };
+        let (newest, holder) = self.newest_group(u32::MAX)?;
+        let last = match holder {
+            _ if newest != self.control.state().group_config => u32::MAX,
+            Some(holder) if holder > first => holder - 1,
+            _ => return Ok(None),
         };
-        let now = self.control.state().group_config;
-        let known = if let Some(vlsn) = newest
+        Ok(Some(first..=last))
+    }
+
+    /// The group configuration in force at the end of segment `last`.
+    fn group_config_behind(&self, last: u32) -> Result<Bytes> {
+        Ok(self.newest_group(last)?.0)
+    }
+
+    /// The newest configuration that the log tells of through segment `last`, that of the newest Group
+    /// entry or else the one in force before its front, and the segment of that entry.
+    fn newest_group(&self, last: u32) -> Result<(Bytes, Option<u32>)> {
+        let (newest, before) = {
+            let state = self.state.lock();
+            let through = state.segments.iter().rev().skip_while(|segment| segment.number() > last);
+            let newest = through
+                .map(|segment| match segment {
+                    Segment::Sealed(sealed) => (sealed.last_group, segment.number()),
+                    Segment::Open(builder) => (builder.last_group(), segment.number()),
+                })
+                .find(|(group, _)| !group.is_null());
+            (newest, state.anchor.group_config.clone())
+        };
+        if let Some((vlsn, number)) = newest
             && let Some(run) = self.read(vlsn, 1)?
             && let Some(entry) = run.entries().next()
         {
-            Bytes::copy_from_slice(entry.body)
-        } else if before.is_empty() {
-            // A log whose configuration was never written into it has but one.
-            now.clone()
-        } else {
-            before
-        };
-        Ok((!is_hidden || known == now).then_some(known))
+            return Ok((Bytes::copy_from_slice(entry.body), Some(number)));
+        }
+        // A log whose configuration was never written into it has but one.
+        let only = || self.control.state().group_config;
+        Ok((if before.is_empty() { only() } else { before }, None))
     }
 
     /// Removes the files of segments below the anchor.

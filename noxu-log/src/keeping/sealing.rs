@@ -14,7 +14,7 @@
 use noxu_util::Vlsn;
 
 use crate::error::{LogError, Result};
-use crate::keeping::retention::{frees_front, passes_blocked};
+use crate::keeping::retention::{finishes_blocked, frees_front};
 use crate::log::{Log, Segment, Shared, State};
 use crate::mutant::{self, Mutant};
 use crate::segment::side_file::{Digests, SideFile};
@@ -42,7 +42,7 @@ impl Log {
         let mut state = shared.state.lock();
         if vlsn > state.settled {
             let before = std::mem::replace(&mut state.settled, vlsn);
-            if frees_front(&state, before, vlsn) || passes_blocked(&state, before, vlsn) {
+            if frees_front(&state, before, vlsn) || finishes_blocked(&state, before, vlsn) {
                 shared.keeper.request_retention();
             }
             // A damaged one is not read again at every commit only to fail again.

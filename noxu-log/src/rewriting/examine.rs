@@ -53,19 +53,15 @@ impl Shared {
             let state = self.state.lock();
             let at = state.position_of(number);
             let extent = |segment: &Segment| (*segment.header(), *segment.last());
-            match state.segments.get(at) {
-                Some(segment) if segment.number() != number => return Ok(false),
-                None => return Ok(false),
-                Some(Segment::Open(_)) => {
-                    drop(state);
-                    return self.examine_open(number);
-                }
-                Some(sealed @ Segment::Sealed(_)) => {
-                    let behind = state.segments.iter().skip(at + 1);
-                    let others = behind.take_while(|segment| segment.is_sealed());
-                    (extent(sealed), others.map(extent).collect::<Vec<_>>())
-                }
+            let asked = state.segments.get(at).filter(|segment| segment.number() == number);
+            let Some(segment) = asked else { return Ok(false) };
+            if !segment.is_sealed() {
+                drop(state);
+                return self.examine_open(number);
             }
+            let behind = state.segments.iter().skip(at + 1);
+            let others = behind.take_while(|segment| segment.is_sealed());
+            (extent(segment), others.map(extent).collect::<Vec<_>>())
         };
         let (header, last) = &extent;
         let (mut found, header_was_damaged) = self.survey_again(header, last)?;
@@ -100,11 +96,7 @@ impl Shared {
         };
         // Behind the look at where it ends: all of that is in the file then.
         drop(self.drain(&mut writer)?);
-        let head = Head::read(&*self.env, &self.dir, number)?;
-        let header_was_damaged = head.header.as_ref() != Ok(&header);
-        if header_was_damaged {
-            self.write_header_again(&header)?;
-        }
+        let (head, header_was_damaged) = self.head_made_whole(&header)?;
         let mark = Mark {
             term: last.term,
             vlsn: last.vlsn,
@@ -154,16 +146,17 @@ impl Shared {
 
     /// What a segment that ends with `last` holds, and whether its header had to be made again.
     fn survey_again(&self, header: &SegmentHeader, last: &ChainState) -> Result<(Surveyed, bool)> {
-        let head = Head::read(&*self.env, &self.dir, header.number)?;
-        let header_was_damaged = head.header.as_ref() != Ok(header);
-        if header_was_damaged {
-            self.write_header_again(header)?;
-        }
+        let (head, header_was_damaged) = self.head_made_whole(header)?;
         let known = Known { mark: None, mark_readable: true, synced: last.vlsn };
         Ok((survey(&head, header, Next::Continues(*last), &known)?, header_was_damaged))
     }
 
-    fn write_header_again(&self, header: &SegmentHeader) -> Result<()> {
+    /// The head of a segment, and whether its header had to be written again.
+    fn head_made_whole(&self, header: &SegmentHeader) -> Result<(Head, bool)> {
+        let head = Head::read(&*self.env, &self.dir, header.number)?;
+        if head.header.as_ref() == Ok(header) {
+            return Ok((head, false));
+        }
         let path = self.segment_path(header.number);
         let file = self.env.open(&path, OpenMode::ReadWrite);
         let file = file.map_err(|e| LogError::io("open", &path, e))?;
@@ -171,7 +164,8 @@ impl Shared {
             file.write_at(&[IoSlice::new(&header.encode())], 0)?;
             file.sync_data()
         };
-        write().map_err(|e| self.poison(LogError::io("write the header of", &path, e)))
+        write().map_err(|e| self.poison(LogError::io("write the header of", &path, e)))?;
+        Ok((head, true))
     }
 
     fn remove_side_files(&self, numbers: impl Iterator<Item = u32>) -> Result<()> {

@@ -91,8 +91,8 @@ impl Log {
     /// `NotFaulty` if `run` is not exactly one of [`Log::faulty`]; `ChainMismatch` or `Misfit` if
     /// its entries do not fit between what is there, or `Io` if the segment cannot be opened (nothing
     /// changed); `Corrupt` naming another entry of the segment if that was damaged since the log was
-    /// opened: the range is whole again, and the next open or [`Log::examine`] says so; `Poisoned`, `Closed`. A failed
-    /// write poisons the log; the range is faulty or whole at the next open.
+    /// opened: the range is whole again, and the next open or [`Log::examine`] says so; `Poisoned`,
+    /// `Closed`. A failed write poisons the log; the range is faulty or whole at the next open.
     pub fn repair(&self, run: &EntryRun) -> Result<()> {
         self.put_back(run, |range| range.first == run.first && range.last == run.last)
     }

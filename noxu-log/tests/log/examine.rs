@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors};
 use noxu_log::{
-    ChainState, EntryFlags, EntryKind, EntryRun, Log, LogConfig, LogError, NewEntry,
-    RetentionConfig,
+    Background, ChainState, EntryFlags, EntryKind, EntryRun, HeldBy, Holder, HolderKind, Log,
+    LogConfig, LogError, NewEntry, RetentionConfig,
 };
 use noxu_util::{NULL_VLSN, Term, Vlsn};
 
@@ -389,6 +389,42 @@ fn damage_that_may_hide_a_configuration_stays() {
         .update(|control| control.group_config = (&b"another configuration"[..]).into())
         .unwrap();
     assert_eq!(log.drop_through(third.last).unwrap(), third.last, "there was none after all");
+}
+
+/// One that is known behind the damage is in force there, whatever the damage hides.
+#[test]
+fn damage_goes_with_the_configuration_behind_it() {
+    let env = FaultEnv::new();
+    let eager = RetentionConfig { keep_bytes: 0, ..RetentionConfig::default() };
+    let config = LogConfig { retention: eager, background: Background::Caller, ..quiet() };
+    let log = try_open(&env, config).unwrap();
+    let configuration = |body| [NewEntry::new(EntryKind::GROUP, EntryFlags::SYNC, body)];
+    log.append(Term::new(1), &configuration(b"old")).unwrap();
+    fill(&log, 2, ENTRIES, 500);
+    log.sync_now().unwrap();
+    let first = last_of_first_segment(&log);
+    env.corrupt(&segment_path(1), 300, 0x40).unwrap();
+    assert!(log.examine(1).unwrap());
+    log.control().update(|control| control.group_config = (&b"new"[..]).into()).unwrap();
+    log.set_checkpoint(vlsn_of(ENTRIES));
+    log.settle(vlsn_of(ENTRIES));
+    let before = log.positions().anchor.vlsn;
+    assert_eq!(log.retain().unwrap(), before, "the control file knows of another one");
+    assert_eq!(log.retention().held_by, HeldBy::Damage);
+    let pin = log.pin(Holder::new(HolderKind::Backup, "b"), vlsn_of(2));
+    drop(pin.expect("nothing has gone, and nothing is about to"));
+
+    let at = log.append(Term::new(1), &configuration(b"new")).unwrap().last;
+    fill(&log, at.sequence() + 1, 2 * ENTRIES, 500);
+    log.sync_now().unwrap();
+    log.set_checkpoint(vlsn_of(2 * ENTRIES));
+    log.settle(at);
+    assert_eq!(log.retain().unwrap(), before, "its segment is not finished");
+    log.settle(vlsn_of(2 * ENTRIES));
+    let anchor = log.retain().unwrap();
+    assert!(anchor > first && anchor >= at, "{anchor}");
+    assert_eq!(log.positions().anchor.group_config, b"new"[..]);
+    assert_eq!(log.faulty(), []);
 }
 
 /// The flusher would have nothing left to do, and nothing to tell.

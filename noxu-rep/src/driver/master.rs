@@ -817,9 +817,9 @@ impl Submitted {
     /// once in this thread if that is known; never if the node is dropped before its mastership ends.
     /// It must not block.
     pub fn on_done(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
-        let Self { master, vlsn, fingerprint, class, local, deadline } = self.clone();
+        let &Self { ref master, vlsn, fingerprint, class, local, deadline } = self;
         // The mastership keeps the callback, which must not keep the mastership.
-        let master = Arc::downgrade(&master);
+        let master = Arc::downgrade(master);
         let callback = move |outcome| {
             let Some(master) = master.upgrade() else { return };
             let this = Self { master, vlsn, fingerprint, class, local, deadline };

@@ -344,11 +344,14 @@ impl RepairView for View<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use noxu_log::segment::name::segment_name;
     use noxu_log::{EntryFlags, EntryKind, NewEntry};
-    use noxu_util::{NULL_VLSN, Term};
+    use noxu_util::{Lsn, NULL_VLSN, Term};
 
     use super::*;
-    use crate::damaged_log::{damaged, damaged_at, whole};
+    use crate::damaged_log::{damaged, damaged_at, sealed, whole};
     use crate::wire::election::{Purpose, Silence};
 
     fn ask(damage: &Damage, offset: u32) -> RepairAsk {
@@ -389,6 +392,31 @@ mod tests {
         assert_eq!(damages(&log, NULL_VLSN).all, []);
         assert_eq!(log.positions().last_fingerprint, peer.positions().last_fingerprint);
         assert!(log.read(Vlsn::new(5), 1).unwrap().is_some());
+    }
+
+    /// Rot met while an entry is put back is examined and told like any other.
+    #[test]
+    fn what_rots_beside_an_entry_that_is_put_back_is_found_with_it() {
+        let (env, log) = sealed();
+        let [fifth, eighth] = [5, 8].map(|vlsn| {
+            let vlsn = Vlsn::new(vlsn);
+            let (header, lsn) = log.header(vlsn).unwrap().unwrap();
+            (lsn, log.read(vlsn, header.entry_bytes()).unwrap().unwrap().parts.concat())
+        });
+        let rot = |lsn: Lsn| {
+            let path = Path::new("/n/log").join(segment_name(lsn.segment()));
+            env.corrupt(&path, u64::from(lsn.offset()) + 60, 0x10).unwrap();
+        };
+        rot(fifth.0);
+        assert!(log.examine(fifth.0.segment()).unwrap());
+        rot(eighth.0);
+        let [damage] = damages(&log, NULL_VLSN).all[..] else { panic!("{:?}", log.faulty()) };
+        assert_eq!(damage.last, Vlsn::new(5));
+        assert!(put_back(&log, &damage, damage.last, fifth.1).unwrap());
+        let [damage] = damages(&log, NULL_VLSN).all[..] else { panic!("{:?}", log.faulty()) };
+        assert_eq!((damage.first, damage.last), (Vlsn::new(8), Vlsn::new(8)));
+        assert!(put_back(&log, &damage, damage.last, eighth.1).unwrap());
+        assert_eq!(damages(&log, NULL_VLSN).all, []);
     }
 
     #[test]

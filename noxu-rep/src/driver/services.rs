@@ -16,7 +16,7 @@ use crate::net::dispatcher::{
     Dispatcher, ELECTION_SERVICE_NAME, FEEDER_SERVICE_NAME, RESTORE_SERVICE_NAME,
     STATUS_SERVICE_NAME, SYNCUP_SERVICE_NAME,
 };
-use crate::restore::provider::{Reign, RestoreProvider};
+use crate::restore::provider::{RestoreProvider, Serving};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
 use crate::wire::probe::{ProbeAnswer, decode_question};
@@ -74,8 +74,9 @@ impl Life {
             let life = weak.upgrade();
             let master = life.as_ref().and_then(|life| life.mastership());
             let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
-            let reign = master.map(|master| Reign { term: master.term(), dtvlsn: master.dtvlsn() });
-            reign.ok_or_else(refused)
+            let serving =
+                master.map(|master| Serving { term: master.term(), dtvlsn: master.dtvlsn() });
+            serving.ok_or_else(refused)
         };
         let weak = Arc::downgrade(self);
         let on_failed = move |cause: &RepError| {

@@ -16,7 +16,7 @@ use noxu_log::env::{EnvFile, OpenMode};
 use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_log::segment::side_file::Digests;
 use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
-use noxu_util::{Name, Term, Vlsn};
+use noxu_util::{NULL_VLSN, Name, Term, Vlsn};
 
 use crate::core::feeder::FeedLimit;
 use crate::error::{RepError, Result};
@@ -58,7 +58,7 @@ pub struct RestoreProvider {
 
 /// The mastership in which a node gives its log and state away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reign {
+pub struct Serving {
     /// Its term.
     pub term: Term,
     /// Everything through it is durable on a quorum.
@@ -66,7 +66,7 @@ pub struct Reign {
 }
 
 /// The mastership that there is at the moment; the reason if there is none.
-pub type MayServe = Box<dyn Fn() -> Result<Reign> + Send + Sync>;
+pub type MayServe = Box<dyn Fn() -> Result<Serving> + Send + Sync>;
 
 /// Hears of what a session failed for, such as a log that cannot be read. Called with no lock held.
 pub type OnFailed = Box<dyn Fn(&RepError) + Send + Sync>;
@@ -123,10 +123,7 @@ impl RestoreProvider {
         let (mut session, head, offers) = self.begin(mine, &node, term)?;
         match FeedLimit::of(kind) {
             FeedLimit::All => {}
-            FeedLimit::Dtvlsn => {
-                self.await_durable(channel, term, head.target)?;
-                session.through = head.target;
-            }
+            FeedLimit::Dtvlsn => self.await_durable(channel, term, head.target)?,
         }
         tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
         channel.send(&RestoreMsg::Manifest(head).encode())?;
@@ -173,7 +170,7 @@ impl RestoreProvider {
             lengths: BTreeMap::new(),
             checkpoint: None,
             checkpoint_offset: 0,
-            through: Vlsn::new(i64::MAX),
+            target: NULL_VLSN,
         };
         // Behind the pin; a budget may have moved the front since, when the first answer says so.
         let anchor = self.log.positions().anchor;
@@ -199,7 +196,8 @@ impl RestoreProvider {
         let end = self.log.positions();
         // That end is what a master of this term has: not if it was deposed before, whatever term its
         // control file has by now.
-        self.check_reign(term)?;
+        self.check_serving(term)?;
+        session.target = end.last;
         let head = ManifestHead {
             group,
             provider: self.node.clone(),
@@ -218,7 +216,7 @@ impl RestoreProvider {
     /// back, as long as the node at the other end does.
     fn await_durable(&self, channel: &dyn Channel, term: Term, target: Vlsn) -> Result<()> {
         let mut looks = SESSION_TIMEOUT.as_millis() / DURABLE_LOOK.as_millis();
-        while self.check_reign(term)?.dtvlsn < target {
+        while self.check_serving(term)?.dtvlsn < target {
             if looks == 0 {
                 return Err(RepError::silent(channel.peer(), "a quorum", SESSION_TIMEOUT));
             }
@@ -232,9 +230,9 @@ impl RestoreProvider {
     }
 
     /// Refuses if this node is not master of `term`, or not any more.
-    fn check_reign(&self, term: Term) -> Result<Reign> {
-        let reign = (self.may_serve)()?;
-        if reign.term == term { Ok(reign) } else { Err(RepError::NotMaster { master: None }) }
+    fn check_serving(&self, term: Term) -> Result<Serving> {
+        let serving = (self.may_serve)()?;
+        if serving.term == term { Ok(serving) } else { Err(RepError::NotMaster { master: None }) }
     }
 }
 
@@ -266,8 +264,8 @@ struct Session<'a> {
     lengths: BTreeMap<u32, u32>,
     checkpoint: Option<Box<dyn Checkpoint>>,
     checkpoint_offset: u64,
-    /// Entries beyond it are not given.
-    through: Vlsn,
+    /// The end of the log as it was when the session began: entries beyond it are not given.
+    target: Vlsn,
 }
 
 impl Drop for Session<'_> {
@@ -334,7 +332,7 @@ impl Session<'_> {
     fn tail(&self, channel: &dyn Channel, request: u64, from: Vlsn) -> Result<()> {
         let log = &self.provider.log;
         let within =
-            (from <= self.through).then(|| log.read_through(from, self.through, CHUNK_BYTES));
+            (from <= self.target).then(|| log.read_through(from, self.target, CHUNK_BYTES));
         let Some(run) = within.transpose()?.flatten() else {
             let found = format!("a request for entry {from}");
             return Err(RepError::protocol("", "an entry that was offered", found));

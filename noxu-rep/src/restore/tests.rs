@@ -17,7 +17,7 @@ use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
 
 use super::install::{Recovered, install, recover};
-use super::provider::{Reign, RestoreProvider};
+use super::provider::{RestoreProvider, Serving};
 use super::session::{Restoring, fetch, is_committed, is_pending};
 use super::*;
 use crate::clock::Clock;
@@ -189,7 +189,7 @@ impl Master {
         let (durable, times) = (Arc::clone(&dtvlsn), Arc::clone(&asked));
         let may_serve = Box::new(move || {
             times.fetch_add(1, Ordering::Relaxed);
-            Ok(Reign { term, dtvlsn: v(durable.load(Ordering::Acquire)) })
+            Ok(Serving { term, dtvlsn: v(durable.load(Ordering::Acquire)) })
         });
         let heard = Box::new(|_: &RepError| {});
         let provider =

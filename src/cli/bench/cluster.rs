@@ -1,8 +1,7 @@
 //! Cluster: a master in this process and replicas in processes of their own.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -14,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 
 use super::Setting;
+use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
 use crate::cli::out::print_line;
 use crate::workload::WorkloadError;
@@ -76,7 +76,9 @@ impl Cluster {
     /// Kills the last replica, as kill -9 does.
     pub(super) fn kill_last(&mut self) -> Result<(), CliError> {
         match self.replicas.pop() {
-            Some(mut replica) => replica.kill(),
+            Some(mut replica) => replica.child.kill().map_err(|cause| {
+                CliError::Failed(format!("killing replica {}: {cause}", replica.name))
+            }),
             None => Ok(()),
         }
     }
@@ -126,12 +128,11 @@ fn parse_name(text: &str) -> Result<Name, CliError> {
     text.parse().map_err(|cause| CliError::Usage(format!("{cause}")))
 }
 
-/// A replica in a process of its own; it ends with its standard input.
+/// A replica in a process of its own. Killed when dropped: its files are about to be removed, and an
+/// ordered end would be for nothing.
 struct ReplicaProcess {
     name: String,
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    child: ChildProcess,
 }
 
 impl ReplicaProcess {
@@ -141,51 +142,27 @@ impl ReplicaProcess {
         master: &str,
         tail_mark: MarkPolicy,
     ) -> Result<Self, CliError> {
-        let program = std::env::current_exe().map_err(CliError::file("this program"))?;
-        let mut child = Command::new(&program)
-            .args(["bench", "--replica", name, "--replica-master", master, "--replica-dir"])
-            .arg(dir)
-            .args(["--replica-tail-mark", &tail_mark.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(CliError::file(program))?;
-        match (child.stdin.take(), child.stdout.take()) {
-            (Some(stdin), Some(stdout)) => {
-                Ok(Self { name: name.to_owned(), child, stdin, stdout: BufReader::new(stdout) })
-            }
-            _ => unreachable!("both are piped"),
-        }
+        let child = ChildProcess::spawn(|command| {
+            command
+                .args(["bench", "--replica", name, "--replica-master", master, "--replica-dir"])
+                .arg(dir)
+                .args(["--replica-tail-mark", &tail_mark.to_string()])
+        })?;
+        Ok(Self { name: name.to_owned(), child })
     }
 
     /// Sends a line; returns what follows `expected` in the answer.
     fn ask(&mut self, question: &str, expected: &str) -> Result<String, CliError> {
-        let gone = |name: &str| CliError::Failed(format!("replica {name} went away"));
-        writeln!(self.stdin, "{question}").map_err(|_| gone(&self.name))?;
-        let mut answer = String::new();
-        self.stdout.read_line(&mut answer).map_err(|_| gone(&self.name))?;
-        match answer.trim_end().strip_prefix(expected) {
+        let gone = || CliError::Failed(format!("replica {} went away", self.name));
+        self.child.tell(question).map_err(|_| gone())?;
+        let answer = self.child.read_line().ok().flatten().ok_or_else(gone)?;
+        match answer.strip_prefix(expected) {
             Some(rest) => Ok(rest.trim_start().to_owned()),
-            None if answer.is_empty() => Err(gone(&self.name)),
             None => Err(CliError::Failed(format!(
                 "replica {} answered {question:?} with {answer:?}, not {expected:?}",
                 self.name
             ))),
         }
-    }
-
-    fn kill(&mut self) -> Result<(), CliError> {
-        let failed = |cause| CliError::Failed(format!("killing replica {}: {cause}", self.name));
-        self.child.kill().map_err(failed)?;
-        self.child.wait().map(|_| ()).map_err(failed)
-    }
-}
-
-impl Drop for ReplicaProcess {
-    fn drop(&mut self) {
-        // Its files are about to be removed: an ordered end would be for nothing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

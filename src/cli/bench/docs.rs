@@ -69,8 +69,9 @@ flight. `sync_majority`: on the disks of two of three nodes, their tail marks in
 two of three. `local_sync` and `local_nosync`: a group of one node, on its disk and in its memory.
 
 `floor_`: three processes that do nothing but write, sync and acknowledge the same bytes in the same
-places, a commit of each client in one round, one round after the other. With one client nothing can
-be faster on this machine; with many a log can, for it need not wait for a round to end.",
+places, a commit of each client in one round, one round after the other. With one client that
+is as fast as bare calls were in this run; with many a log can be faster, for it need not wait for a
+round to end.",
         |work| matches!(work, Work::Commits(_) | Work::Floor(_)),
     ),
     (

@@ -1,15 +1,15 @@
 //! Floor: what commits cost on this machine without any of our code. Three processes write, sync and
 //! acknowledge the same bytes in the same places, one round after the other, and do nothing else; a round
-//! carries one commit of each client. What a commit of ours takes beyond that is our own doing.
+//! carries one commit of each client. What a commit of ours takes beyond that is our own doing; the noise of
+//! the machine can make it less.
 //!
 //! Rounds do not overlap, as those of a log may: with many clients the floor is no bound.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::Setting;
 use super::report::Measured;
 use super::work::{Commits, Work};
+use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
 use crate::cli::out::print_line;
 use crate::workload::clients::{Clients, Latencies};
@@ -53,6 +54,7 @@ pub(super) fn measure(
         Clients::Threads(count) | Clients::Handles(count) => count,
     };
     let bytes = vec![7; each * COMMIT_BYTES];
+    let frame = [&(bytes.len() as u32).to_le_bytes(), &bytes[..]].concat();
     let mut latencies = Latencies::over(setting.time);
     let begin = Instant::now() + setting.warm_up;
     let end = begin + setting.time;
@@ -62,7 +64,7 @@ pub(super) fn measure(
             break;
         }
         for replica in &mut replicas {
-            replica.send(&bytes).map_err(failed)?;
+            replica.stream.write_all(&frame).map_err(failed)?;
         }
         disk.take(&bytes).map_err(failed)?;
         await_one(&mut replicas, round).map_err(failed)?;
@@ -136,50 +138,28 @@ impl Disk {
 
 /// A replica in a process of its own, which ends with its connection.
 struct Replica {
-    child: Child,
     stream: TcpStream,
     acked: u64,
+    // Its files are about to be removed: an ordered end would be for nothing.
+    _child: ChildProcess,
 }
 
 impl Replica {
     fn spawn(dir: &Path, syncs: u8) -> Result<Self, CliError> {
-        let program = std::env::current_exe().map_err(CliError::file("this program"))?;
-        let mut child = Command::new(&program)
-            .args(["bench", "--floor-syncs", &syncs.to_string(), "--floor-dir"])
-            .arg(dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(CliError::file(program))?;
-        let stdout = child.stdout.take().unwrap_or_else(|| unreachable!("it is piped"));
-        let mut line = String::new();
-        let connected = BufReader::new(stdout).read_line(&mut line).and_then(|_| {
-            let port = line.trim_end().parse().map_err(std::io::Error::other)?;
+        let mut child = ChildProcess::spawn(|command| {
+            command.args(["bench", "--floor-syncs", &syncs.to_string(), "--floor-dir"]).arg(dir)
+        })?;
+        let mut connect = || {
+            let port = child.read_line()?.unwrap_or_default();
+            let port = port.parse().map_err(std::io::Error::other)?;
             let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
             stream.set_nodelay(true)?;
-            Ok(stream)
-        });
-        match connected {
-            Ok(stream) => Ok(Self { child, stream, acked: 0 }),
-            Err(cause) => {
-                let _ = (child.kill(), child.wait()); // it is told of anyhow
-                Err(CliError::Failed(format!("a replica of the floor: {cause}")))
-            }
+            std::io::Result::Ok(stream)
+        };
+        match connect() {
+            Ok(stream) => Ok(Self { stream, acked: 0, _child: child }),
+            Err(cause) => Err(CliError::Failed(format!("a replica of the floor: {cause}"))),
         }
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let mut frame = Vec::with_capacity(4 + bytes.len());
-        frame.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-        frame.extend_from_slice(bytes);
-        self.stream.write_all(&frame)
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        // Its files are about to be removed: an ordered end would be for nothing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,11 +1,12 @@
 //! Processes: the demo's nodes, each a `noxu node` of this very program.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
+use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
 use crate::client::Client;
 
@@ -23,14 +24,8 @@ pub(in crate::cli) struct NodeProcess {
     pub(in crate::cli) peer_addr: String,
     /// Where its clients reach it; kept likewise.
     pub(in crate::cli) client_addr: String,
-    running: Option<Running>,
-}
-
-#[derive(Debug)]
-struct Running {
-    child: Child,
-    /// Open as long as this process lives: the node ends when it closes.
-    _stdin: Option<ChildStdin>,
+    /// It ends with its standard input, which is open as long as this process lives.
+    running: Option<ChildProcess>,
 }
 
 impl NodeProcess {
@@ -48,7 +43,6 @@ impl NodeProcess {
     /// Starts it with further arguments of `noxu node` and waits until it is ready.
     pub(in crate::cli) fn start(&mut self, arguments: &[&str]) -> Result<Duration, CliError> {
         assert!(self.running.is_none(), "{} is running", self.name);
-        let program = std::env::current_exe().map_err(CliError::file("this program"))?;
         let errors_path = self.dir.with_extension("stderr");
         let errors = File::options()
             .create(true)
@@ -56,24 +50,16 @@ impl NodeProcess {
             .open(&errors_path)
             .map_err(CliError::file(&errors_path))?;
         let started = Instant::now();
-        let mut child = Command::new(program)
-            .args(["node", "--exit-with-stdin", "--name", self.name, "--dir"])
-            .arg(&self.dir)
-            .args(["--listen", &self.peer_addr, "--client-listen", &self.client_addr])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .map_err(CliError::file("this program"))?;
-        let stdin = child.stdin.take();
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line)?;
-        }
+        let mut child = ChildProcess::spawn(|command| {
+            command
+                .args(["node", "--exit-with-stdin", "--name", self.name, "--dir"])
+                .arg(&self.dir)
+                .args(["--listen", &self.peer_addr, "--client-listen", &self.client_addr])
+                .args(arguments)
+                .stderr(errors)
+        })?;
+        let line = child.read_line()?.unwrap_or_default();
         let Some(fields) = line.strip_prefix("noxu ready ") else {
-            let _ = child.kill();
-            let _ = child.wait();
             let said = std::fs::read_to_string(&errors_path).unwrap_or_default();
             return Err(CliError::Failed(format!(
                 "{} did not get ready: {}",
@@ -88,39 +74,34 @@ impl NodeProcess {
                 _ => {}
             }
         }
-        self.running = Some(Running { child, _stdin: stdin });
+        self.running = Some(child);
         Ok(started.elapsed())
     }
 
     /// Ends it at once, as a crash would (SIGKILL).
     pub(in crate::cli) fn kill(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-        }
+        self.running = None;
     }
 
     /// Asks it to end in order (SIGTERM); [`NodeProcess::stop`] waits for it.
     pub(in crate::cli) fn ask_to_stop(&self) -> Result<(), CliError> {
-        self.signal(rustix::process::Signal::TERM)
+        self.signal(Signal::TERM)
     }
 
     /// Stops it where it is, its connections open (SIGSTOP), until [`NodeProcess::resume`].
     pub(in crate::cli) fn pause(&self) -> Result<(), CliError> {
-        self.signal(rustix::process::Signal::STOP)
+        self.signal(Signal::STOP)
     }
 
     /// Lets it go on (SIGCONT).
     pub(in crate::cli) fn resume(&self) -> Result<(), CliError> {
-        self.signal(rustix::process::Signal::CONT)
+        self.signal(Signal::CONT)
     }
 
-    fn signal(&self, signal: rustix::process::Signal) -> Result<(), CliError> {
+    fn signal(&self, signal: Signal) -> Result<(), CliError> {
         let Some(running) = &self.running else { return Ok(()) };
-        let Some(pid) = rustix::process::Pid::from_raw(running.child.id() as i32) else {
-            return Ok(());
-        };
-        rustix::process::kill_process(pid, signal)
+        running
+            .signal(signal)
             .map_err(|e| CliError::Failed(format!("{signal:?} to {}: {e}", self.name)))
     }
 
@@ -128,7 +109,7 @@ impl NodeProcess {
     pub(in crate::cli) fn stop(&mut self) -> Result<(), CliError> {
         self.ask_to_stop()?;
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        let status = running.child.wait()?;
+        let status = running.wait()?;
         if status.success() {
             return Ok(());
         }
@@ -186,12 +167,6 @@ impl NodeProcess {
             // A question to another process, not an event of ours: nothing to wait for but time.
             std::thread::park_timeout(Duration::from_millis(5));
         }
-    }
-}
-
-impl Drop for NodeProcess {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

@@ -1,8 +1,7 @@
 //! Scene: one log on real files. A process loads it and is killed; what it reported durable is there.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +12,7 @@ use noxu_util::{GroupId, NULL_VLSN, Term, Vlsn};
 use super::input::{Input, Piece};
 use super::table::Table;
 use super::{Demo, say, scene_title};
+use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
 use crate::cli::progress::count_bar;
 use crate::cli::sizes::{show_bytes, show_count};
@@ -80,21 +80,12 @@ pub(super) fn scene(
     table: &mut Table,
 ) -> Result<(), CliError> {
     scene_title(1, "One log: load, kill -9 in the middle, open again, verify, go on")?;
-    let program = std::env::current_exe().map_err(CliError::file("this program"))?;
-    let mut child = Command::new(program)
-        .args(["demo", "--load-log"])
-        .arg(dir)
-        .arg("--input")
-        .arg(input_path)
-        .args(["--commits", &demo.commits.to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(CliError::file("this program"))?;
-    let reported = watch(&mut child, demo.commits as i64 / 2);
-    let _ = child.kill();
-    let _ = child.wait();
-    let reported = reported?;
+    let mut child = ChildProcess::spawn(|command| {
+        let loading = command.args(["demo", "--load-log"]).arg(dir).arg("--input").arg(input_path);
+        loading.args(["--commits", &demo.commits.to_string()])
+    })?;
+    let reported = watch(&mut child, demo.commits as i64 / 2)?;
+    child.kill()?;
     say!("killed after it had reported {} entries durable", show_count(reported as u64))?;
 
     let started = Instant::now();
@@ -154,11 +145,10 @@ pub(super) fn scene(
 }
 
 /// Reads reports until `enough` entries are durable.
-fn watch(child: &mut Child, enough: i64) -> Result<i64, CliError> {
-    let stdout = child.stdout.take().ok_or_else(|| CliError::Failed("no output".to_owned()))?;
+fn watch(child: &mut ChildProcess, enough: i64) -> Result<i64, CliError> {
     let bar = count_bar("loading", enough.max(0) as u64);
-    for line in BufReader::new(stdout).lines() {
-        let reported = line?.parse().unwrap_or(0);
+    while let Some(line) = child.read_line()? {
+        let reported = line.parse().unwrap_or(0);
         bar.set_position(reported as u64);
         if reported >= enough {
             bar.finish_and_clear();
