@@ -10,6 +10,7 @@ use noxu_util::Name;
 use crate::core::feeder::StreamTiming;
 use crate::core::node::ElectionTiming;
 use crate::driver::master::MasterLimits;
+use crate::restore::session::RestoreLimits;
 use crate::status::{RollbackReport, StateChange};
 use crate::wire::handshake::NodeKind;
 
@@ -83,6 +84,8 @@ pub struct NodeConfig {
     /// How long a voter that is away keeps its place in this node's log, within the budgets of the
     /// log's retention; one that stays away longer is restored. Default 1 day.
     pub absence_grace: Duration,
+    /// How much of what a network restore takes.
+    pub restore: RestoreLimits,
     /// The log.
     pub log: LogConfig,
     /// Called after each rollback, by a thread of the node.
@@ -109,6 +112,7 @@ impl NodeConfig {
             dial_timeout: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(1),
             absence_grace: Duration::from_hours(24),
+            restore: RestoreLimits::default(),
             log: LogConfig::default(),
             on_rollback: None,
             on_state: None,

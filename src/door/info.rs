@@ -77,7 +77,7 @@ fn replication_lines(status: &Status) -> Vec<Line> {
         lines.push(line("rollback_round_trips", rollback.round_trips.to_string()));
         lines.push(line("rollback_lost_file", rollback.lost_file.display().to_string()));
     }
-    if let Some(restore) = status.restore {
+    if let Some(restore) = &status.restore {
         lines.push(line("restore_phase", format!("{:?}", restore.phase)));
         lines.push(line(
             "restore_blocks",
@@ -85,6 +85,16 @@ fn replication_lines(status: &Status) -> Vec<Line> {
         ));
         lines.push(line("restore_blocks_reused", restore.blocks_reused.to_string()));
         lines.push(line("restore_bytes_fetched", restore.bytes_fetched.to_string()));
+        lines.push(line("restore_bytes_per_second", restore.bytes_per_second().to_string()));
+        if let Some(left) = restore.time_left() {
+            lines.push(line("restore_seconds_left", left.as_secs().to_string()));
+        }
+        lines.push(line("restore_checkpoint_bytes", restore.checkpoint_bytes.to_string()));
+        lines.push(line("restore_live_entries", restore.live_entries.to_string()));
+        for source in &restore.sources {
+            let given = format!("{} blocks, {} bytes", source.blocks, source.bytes);
+            lines.push(line(&format!("restore_from_{}", source.name), given));
+        }
     }
     if let Some(restored) = &status.last_restore {
         lines.push(line("restored_anchor", vlsn(restored.anchor)));

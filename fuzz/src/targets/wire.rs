@@ -15,7 +15,7 @@ use noxu_rep::wire::handshake::{
 };
 use noxu_rep::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, Leaving, Position, StreamMessage};
 use noxu_rep::wire::probe::{self, ProbeAnswer};
-use noxu_rep::wire::restore::{ManifestHead, RestoreMsg, SegmentOffer};
+use noxu_rep::wire::restore::{ManifestHead, Refused, RestoreMsg, SegmentOffer};
 use noxu_rep::wire::syncup::{SyncupMsg, Verdict};
 use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn};
 
@@ -183,6 +183,14 @@ pub fn restore(input: &[u8]) -> bool {
 
 pub fn restore_seeds() -> Vec<Vec<u8>> {
     let vlsn = Vlsn::new(70);
+    let anchor = Anchor {
+        vlsn: Vlsn::new(60),
+        lsn: Lsn::new(2, 900),
+        term: Term::new(2),
+        fingerprint: Fingerprint::from_u64(1),
+        next_lsn: Lsn::new(3, 64),
+        group_config: b"config".to_vec().into(),
+    };
     let head = ManifestHead {
         group: GroupIdentity {
             id: GroupId::from_bytes([3; 16]),
@@ -191,18 +199,12 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
         },
         provider: name("n1"),
         term: Term::new(3),
-        anchor: Anchor {
-            vlsn: Vlsn::new(60),
-            lsn: Lsn::new(2, 900),
-            term: Term::new(2),
-            fingerprint: Fingerprint::from_u64(1),
-            next_lsn: Lsn::new(3, 64),
-            group_config: b"config".to_vec().into(),
-        },
+        anchor: anchor.clone(),
         group_config: b"config".to_vec().into(),
-        checkpoint: Some(Vlsn::new(65)),
+        base: Anchor { vlsn: Vlsn::new(65), next_lsn: Lsn::new(4, 64), ..anchor },
         target: vlsn,
         target_fingerprint: Fingerprint::from_u64(2),
+        sources: vec![(name("n3"), "n3:7000".into())],
         segments: 1,
     };
     let offer =
@@ -215,12 +217,12 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             node: name("n1"),
             kind: NodeKind::Electable,
         },
-        RestoreMsg::Manifest(head.clone()),
-        RestoreMsg::Manifest(ManifestHead { checkpoint: None, ..head }),
+        RestoreMsg::Manifest(Box::new(head.clone())),
+        RestoreMsg::Manifest(Box::new(ManifestHead { sources: Vec::new(), ..head })),
         RestoreMsg::Segment(offer),
         RestoreMsg::BlockRequest { request: 1, segment: 3, block: 1 },
         RestoreMsg::Block { request: 1, bytes: bytes.clone() },
-        RestoreMsg::CheckpointRequest { request: 2, offset: 9 },
+        RestoreMsg::CheckpointRequest { request: 2, offset: 9, durable: 8 },
         RestoreMsg::CheckpointChunk {
             request: 2,
             offset: 9,
@@ -228,10 +230,28 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             digest: [4; 32],
             bytes: bytes.clone(),
         },
-        RestoreMsg::TailRequest { request: 3, from: vlsn },
-        RestoreMsg::TailRun { request: 3, more: false, bytes },
+        RestoreMsg::LiveRequest {
+            request: 3,
+            from: vlsn,
+            previous: Fingerprint::from_u64(3),
+            most: 1 << 20,
+            needed: Vlsn::new(61),
+        },
+        RestoreMsg::LiveRun { request: 3, more: false, last: vlsn, bytes },
+        RestoreMsg::Attach { group: GroupId::from_bytes([3; 16]), node: name("n1") },
+        RestoreMsg::Holdings { segments: vec![(3, [1; 32]), (4, [2; 32])] },
+        RestoreMsg::Doubt { segment: 3, block: 1 },
+        RestoreMsg::CheckpointOpen { request: 4, id: 0 },
+        RestoreMsg::CheckpointOpened {
+            request: 4,
+            id: 7,
+            vlsn,
+            fingerprint: Fingerprint::from_u64(2),
+            offset: 0,
+        },
+        RestoreMsg::Refusal { request: 5, why: Refused::Parted },
         RestoreMsg::Failure { reason: "gone".into() },
-        RestoreMsg::Done,
+        RestoreMsg::Done { needed: vlsn },
     ];
     messages.map(|message| message.encode()).to_vec()
 }

@@ -1,4 +1,4 @@
-//! Install: replaces a log by segments and an anchor that a network restore staged.
+//! Install: replaces a log by segments, an anchor and a log behind them that a network restore staged.
 //!
 //! # Crash argument
 //! The caller has made everything staged durable and committed to it. [`Install::run`] can be
@@ -11,7 +11,7 @@
 //!    behind it, so they are moved and not listed.
 //! 3. The file `SWAPPING` in the staging directory says that 2 is over. From here on every file in
 //!    the log directory is a new one.
-//! 4. Staged files are moved; one that is no longer staged has been moved.
+//! 4. Staged files are moved, those of the staged log last; one that is no longer staged has been moved.
 //! 5. Control file (anchor, configuration, floor) and tail mark are set.
 
 use std::path::{Path, PathBuf};
@@ -50,14 +50,27 @@ pub struct Install {
     pub group_config: bytes::Bytes,
     /// Staged segments, adjacent, the first one right after the anchor.
     pub segments: Vec<u32>,
-    /// The last entry of the last segment; the anchor if there is none.
+    /// The last entry of the last segment; the anchor if there is none. It can no longer be rolled back.
     pub last: ChainState,
     /// Where it stands.
     pub last_lsn: Lsn,
+    /// The log that continues the segments, if any entry does.
+    pub tail: Option<StagedTail>,
     /// Name of the lost-entries file for what the old log holds above its commit floor; new.
     pub lost_name: String,
     /// Kept in that file.
     pub lost_note: LostNote,
+}
+
+/// A staged log that begins right behind the staged segments ([`begin_behind`]); closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagedTail {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its last entry.
+    pub last: ChainState,
+    /// Where it stands.
+    pub last_lsn: Lsn,
 }
 
 /// What is known of a staged segment before it is read.
@@ -198,11 +211,15 @@ impl Install {
         // The old mark speaks of the old log, and would have the new one taken for damaged.
         if !mutant::is_on(Mutant::MarkNotMovedByInstall) {
             let mark = TailMark::open(Arc::clone(shared_env), dir)?;
+            let (last, lsn) = match &self.tail {
+                Some(tail) => (tail.last, tail.last_lsn),
+                None => (self.last, self.last_lsn),
+            };
             mark.write(Mark {
-                term: self.last.term,
-                vlsn: self.last.vlsn,
-                lsn: self.last_lsn,
-                fingerprint: self.last.fingerprint,
+                term: last.term,
+                vlsn: last.vlsn,
+                lsn,
+                fingerprint: last.fingerprint,
             })?;
             mark.sync()?;
         }
@@ -283,21 +300,34 @@ impl Install {
 
     /// Step 4.
     fn swap_in(&self, env: &dyn Env, dir: &Path, staged: &Path) -> Result<()> {
-        let log_dir = log_dir(dir);
-        // The last segment was sealed elsewhere. Here nothing follows it yet, so it does not count as
-        // sealed, and its side file stays behind.
-        let last = self.segments.last();
-        for number in &self.segments {
-            let side = (Some(number) != last).then(|| side_name(*number));
-            for name in side.into_iter().chain([segment_name(*number)]) {
-                let from = staged.join(&name);
-                if env.exists(&from).map_err(|e| LogError::io("look for", &from, e))? {
-                    env.rename(&from, &log_dir.join(&name))
-                        .map_err(|e| LogError::io("move", &from, e))?;
-                }
+        let target = log_dir(dir);
+        let move_in = |from: &Path, name: String| {
+            let from = from.join(&name);
+            if env.exists(&from).map_err(|e| LogError::io("look for", &from, e))? {
+                env.rename(&from, &target.join(&name))
+                    .map_err(|e| LogError::io("move", &from, e))?;
             }
+            Ok::<_, LogError>(())
+        };
+        // The last segment was sealed elsewhere. If nothing follows it here yet, it does not count as
+        // sealed, and its side file stays behind.
+        let last = self.segments.last().filter(|_| self.tail.is_none());
+        for number in &self.segments {
+            if Some(number) != last {
+                move_in(staged, side_name(*number))?;
+            }
+            move_in(staged, segment_name(*number))?;
         }
-        for dir in [&log_dir, staged] {
+        let mut moved_from = vec![staged.to_owned()];
+        if let Some(tail) = &self.tail {
+            let begin = self.segments.last().map_or(self.anchor.next_segment(), |last| last + 1);
+            let from = log_dir(&tail.dir);
+            for number in begin..=tail.last_lsn.segment() {
+                move_in(&from, segment_name(number))?;
+            }
+            moved_from.push(from);
+        }
+        for dir in std::iter::once(&target).chain(&moved_from) {
             env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?;
         }
         Ok(())
@@ -377,6 +407,42 @@ pub fn finish_install(env: &dyn Env, dir: &Path) -> Result<()> {
     let _lock = lock(env, dir)?;
     let control = ControlFile::open_or_create(env, dir)?;
     control.update(|control| control.restore_marker = false)
+}
+
+/// Makes `dir` a log of `group` without entries, which begins behind `anchor`, unless it is one
+/// already. Durable on return; opened as any other.
+///
+/// # Errors
+/// `AlreadyFounded` if it is a log of another group or behind another anchor; `ControlUnreadable`,
+/// `Locked`, `Io`.
+pub fn begin_behind(
+    env: &dyn Env,
+    dir: &Path,
+    group: &GroupIdentity,
+    anchor: &Anchor,
+) -> Result<()> {
+    env.create_dir_all(dir).map_err(|e| LogError::io("create directory", dir, e))?;
+    let _lock = lock(env, dir)?;
+    let control = ControlFile::open_or_create(env, dir)?;
+    let state = control.state();
+    match &state.group {
+        None => control.update(|control| {
+            control.group = Some(group.clone());
+            control.anchor = anchor.clone();
+            control.commit_floor = anchor.vlsn;
+        }),
+        Some(mine) if mine == group && state.anchor == *anchor => Ok(()),
+        Some(mine) => {
+            let show = |name: &dyn std::fmt::Display, anchor: &Anchor| {
+                format!("group {name} behind entry {}", anchor.vlsn)
+            };
+            Err(LogError::AlreadyFounded {
+                dir: dir.to_owned(),
+                found: show(&mine.name, &state.anchor),
+                wanted: show(&group.name, anchor),
+            })
+        }
+    }
 }
 
 /// The position that a restore has to reach at least: what this directory knows a majority to

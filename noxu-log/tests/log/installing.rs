@@ -42,6 +42,7 @@ fn replacement() -> Install {
         term: Term::new(3),
         last: anchor.chain(),
         last_lsn: anchor.lsn,
+        tail: None,
         anchor,
         group_config: Bytes::new(),
         segments: Vec::new(),

@@ -6,6 +6,7 @@
 
 #![allow(clippy::missing_panics_doc)] // said once, above
 
+pub mod block_plan;
 pub mod commits;
 pub mod durability;
 pub mod election;

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +36,8 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME};
-use crate::restore::session::{Restoring, fetch};
+use crate::restore::Progress;
+use crate::restore::session::{RestoreHost, Restoring, fetch};
 use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
 use crate::stream::replica::{ReplicaHost, ReplicaStream, ended};
@@ -307,15 +308,11 @@ impl Life {
         let group = control.group.as_ref().map(|group| group.id);
         let mut restoring = Restoring::new(self.config.name.clone(), group, from.term);
         restoring.kind = self.config.kind;
-        restoring.max_body_bytes = self.log.config().max_body_bytes;
-        let mut report = |progress: &_| self.note_progress(*progress);
-        let mut permitted = false;
-        let mut permit = |term| {
-            permitted = term == from.term && self.ask_commit(&from.master, term);
-            permitted
-        };
-        let fetched =
-            fetch(&self.env, &self.config.dir, &restoring, &*channel, &mut report, &mut permit);
+        restoring.log = self.log.config().clone();
+        restoring.limits = self.config.restore;
+        let host = Restorer { life: self, from, permitted: AtomicBool::new(false) };
+        let fetched = fetch(&self.env, &self.config.dir, &restoring, &channel, &host);
+        let permitted = host.permitted.into_inner();
         self.set_restoring(false);
         match fetched {
             Ok(Some(progress)) => {
@@ -571,6 +568,34 @@ pub fn is_final(cause: &RepError) -> bool {
             | RepError::Log(_)
             | RepError::Stopped { .. }
     )
+}
+
+/// The node as a restore sees it.
+struct Restorer<'a> {
+    life: &'a Life,
+    from: &'a RestoreFrom,
+    /// Leave to commit was given.
+    permitted: AtomicBool,
+}
+
+impl RestoreHost for Restorer<'_> {
+    fn dial(&self, address: &str) -> Result<Arc<dyn Channel>> {
+        self.life.around.dial(address, RESTORE_SERVICE_NAME, self.life.config.dial_timeout)
+    }
+
+    fn note(&self, progress: &Progress) {
+        self.life.note_progress(progress.clone());
+    }
+
+    fn permit(&self, term: Term) -> bool {
+        let permitted = term == self.from.term && self.life.ask_commit(&self.from.master, term);
+        self.permitted.store(permitted, Ordering::Release);
+        permitted
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.life.clock
+    }
 }
 
 /// The node as its replica stream sees it.

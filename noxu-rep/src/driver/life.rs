@@ -625,7 +625,7 @@ impl Life {
 
     /// This life began with what a restore brought to `old`.
     pub(crate) fn note_restored(&self, old: &Self, restored: Restored) {
-        let fetched = old.notes.lock().restore;
+        let fetched = old.notes.lock().restore.clone();
         let mut notes = self.notes.lock();
         notes.restore = fetched;
         notes.last_restore = Some(restored);

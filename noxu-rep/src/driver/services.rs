@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use noxu_util::Name;
+
 use super::feeding::Feeding;
 use super::life::Life;
 use super::links;
@@ -16,7 +18,7 @@ use crate::net::dispatcher::{
     Dispatcher, ELECTION_SERVICE_NAME, FEEDER_SERVICE_NAME, RESTORE_SERVICE_NAME,
     STATUS_SERVICE_NAME, SYNCUP_SERVICE_NAME,
 };
-use crate::restore::provider::{RestoreProvider, Serving};
+use crate::restore::provider::{ProviderHost, RestoreProvider, Serving};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
 use crate::wire::probe::{ProbeAnswer, decode_question};
@@ -57,7 +59,7 @@ pub(crate) fn register(dispatcher: &Dispatcher, node: &Weak<Running>) {
     }
 }
 
-/// Registers what gives restoring nodes the log and state of `node`, while it is master.
+/// Registers what gives restoring nodes the log and state of `node`.
 pub(crate) fn register_restore(dispatcher: &Dispatcher, node: &Arc<Running>) {
     dispatcher.register(RESTORE_SERVICE_NAME, Arc::new(node.life.restore_provider()));
 }
@@ -67,26 +69,12 @@ fn serve_status(node: &Arc<Running>, channel: &Arc<dyn Channel>) -> Result<()> {
 }
 
 impl Life {
-    /// What gives restoring nodes the log and the state of this one, while it is master.
+    /// What gives restoring nodes the log and the state of this one.
     pub fn restore_provider(self: &Arc<Self>) -> RestoreProvider {
-        let weak = Arc::downgrade(self);
-        let may_serve = move || {
-            let life = weak.upgrade();
-            let master = life.as_ref().and_then(|life| life.mastership());
-            let refused = || RepError::NotMaster { master: life.and_then(|l| l.master_address()) };
-            let serving =
-                master.map(|master| Serving { term: master.term(), dtvlsn: master.dtvlsn() });
-            serving.ok_or_else(refused)
-        };
-        let weak = Arc::downgrade(self);
-        let on_failed = move |cause: &RepError| {
-            if let Some(life) = weak.upgrade() {
-                life.look_for_damage(cause);
-            }
-        };
+        let host = Giving { life: Arc::downgrade(self) };
         let machine = Arc::clone(self.applier.machine());
         let (name, log) = (self.config.name.clone(), self.log.clone());
-        RestoreProvider::new(name, log, machine, Box::new(may_serve), Box::new(on_failed))
+        RestoreProvider::new(name, log, machine, self.clock.clone(), Box::new(host))
     }
 
     /// Tells whoever asks over `channel` what this node is and what its log holds, until it is closed
@@ -110,6 +98,34 @@ impl Life {
             channel.send(&answer.encode())?;
         }
         Ok(())
+    }
+}
+
+/// A node as those see it who are given its log and state.
+struct Giving {
+    life: Weak<Life>,
+}
+
+impl ProviderHost for Giving {
+    fn serving(&self) -> Result<Serving> {
+        let life = self.life.upgrade();
+        match life.as_ref().and_then(|life| life.mastership()) {
+            Some(master) => Ok(Serving { term: master.term(), dtvlsn: master.dtvlsn() }),
+            None => Err(RepError::NotMaster { master: life.and_then(|l| l.master_address()) }),
+        }
+    }
+
+    fn sources(&self) -> Vec<(Name, String)> {
+        let master = self.life.upgrade().and_then(|life| life.mastership());
+        let replicas = master.map(|master| master.replicas()).unwrap_or_default();
+        let streaming = replicas.into_iter().filter(|replica| !replica.sent.is_null());
+        streaming.map(|replica| (replica.name, replica.address)).collect()
+    }
+
+    fn handle_failed(&self, cause: &RepError) {
+        if let Some(life) = self.life.upgrade() {
+            life.look_for_damage(cause);
+        }
     }
 }
 

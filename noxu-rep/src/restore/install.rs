@@ -5,22 +5,21 @@
 //!    forward.
 //! 2. The log is replaced ([`noxu_log::install`]); from its first step on nobody else can open it.
 //! 3. The state machine takes the checkpoint, or forgets everything where there is none.
-//! 4. The entries after the segments are appended, those that are not there yet, and synced.
-//! 5. The log may be opened by anybody again.
-//! 6. `MARKER` is removed, durably. A crash before repeats from 2, where the files that were moved
+//! 4. The log is opened, as far as it is committed, to see that it is whole; then anybody may open it
+//!    again.
+//! 5. `MARKER` is removed, durably. A crash before repeats from 2, where the files that were moved
 //!    are in place; one after it finds garbage in `restore/` and removes it.
 
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use noxu_log::env::{Env, EnvFile, OpenMode};
-use noxu_log::install::{Install, finish_install};
+use noxu_log::install::{Install, StagedTail, finish_install};
 use noxu_log::{EntryRun, Log, LogConfig, LogError, LostNote};
 use noxu_util::{NULL_VLSN, Vlsn};
 
-use super::manifest::{CHECKPOINT, COMMIT, Commit, MARKER, Manifest, Marker, TAIL};
+use super::manifest::{CHECKPOINT, COMMIT, Commit, LIVE, MARKER, Manifest, Marker};
 use super::session::{is_committed, is_pending};
 use super::{Restored, restore_dir};
 use crate::clock::Clock;
@@ -90,10 +89,15 @@ pub fn install(
         group: head.group.clone(),
         term: head.term,
         anchor: head.anchor.clone(),
-        group_config: head.group_config.clone(),
+        group_config: commit.group_config.clone(),
         segments: manifest.segments.iter().map(|segment| segment.number).collect(),
         last: commit.base,
         last_lsn: commit.base_lsn,
+        tail: (commit.last.vlsn > commit.base.vlsn).then(|| StagedTail {
+            dir: dir.join(LIVE),
+            last: commit.last,
+            last_lsn: commit.last_lsn,
+        }),
         lost_name: format!("restore-{:016x}", commit.session),
         lost_note: LostNote {
             time_ms: clock.wall_clock_ms(),
@@ -105,27 +109,30 @@ pub fn install(
     };
     let lost = replacement.run(env, node_dir, &dir)?;
 
-    if let Some(checkpoint) = head.checkpoint {
+    if let Some(checkpoint) = commit.checkpoint {
         let path = dir.join(CHECKPOINT);
         let file = env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
         let mut source = Verified {
             file,
             at: 0,
-            len: commit.checkpoint_bytes,
+            len: checkpoint.bytes,
             hasher: blake3::Hasher::new(),
-            expected: commit.checkpoint_digest,
+            expected: checkpoint.digest,
         };
-        machine.install_checkpoint(checkpoint, &mut source)?;
+        machine.install_checkpoint(checkpoint.vlsn, &mut source)?;
         // What the machine left unread is verified too.
         io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
     } else {
         machine.roll_back_to(NULL_VLSN, &Empty)?;
     }
 
-    let last = append_tail(env, node_dir, config, &commit)?;
-    if last < commit.last {
-        return Err(missing("whole tail").into());
+    let (log, _) = Log::open_installed(Arc::clone(env), node_dir, config.clone())?;
+    let end = log.positions().chain();
+    if end != commit.last || !log.faulty().is_empty() {
+        return Err(missing("whole log").into());
     }
+    log.close()?;
+    drop(log);
     finish_install(&**env, node_dir)?;
     let marker = dir.join(MARKER);
     env.remove(&marker).map_err(|e| LogError::io("remove", &marker, e))?;
@@ -133,71 +140,11 @@ pub fn install(
     env.remove_dir_all(&dir).map_err(|e| LogError::io("remove", &dir, e))?;
     Ok(Restored {
         anchor: head.anchor.vlsn,
-        last,
-        checkpoint: head.checkpoint.unwrap_or(NULL_VLSN),
+        last: end.vlsn,
+        checkpoint: commit.checkpoint.map_or(NULL_VLSN, |checkpoint| checkpoint.vlsn),
         segments: head.segments,
         lost,
     })
-}
-
-/// Appends the staged entries that the log does not hold yet; returns its last VLSN.
-fn append_tail(
-    env: &Arc<dyn Env>,
-    node_dir: &Path,
-    config: &LogConfig,
-    commit: &Commit,
-) -> Result<Vlsn> {
-    let (log, _) = Log::open_installed(Arc::clone(env), node_dir, config.clone())?;
-    let path = restore_dir(node_dir).join(TAIL);
-    let wrap = |e| LogError::io("read", &path, e);
-    let file = env.open(&path, OpenMode::Read).map_err(wrap)?;
-    let mut at = 0;
-    let mut chain = commit.base;
-    while at < commit.tail_bytes {
-        let mut length = [0; 4];
-        read_exact(&*file, &mut length, at).map_err(wrap)?;
-        let length = u64::from(u32::from_le_bytes(length));
-        if length > commit.tail_bytes - at - 4 {
-            return Err(wrap(io::ErrorKind::UnexpectedEof.into()).into());
-        }
-        let mut bytes = vec![0; length as usize];
-        read_exact(&*file, &mut bytes, at + 4).map_err(wrap)?;
-        at += 4 + length;
-        let bytes = Bytes::from(bytes);
-        let mut run = EntryRun::verify(bytes.clone(), chain, config.max_body_bytes)
-            .map_err(|e| LogError::DamagedFile { path: path.clone(), reason: e.to_string() })?;
-        let after = log.positions().chain();
-        chain = noxu_log::ChainState {
-            vlsn: run.last,
-            term: run.last_term,
-            fingerprint: run.last_fingerprint,
-        };
-        if run.last <= after.vlsn {
-            continue;
-        }
-        if run.first <= after.vlsn {
-            let had: usize = run
-                .entries()
-                .take_while(|entry| entry.header.vlsn <= after.vlsn)
-                .map(|entry| entry.header.entry_bytes())
-                .sum();
-            run = EntryRun::verify(bytes.slice(had..), after, config.max_body_bytes)
-                .map_err(|e| LogError::DamagedFile { path: path.clone(), reason: e.to_string() })?;
-        }
-        log.append_run(&run)?;
-    }
-    log.sync_now()?;
-    let last = log.positions().last;
-    log.close()?;
-    Ok(last)
-}
-
-fn read_exact(file: &dyn EnvFile, to: &mut [u8], at: u64) -> io::Result<()> {
-    if file.read_at(to, at)? == to.len() {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
 }
 
 /// Reads a file and fails at its end if its digest is not the expected one.

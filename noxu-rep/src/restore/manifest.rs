@@ -1,12 +1,13 @@
-//! Manifest, MARKER and COMMIT: the small files of a restore.
+//! Manifest, MARKER, COMMIT and what is had of a checkpoint: the small files of a restore.
 
 use std::path::Path;
 
+use bytes::Bytes;
 use noxu_log::env::{Env, read_whole, write_whole};
 use noxu_log::{ChainState, LogError};
 use noxu_util::checksum::crc;
 use noxu_util::codec::{CodecError, Put, Reader};
-use noxu_util::{Fingerprint, Lsn, Term, Vlsn};
+use noxu_util::{Fingerprint, Lsn, Name, Term, Vlsn};
 
 use crate::error::Result;
 use crate::wire::restore::{ManifestHead, SegmentOffer};
@@ -15,7 +16,8 @@ pub(super) const MARKER: &str = "MARKER";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const BITMAP: &str = "bitmap";
 pub(super) const CHECKPOINT: &str = "checkpoint";
-pub(super) const TAIL: &str = "tail";
+pub(super) const LIVE: &str = "live";
+const CHECKPOINT_PART: &str = "checkpoint.part";
 pub(super) const COMMIT: &str = "COMMIT";
 
 /// What is to be fetched.
@@ -50,11 +52,11 @@ impl Manifest {
         for segment in &self.segments {
             segment.put(&mut out);
         }
-        save(env, &dir.join(MANIFEST), *b"NXMF", &out)
+        save(env, &dir.join(MANIFEST), *b"NXM2", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(MANIFEST), *b"NXMF", |r| {
+        load(env, &dir.join(MANIFEST), *b"NXM2", |r| {
             let head = ManifestHead::read(r)?;
             let mut segments = Vec::new();
             for _ in 0..head.segments {
@@ -81,53 +83,132 @@ impl Marker {
     }
 }
 
-/// Everything is fetched, verified and synced: what there is besides the manifest.
+/// A checkpoint, and how much of it is durable here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CheckpointPart {
+    /// Who gives it.
+    pub(super) source: Name,
+    /// Its number there.
+    pub(super) id: u64,
+    /// Everything through it is in it.
+    pub(super) vlsn: Vlsn,
+    /// The fingerprint of that entry.
+    pub(super) fingerprint: Fingerprint,
+    /// Bytes from its front on.
+    pub(super) durable: u64,
+}
+
+impl CheckpointPart {
+    pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
+        let mut out = Vec::new();
+        out.put_text(self.source.as_str());
+        out.put_u64(self.id);
+        out.put_vlsn(self.vlsn);
+        out.put_u64(self.fingerprint.as_u64());
+        out.put_u64(self.durable);
+        save(env, &dir.join(CHECKPOINT_PART), *b"NXC1", &out)
+    }
+
+    pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
+        load(env, &dir.join(CHECKPOINT_PART), *b"NXC1", |r| {
+            Ok(Self {
+                source: r.name("source")?,
+                id: r.u64("checkpoint")?,
+                vlsn: r.vlsn("checkpoint VLSN")?,
+                fingerprint: Fingerprint::from_u64(r.u64("checkpoint fingerprint")?),
+                durable: r.u64("checkpoint bytes")?,
+            })
+        })
+    }
+
+    /// Nothing of it counts any more.
+    pub(super) fn remove(env: &dyn Env, dir: &Path) -> Result<()> {
+        let path = dir.join(CHECKPOINT_PART);
+        match env.remove(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(LogError::io("remove", &path, e).into())
+            }
+            _ => Ok(env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?),
+        }
+    }
+}
+
+/// A whole checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CommittedCheckpoint {
+    /// Everything through it is in it.
+    pub(super) vlsn: Vlsn,
+    /// Its length.
+    pub(super) bytes: u64,
+    /// BLAKE3 of its bytes.
+    pub(super) digest: [u8; 32],
+}
+
+/// Everything is fetched, verified and synced: what there is besides the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Commit {
     /// The session that fetched it: another session's `COMMIT` means nothing.
     pub(super) session: u64,
     /// The end of the last segment.
     pub(super) base: ChainState,
     pub(super) base_lsn: Lsn,
-    /// The last entry of the tail.
-    pub(super) last: Vlsn,
-    pub(super) checkpoint_bytes: u64,
-    pub(super) checkpoint_digest: [u8; 32],
-    pub(super) tail_bytes: u64,
+    /// The end of the log behind the segments; the same if that is empty.
+    pub(super) last: ChainState,
+    pub(super) last_lsn: Lsn,
+    /// The configuration of the group at the end.
+    pub(super) group_config: Bytes,
+    /// `None` if the log is whole and the state begins with it.
+    pub(super) checkpoint: Option<CommittedCheckpoint>,
 }
 
 impl Commit {
     pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
         let mut out = Vec::new();
         out.put_u64(self.session);
-        out.put_vlsn(self.base.vlsn);
-        out.put_u32(self.base.term.number());
-        out.put_u64(self.base.fingerprint.as_u64());
-        out.put_u64(self.base_lsn.as_u64());
-        out.put_vlsn(self.last);
-        out.put_u64(self.checkpoint_bytes);
-        out.put_bytes(&self.checkpoint_digest);
-        out.put_u64(self.tail_bytes);
-        save(env, &dir.join(COMMIT), *b"NXCM", &out)
+        for (chain, lsn) in [(&self.base, self.base_lsn), (&self.last, self.last_lsn)] {
+            out.put_vlsn(chain.vlsn);
+            out.put_u32(chain.term.number());
+            out.put_u64(chain.fingerprint.as_u64());
+            out.put_u64(lsn.as_u64());
+        }
+        out.put_short_bytes(&self.group_config);
+        out.put_bool(self.checkpoint.is_some());
+        if let Some(checkpoint) = &self.checkpoint {
+            out.put_vlsn(checkpoint.vlsn);
+            out.put_u64(checkpoint.bytes);
+            out.put_bytes(&checkpoint.digest);
+        }
+        save(env, &dir.join(COMMIT), *b"NXC2", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(COMMIT), *b"NXCM", |r| {
-            Ok(Self {
-                session: r.u64("session")?,
-                base: ChainState {
-                    vlsn: r.vlsn("base VLSN")?,
-                    term: Term::new(r.u32("base term")?),
-                    fingerprint: Fingerprint::from_u64(r.u64("base fingerprint")?),
-                },
-                base_lsn: Lsn::from_u64(r.u64("base LSN")?),
-                last: r.vlsn("last VLSN")?,
-                checkpoint_bytes: r.u64("checkpoint bytes")?,
-                checkpoint_digest: r.array("checkpoint digest")?,
-                tail_bytes: r.u64("tail bytes")?,
-            })
+        load(env, &dir.join(COMMIT), *b"NXC2", |r| {
+            let session = r.u64("session")?;
+            let (base, base_lsn) = read_end(r)?;
+            let (last, last_lsn) = read_end(r)?;
+            let most = noxu_log::MAX_GROUP_CONFIG_BYTES;
+            let group_config = Bytes::copy_from_slice(r.short_bytes("configuration", most)?);
+            let checkpoint = if r.bool("checkpoint")? {
+                Some(CommittedCheckpoint {
+                    vlsn: r.vlsn("checkpoint VLSN")?,
+                    bytes: r.u64("checkpoint bytes")?,
+                    digest: r.array("checkpoint digest")?,
+                })
+            } else {
+                None
+            };
+            Ok(Self { session, base, base_lsn, last, last_lsn, group_config, checkpoint })
         })
     }
+}
+
+fn read_end(r: &mut Reader<'_>) -> Result<(ChainState, Lsn), CodecError> {
+    let chain = ChainState {
+        vlsn: r.vlsn("VLSN")?,
+        term: Term::new(r.u32("term")?),
+        fingerprint: Fingerprint::from_u64(r.u64("fingerprint")?),
+    };
+    Ok((chain, Lsn::from_u64(r.u64("LSN")?)))
 }
 
 /// Magic, crc32c of the rest, then the body; written so that the file is there whole or not at all.

@@ -3,8 +3,7 @@
 //!
 //! # How to call it
 //! On every node with a log, register a [`provider::RestoreProvider`] for
-//! [`RESTORE_SERVICE_NAME`](crate::net::dispatcher::RESTORE_SERVICE_NAME); it pins
-//! the front of the log while it serves somebody. On the node that restores:
+//! [`RESTORE_SERVICE_NAME`](crate::net::dispatcher::RESTORE_SERVICE_NAME). On the node that restores:
 //! 1. [`session::fetch`] over a channel to the master's service. It changes nothing outside
 //!    `restore/`, may run while the old log is open, and ends with everything committed there.
 //!    After an error call it again with a new channel: it resumes.
@@ -15,29 +14,36 @@
 //! When a node starts, before it opens its log: [`install::recover`], which finishes a restore that
 //! was committed, and says whether one was begun, for step 1 to resume.
 //!
-//! # Disk order
-//! `MARKER` -> manifest -> blocks -> sync data -> bitmap of what is had -> all verified and synced
-//! -> `COMMIT`, the one commit point: nothing of the old data is touched before -> restore marker in
-//! the control file -> old log out, new one in, anchor, tail mark -> state machine -> entries after
-//! the segments -> restore marker off -> `MARKER` removed, last. What else is in `restore/` is then
-//! garbage, and is removed.
+//! # What is fetched
+//! *Base*: the master's sealed segments, which are the same on every node, in blocks with digests, from
+//! any node that has them; and, if the front of the master's log is gone, a checkpoint of the state. *Live*:
+//! the entries behind the segments, from the master, into a log of their own, as they are written. The
+//! master's log is pinned at what is not durable here yet, so that a slow checkpoint holds none of it.
 //!
-//! # Not here yet
-//! Several sources at once and the live lane: all comes from the master.
+//! # Disk order
+//! `MARKER` -> manifest -> blocks -> sync data -> bitmap of what is had -> all verified and synced, the
+//! staged log too -> `COMMIT`, the one commit point: nothing of the old data is touched before -> restore
+//! marker in the control file -> old log out, new one in, anchor, tail mark -> state machine -> restore
+//! marker off -> `MARKER` removed, last. What else is in `restore/` is then garbage, and is removed.
+//!
 //! # See: docs/protocol.md#restore
 
+mod base;
 mod bitmap;
 pub mod install;
 mod manifest;
 pub mod provider;
 pub mod session;
+mod snapshot;
+mod staged;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use noxu_util::Vlsn;
+use noxu_util::{Name, Vlsn};
 
 /// How far a restore is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
     /// What is being fetched.
     pub phase: Phase,
@@ -51,6 +57,52 @@ pub struct Progress {
     pub blocks_reused: u32,
     /// Blocks that the bitmap claimed wrongly: never, unless the disk lost what it had synced.
     pub false_claims: u32,
+    /// Blocks that came with a wrong digest.
+    pub bad_blocks: u32,
+    /// Bytes of the checkpoint had.
+    pub checkpoint_bytes: u64,
+    /// Of these, those that an earlier session had fetched.
+    pub checkpoint_reused: u64,
+    /// Entries behind the segments that came in this session.
+    pub live_entries: u64,
+    /// Entries that the master had more when it was last asked.
+    pub behind: u64,
+    /// Time since this session began to fetch.
+    pub elapsed: Duration,
+    /// Who gave what in this session: the master first.
+    pub sources: Vec<SourceProgress>,
+}
+
+impl Progress {
+    /// Bytes a second so far.
+    pub fn bytes_per_second(&self) -> u64 {
+        let millis = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.bytes_fetched.saturating_mul(1000) / millis
+    }
+
+    /// How long the segments will take at this rate; `None` if nothing tells.
+    pub fn time_left(&self) -> Option<Duration> {
+        let fetched = self.blocks_done.checked_sub(self.blocks_reused).filter(|n| *n > 0)?;
+        let left = self.blocks_total.saturating_sub(self.blocks_done);
+        Some(self.elapsed * left / fetched)
+    }
+}
+
+/// What one source gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceProgress {
+    /// Its name.
+    pub name: Name,
+    /// Blocks of segments.
+    pub blocks: u32,
+    /// Bytes of blocks and checkpoint.
+    pub bytes: u64,
+}
+
+impl SourceProgress {
+    fn new(name: Name) -> Self {
+        Self { name, blocks: 0, bytes: 0 }
+    }
 }
 
 /// The steps of a restore.
@@ -63,7 +115,7 @@ pub enum Phase {
     Segments,
     /// The state machine's checkpoint.
     Checkpoint,
-    /// Entries after the sealed segments.
+    /// Entries after the sealed segments, until they reach what the master had at the beginning.
     Tail,
     /// All is on disk and committed.
     Committed,

@@ -1,11 +1,15 @@
-//! RestoreProvider: gives a restoring node this node's sealed segments, a checkpoint, and the
-//! entries after the segments.
+//! RestoreProvider: what a node gives to one that restores: its sealed segments, a checkpoint of its
+//! state, and, as master, the manifest and the entries after the segments.
 //!
 //! # Invariants
-//! - What a session was offered stays on disk while it lasts, or the session ends: it holds a pin on
-//!   the front of the log, and looks whether it still has it before each answer.
-//! - A question is answered from what was offered or not at all; a provider that cannot answer says
-//!   so and ends the session.
+//! - What a master offered stays in its log until the restoring node has said that it is durable there,
+//!   or the session ends: it holds a pin, and looks whether it still has it before each answer.
+//! - A question is answered from what was offered or not at all.
+//! - A node without a vote is given nothing that is not durable on a quorum.
+//!
+//! # Not here: what becomes of a checkpoint whose connection broke (provider/checkpoints.rs).
+
+mod checkpoints;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,17 +17,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use noxu_log::env::{EnvFile, OpenMode};
+use noxu_log::segment::SEGMENT_HEADER_BYTES;
 use noxu_log::segment::name::{log_dir, segment_name};
-use noxu_log::segment::side_file::Digests;
-use noxu_log::{Holder, HolderKind, Log, LogError, Pin};
-use noxu_util::{NULL_VLSN, Name, Term, Vlsn};
+use noxu_log::{Anchor, GroupIdentity, Holder, HolderKind, Log, LogError, Pin};
+use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
 
+use self::checkpoints::{Checkpoints, OpenCheckpoint};
+use crate::clock::Clock;
 use crate::core::feeder::FeedLimit;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
-use crate::sync::{Checkpoint, StateMachine};
-use crate::wire::restore::{BLOCK_BYTES, ManifestHead, RestoreMsg, SegmentOffer};
+use crate::sync::StateMachine;
+use crate::wire::handshake::{NodeKind, RejectReason};
+use crate::wire::restore::{BLOCK_BYTES, ManifestHead, Refused, RestoreMsg, SegmentOffer};
 
 // The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
 const _: () = assert!(
@@ -34,29 +41,35 @@ const _: () = assert!(
 /// Silence of the restoring node after which a session ends and its pin goes.
 pub const SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long the front stays for a node that has fetched everything and is to return as a replica.
+/// How long the log stays for a node whose connection has ended: it is to return, to go on with the
+/// restore or as a replica.
 const RETURN_GRACE: Duration = Duration::from_mins(1);
 
 /// Most sessions at once; each may keep the front of the log from being dropped.
 pub const MAX_SESSIONS: usize = 4;
 
-/// Pause between two looks whether what a node without a vote waits for is durable.
-const DURABLE_LOOK: Duration = Duration::from_millis(20);
-
 /// Bytes of a checkpoint in one answer, and of entries in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Serves restores from one node's log and state machine.
-pub struct RestoreProvider {
-    node: Name,
-    log: Log,
-    machine: Arc<dyn StateMachine>,
-    may_serve: MayServe,
-    on_failed: OnFailed,
-    sessions: AtomicUsize,
+/// Most bytes of entries in one answer, but for a longer entry.
+const MAX_LIVE_BYTES: usize = 4 << 20;
+
+/// A node as its provider sees it.
+pub trait ProviderHost: Send + Sync {
+    /// The mastership in which it gives its log away.
+    ///
+    /// # Errors
+    /// `NotMaster` if it is not an established master.
+    fn serving(&self) -> Result<Serving>;
+
+    /// Nodes that may have the same segments: those that follow this one.
+    fn sources(&self) -> Vec<(Name, String)>;
+
+    /// A session failed for this, such as a log that cannot be read. Called with no lock held.
+    fn handle_failed(&self, cause: &RepError);
 }
 
-/// The mastership in which a node gives its log and state away.
+/// The mastership in which a node gives its log away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Serving {
     /// Its term.
@@ -65,35 +78,41 @@ pub struct Serving {
     pub dtvlsn: Vlsn,
 }
 
-/// The mastership that there is at the moment; the reason if there is none.
-pub type MayServe = Box<dyn Fn() -> Result<Serving> + Send + Sync>;
-
-/// Hears of what a session failed for, such as a log that cannot be read. Called with no lock held.
-pub type OnFailed = Box<dyn Fn(&RepError) + Send + Sync>;
+/// Serves restores from one node's log and state machine.
+pub struct RestoreProvider {
+    node: Name,
+    log: Log,
+    machine: Arc<dyn StateMachine>,
+    host: Box<dyn ProviderHost>,
+    checkpoints: Checkpoints,
+    sessions: AtomicUsize,
+}
 
 impl RestoreProvider {
-    /// A provider for the log and state machine of the node named `node`. A session begins if
-    /// `may_serve` lets it: what a session is to reach is the end of an established master's log.
+    /// A provider for the log and state machine of the node named `node`.
     pub fn new(
         node: Name,
         log: Log,
         machine: Arc<dyn StateMachine>,
-        may_serve: MayServe,
-        on_failed: OnFailed,
+        clock: Clock,
+        host: Box<dyn ProviderHost>,
     ) -> Self {
-        Self { node, log, machine, may_serve, on_failed, sessions: AtomicUsize::new(0) }
+        let checkpoints = Checkpoints::new(clock);
+        Self { node, log, machine, host, checkpoints, sessions: AtomicUsize::new(0) }
     }
 
-    /// Serves one session to its end.
+    /// Serves one connection to its end.
     ///
     /// # Errors
     /// Those of the channel and the log; what the node may know of them it has been told.
     pub fn run(&self, channel: &dyn Channel) -> Result<()> {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
         let served = self.serve_session(channel);
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Err(error) = &served
             && !error.is_disconnect()
         {
-            (self.on_failed)(error);
+            self.host.handle_failed(error);
             let _ = channel.send(&RestoreMsg::Failure { reason: error.to_string() }.encode());
         }
         channel.close();
@@ -101,52 +120,38 @@ impl RestoreProvider {
     }
 
     fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
-        let opening = receive(channel)?;
-        let RestoreMsg::Open { group, node, kind, .. } = opening else {
-            return Err(RepError::protocol("", "Open", opening.name()));
+        let mut session = match receive(channel)? {
+            RestoreMsg::Open { group, node, kind, .. } => self.open(channel, group, &node, kind)?,
+            RestoreMsg::Attach { group, node } => self.attach(channel, group, &node)?,
+            other => return Err(RepError::protocol("", "Open or Attach", other.name())),
         };
-        let mine = self
-            .log
-            .group()
-            .ok_or_else(|| LogError::NotFounded { dir: self.log.dir().to_owned() })?;
-        if let Some(theirs) = group
-            && theirs != mine.id
-        {
-            let (name, ours) = (mine.name, mine.id);
-            return Err(
-                crate::wire::handshake::RejectReason::WrongGroup { name, ours, theirs }.into()
-            );
-        }
-        let term = (self.may_serve)()?.term;
-        // The log may hold commits that are finished but not sealed yet.
-        self.log.seal_through(self.log.control().state().commit_floor)?;
-        let (mut session, head, offers) = self.begin(mine, &node, term)?;
-        match FeedLimit::of(kind) {
-            FeedLimit::All => {}
-            FeedLimit::Dtvlsn => self.await_durable(channel, term, head.target)?,
-        }
-        tracing::info!(%node, segments = offers.len(), target = %head.target, "restore begins");
-        channel.send(&RestoreMsg::Manifest(head).encode())?;
-        for offer in offers {
-            channel.send(&RestoreMsg::Segment(offer).encode())?;
-        }
         loop {
             let question = receive(channel)?;
-            session.pin.check()?;
+            session.check()?;
             match question {
                 RestoreMsg::BlockRequest { request, segment, block } => {
-                    let bytes = session.block(segment, block)?;
-                    send(channel, &RestoreMsg::Block { request, bytes })?;
+                    let answer = match session.block(segment, block)? {
+                        Some(bytes) => RestoreMsg::Block { request, bytes },
+                        None => RestoreMsg::Refusal { request, why: Refused::Gone },
+                    };
+                    send(channel, &answer)?;
                 }
-                RestoreMsg::CheckpointRequest { request, offset } => {
-                    let chunk = session.checkpoint_chunk(request, offset)?;
-                    send(channel, &chunk)?;
+                RestoreMsg::Doubt { segment, block } => session.verify(segment, block)?,
+                RestoreMsg::CheckpointOpen { request, id } => {
+                    send(channel, &session.open_checkpoint(request, id)?)?;
                 }
-                RestoreMsg::TailRequest { request, from } => {
-                    session.tail(channel, request, from)?;
+                RestoreMsg::CheckpointRequest { request, offset, durable } => {
+                    send(channel, &session.checkpoint_chunk(request, offset, durable)?)?;
                 }
-                RestoreMsg::Done => {
-                    session.pin.set_grace(RETURN_GRACE);
+                RestoreMsg::LiveRequest { request, from, previous, most, needed } => {
+                    let live = session.live(from, previous, most as usize, needed)?;
+                    send_live(channel, request, live)?;
+                }
+                RestoreMsg::Done { needed } => {
+                    if let Some(role) = &session.role {
+                        role.pin.advance(needed);
+                    }
+                    session.checkpoint = None;
                     return Ok(());
                 }
                 other => return Err(RepError::protocol("", "a question", other.name())),
@@ -154,84 +159,134 @@ impl RestoreProvider {
         }
     }
 
-    /// Pins the front and takes stock.
-    fn begin(
+    /// A session with a node that restores from this master.
+    fn open(
         &self,
-        group: noxu_log::GroupIdentity,
+        channel: &dyn Channel,
+        theirs: Option<GroupId>,
         node: &Name,
-        term: Term,
-    ) -> Result<(Session<'_>, ManifestHead, Vec<SegmentOffer>)> {
-        let pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
-        self.sessions.fetch_add(1, Ordering::Relaxed);
-        let mut session = Session {
-            provider: self,
-            pin,
-            open: None,
-            lengths: BTreeMap::new(),
-            checkpoint: None,
-            checkpoint_offset: 0,
-            target: NULL_VLSN,
-        };
+        kind: NodeKind,
+    ) -> Result<Session<'_>> {
+        let group = self.group(theirs)?;
+        let term = self.host.serving()?.term;
+        // The log may hold commits that are finished but not sealed yet.
+        self.log.seal_through(self.log.control().state().commit_floor)?;
+        let mut pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
+        pin.set_grace(RETURN_GRACE);
+        let limit = FeedLimit::of(kind);
         // Behind the pin; a budget may have moved the front since, when the first answer says so.
         let anchor = self.log.positions().anchor;
-        // The checkpoint before the target: so the target is never below it.
-        let mut checkpoint = None;
-        if !anchor.vlsn.is_null() {
-            let opened = self.machine.open_checkpoint()?;
-            checkpoint = Some(opened.vlsn());
-            session.checkpoint = Some(opened);
-        }
-        let mut offers = Vec::new();
-        for sealed in self.log.sealed_segments() {
-            let digests = self.log.block_digests(sealed.number)?;
-            session.lengths.insert(sealed.number, sealed.bytes);
-            offers.push(SegmentOffer {
-                number: sealed.number,
-                bytes: sealed.bytes,
-                digest: *digests.segment.as_bytes(),
-                blocks: digests.blocks.iter().map(|block| *block.as_bytes()).collect(),
-            });
-        }
+        let offers = self.offers()?;
+        let base = match offers.last() {
+            None => anchor.clone(),
+            Some(last) => self.end_of(last.number)?,
+        };
         let control = self.log.control().state();
         let end = self.log.positions();
         // That end is what a master of this term has: not if it was deposed before, whatever term its
         // control file has by now.
-        self.check_serving(term)?;
-        session.target = end.last;
+        let serving = self.check_serving(term)?;
+        let (target, target_fingerprint) = match limit {
+            FeedLimit::All => (end.last, end.last_fingerprint),
+            FeedLimit::Dtvlsn => {
+                let durable = serving.dtvlsn.min(end.last).max(base.vlsn);
+                (durable, self.fingerprint_at(durable)?)
+            }
+        };
         let head = ManifestHead {
             group,
             provider: self.node.clone(),
             term,
             anchor,
             group_config: control.group_config,
-            checkpoint,
-            target: end.last,
-            target_fingerprint: end.last_fingerprint,
+            base,
+            target,
+            target_fingerprint,
+            sources: self.host.sources().into_iter().filter(|(name, _)| name != node).collect(),
             segments: offers.len() as u32,
         };
-        Ok((session, head, offers))
+        let lengths = offers.iter().map(|offer| (offer.number, offer.bytes)).collect();
+        tracing::info!(%node, segments = offers.len(), %target, "restore begins");
+        channel.send(&RestoreMsg::Manifest(Box::new(head)).encode())?;
+        for offer in offers {
+            channel.send(&RestoreMsg::Segment(offer).encode())?;
+        }
+        let role = Some(AsMaster { pin, term, limit });
+        Ok(Session { provider: self, role, open: None, lengths, checkpoint: None })
     }
 
-    /// Waits until everything through `target` is durable on a quorum, and so can no longer be rolled
-    /// back, as long as the node at the other end does.
-    fn await_durable(&self, channel: &dyn Channel, term: Term, target: Vlsn) -> Result<()> {
-        let mut looks = SESSION_TIMEOUT.as_millis() / DURABLE_LOOK.as_millis();
-        while self.check_serving(term)?.dtvlsn < target {
-            if looks == 0 {
-                return Err(RepError::silent(channel.peer(), "a quorum", SESSION_TIMEOUT));
+    /// A session with a node that restores what another one named.
+    fn attach(&self, channel: &dyn Channel, theirs: GroupId, node: &Name) -> Result<Session<'_>> {
+        self.group(Some(theirs))?;
+        let sealed = self.log.sealed_segments();
+        tracing::info!(%node, segments = sealed.len(), "gives to a restore");
+        let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
+        send(channel, &RestoreMsg::Holdings { segments: segments.collect() })?;
+        let lengths = sealed.iter().map(|sealed| (sealed.number, sealed.bytes)).collect();
+        Ok(Session { provider: self, role: None, open: None, lengths, checkpoint: None })
+    }
+
+    /// This node's group, which has to be theirs.
+    fn group(&self, theirs: Option<GroupId>) -> Result<GroupIdentity> {
+        let mine = self.log.group();
+        let mine = mine.ok_or_else(|| LogError::NotFounded { dir: self.log.dir().to_owned() })?;
+        match theirs {
+            Some(theirs) if theirs != mine.id => {
+                let (name, ours) = (mine.name, mine.id);
+                Err(RejectReason::WrongGroup { name, ours, theirs }.into())
             }
-            looks -= 1;
-            if let Some(frame) = channel.receive(DURABLE_LOOK)? {
-                let found = RestoreMsg::decode(&frame)?;
-                return Err(RepError::protocol("", "no question before the answer", found.name()));
-            }
+            _ => Ok(mine),
         }
-        Ok(())
+    }
+
+    fn offers(&self) -> Result<Vec<SegmentOffer>> {
+        let sealed = self.log.sealed_segments();
+        let offer = |sealed: noxu_log::SealedSegment| {
+            let digests = self.log.block_digests(sealed.number)?;
+            Ok(SegmentOffer {
+                number: sealed.number,
+                bytes: sealed.bytes,
+                digest: *digests.segment.as_bytes(),
+                blocks: digests.blocks.iter().map(|block| *block.as_bytes()).collect(),
+            })
+        };
+        sealed.into_iter().map(offer).collect()
+    }
+
+    /// The position behind a sealed segment.
+    fn end_of(&self, number: u32) -> Result<Anchor> {
+        let sealed = self.log.sealed_segments();
+        let last = sealed.iter().find(|sealed| sealed.number == number).map(|sealed| sealed.last);
+        let found = last.map(|last| self.log.header(last)).transpose()?.flatten();
+        let gone = || LogError::NotSealed { segment: number };
+        let (header, lsn) = found.ok_or_else(gone)?;
+        Ok(Anchor {
+            vlsn: header.vlsn,
+            lsn,
+            term: header.term,
+            fingerprint: header.fingerprint,
+            next_lsn: Lsn::new(number + 1, SEGMENT_HEADER_BYTES),
+            group_config: bytes::Bytes::new(),
+        })
+    }
+
+    /// The fingerprint of an entry of the log, or of its anchor.
+    fn fingerprint_at(&self, vlsn: Vlsn) -> Result<Fingerprint> {
+        let anchor = self.log.positions().anchor;
+        if vlsn <= anchor.vlsn {
+            return if vlsn == anchor.vlsn {
+                Ok(anchor.fingerprint)
+            } else {
+                Err(LogError::Gap { requested: vlsn, first: anchor.vlsn.next() }.into())
+            };
+        }
+        let found = self.log.header(vlsn)?.map(|(header, _)| header.fingerprint);
+        found.ok_or_else(|| RepError::protocol("", "an entry of the log", format!("entry {vlsn}")))
     }
 
     /// Refuses if this node is not master of `term`, or not any more.
     fn check_serving(&self, term: Term) -> Result<Serving> {
-        let serving = (self.may_serve)()?;
+        let serving = self.host.serving()?;
         if serving.term == term { Ok(serving) } else { Err(RepError::NotMaster { master: None }) }
     }
 }
@@ -253,29 +308,45 @@ impl ServiceHandler for RestoreProvider {
     }
 }
 
-/// One restoring node's session; its pin goes with it.
+/// What a session with a master has besides.
+struct AsMaster {
+    /// On the first entry that the node still needs.
+    pin: Pin,
+    term: Term,
+    limit: FeedLimit,
+}
+
+/// One connection of a restoring node.
 struct Session<'a> {
     provider: &'a RestoreProvider,
-    /// On the front of the log as it was when the session began.
-    pin: Pin,
-    /// The segment read last: its number, its file, what its blocks are to be.
-    open: Option<(u32, Arc<dyn EnvFile>, Digests)>,
+    /// `None` if another node is master of this restore.
+    role: Option<AsMaster>,
+    /// The segment read last: its number and its file.
+    open: Option<(u32, Arc<dyn EnvFile>)>,
     /// Lengths of the segments offered.
     lengths: BTreeMap<u32, u32>,
-    checkpoint: Option<Box<dyn Checkpoint>>,
-    checkpoint_offset: u64,
-    /// The end of the log as it was when the session began: entries beyond it are not given.
-    target: Vlsn,
+    checkpoint: Option<OpenCheckpoint>,
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.provider.sessions.fetch_sub(1, Ordering::Relaxed);
+        if let Some(checkpoint) = self.checkpoint.take() {
+            self.provider.checkpoints.keep(checkpoint);
+        }
     }
 }
 
 impl Session<'_> {
-    fn block(&mut self, segment: u32, block: u32) -> Result<Vec<u8>> {
+    /// Whether what was offered is still kept for it.
+    fn check(&self) -> Result<()> {
+        match &self.role {
+            Some(role) => Ok(role.pin.check()?),
+            None => Ok(()),
+        }
+    }
+
+    /// A block of an offered segment; `None` if that has gone.
+    fn block(&mut self, segment: u32, block: u32) -> Result<Option<Vec<u8>>> {
         let length = self.lengths.get(&segment).copied().unwrap_or(0);
         let offset = u64::from(block) * u64::from(BLOCK_BYTES);
         let left = u64::from(length).saturating_sub(offset).min(u64::from(BLOCK_BYTES));
@@ -286,67 +357,116 @@ impl Session<'_> {
         let log = &self.provider.log;
         let path = log_dir(log.dir()).join(segment_name(segment));
         let wrap = |e| LogError::io("read", &path, e);
-        if self.open.as_ref().is_none_or(|(number, ..)| *number != segment) {
-            let file = log.env().open(&path, OpenMode::Read).map_err(wrap)?;
-            self.open = Some((segment, file, log.block_digests(segment)?));
+        if self.open.as_ref().is_none_or(|(number, _)| *number != segment) {
+            match log.env().open(&path, OpenMode::Read) {
+                Ok(file) => self.open = Some((segment, file)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(wrap(e).into()),
+            }
         }
-        let (_, file, digests) = self.open.as_ref().expect("opened before or now");
+        let (_, file) = self.open.as_ref().expect("opened before or now");
         let mut bytes = vec![0; left as usize];
         let read = file.read_at(&mut bytes, offset).map_err(wrap)?;
         bytes.truncate(read);
-        // Who asks would find it out, but only this node can do something about it.
+        Ok(Some(bytes))
+    }
+
+    /// The node had another block than was promised: only this node can do something about it, if what
+    /// it has is damaged.
+    fn verify(&mut self, segment: u32, block: u32) -> Result<()> {
+        let Some(bytes) = self.block(segment, block)? else { return Ok(()) };
+        let digests = self.provider.log.block_digests(segment)?;
         let (expected, found) = (digests.blocks.get(block as usize), blake3::hash(&bytes));
         if expected != Some(&found) {
-            return Err(LogError::Corrupt {
+            let cause = LogError::Corrupt {
                 segment,
-                offset,
-                expected: expected
-                    .map_or_else(|| "no block".to_owned(), |of| format!("digest {of}")),
+                offset: u64::from(block) * u64::from(BLOCK_BYTES),
+                expected: expected.map_or("no block".to_owned(), |of| format!("digest {of}")),
                 found: format!("digest {found}"),
-            }
-            .into());
+            };
+            self.provider.host.handle_failed(&cause.into());
+            self.open = None;
         }
-        Ok(bytes)
+        Ok(())
     }
 
-    fn checkpoint_chunk(&mut self, request: u64, offset: u64) -> Result<RestoreMsg> {
-        let checkpoint = match &mut self.checkpoint {
-            Some(checkpoint) if offset == self.checkpoint_offset => checkpoint,
-            _ => {
-                let found = format!("a request for the checkpoint at {offset}");
-                let expected = format!("one at {}, if one was offered", self.checkpoint_offset);
-                return Err(RepError::protocol("", expected, found));
-            }
+    fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg> {
+        let provider = self.provider;
+        let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
+            kept
+        } else {
+            let opened = provider.machine.open_checkpoint()?;
+            let fingerprint = provider.fingerprint_at(opened.vlsn())?;
+            OpenCheckpoint::new(provider.log.env().entropy().max(1), opened, fingerprint)
         };
-        let mut bytes = Vec::with_capacity(CHUNK_BYTES);
-        let mut more = true;
-        while more && bytes.len() < CHUNK_BYTES {
-            let room = CHUNK_BYTES - bytes.len();
-            more = checkpoint.read(&mut bytes, room)?;
-        }
-        self.checkpoint_offset += bytes.len() as u64;
+        let answer = RestoreMsg::CheckpointOpened {
+            request,
+            id: checkpoint.id,
+            vlsn: checkpoint.vlsn(),
+            fingerprint: checkpoint.fingerprint,
+            offset: checkpoint.first_offset(),
+        };
+        self.checkpoint = Some(checkpoint);
+        Ok(answer)
+    }
+
+    fn checkpoint_chunk(&mut self, request: u64, offset: u64, durable: u64) -> Result<RestoreMsg> {
+        let none = || {
+            let found = format!("a request for the checkpoint at {offset}");
+            RepError::protocol("", "one of a piece that is there", found)
+        };
+        let checkpoint = self.checkpoint.as_mut().ok_or_else(none)?;
+        let (bytes, last) = checkpoint.chunk(offset, durable, CHUNK_BYTES)?.ok_or_else(none)?;
         let digest = *blake3::hash(&bytes).as_bytes();
-        Ok(RestoreMsg::CheckpointChunk { request, offset, last: !more, digest, bytes })
+        Ok(RestoreMsg::CheckpointChunk { request, offset, last, digest, bytes })
     }
 
-    fn tail(&self, channel: &dyn Channel, request: u64, from: Vlsn) -> Result<()> {
-        let log = &self.provider.log;
-        let within =
-            (from <= self.target).then(|| log.read_through(from, self.target, CHUNK_BYTES));
-        let Some(run) = within.transpose()?.flatten() else {
-            let found = format!("a request for entry {from}");
-            return Err(RepError::protocol("", "an entry that was offered", found));
+    /// Entries from `from` on, whole.
+    fn live(&self, from: Vlsn, previous: Fingerprint, most: usize, needed: Vlsn) -> Result<Live> {
+        let Some(role) = &self.role else {
+            return Err(RepError::protocol("", "a question to a follower", "LiveRequest"));
         };
-        let mut bytes = run.parts.concat();
-        loop {
-            let rest = bytes.split_off(bytes.len().min(CHUNK_BYTES));
-            let more = !rest.is_empty();
-            send(channel, &RestoreMsg::TailRun { request, more, bytes })?;
-            if !more {
-                return Ok(());
-            }
-            bytes = rest;
+        let (provider, log) = (self.provider, &self.provider.log);
+        let serving = provider.check_serving(role.term)?;
+        role.pin.advance(needed);
+        let end = log.positions();
+        if from.is_null() || from <= end.anchor.vlsn {
+            return Ok(Live::Refused(Refused::Gone));
         }
+        if from.prev() > end.last || provider.fingerprint_at(from.prev())? != previous {
+            return Ok(Live::Refused(Refused::Parted));
+        }
+        let last = match role.limit {
+            FeedLimit::All => end.last,
+            FeedLimit::Dtvlsn => serving.dtvlsn.min(end.last),
+        };
+        let most = most.min(MAX_LIVE_BYTES);
+        let run = if most == 0 || from > last { None } else { log.read_through(from, last, most)? };
+        Ok(Live::Run(last, run.map_or_else(Vec::new, |run| run.parts.concat())))
+    }
+}
+
+/// What there is of the entries that were asked for.
+enum Live {
+    /// The last one that could be had, and the bytes of some.
+    Run(Vlsn, Vec<u8>),
+    /// None, for this reason.
+    Refused(Refused),
+}
+
+fn send_live(channel: &dyn Channel, request: u64, live: Live) -> Result<()> {
+    let (last, mut bytes) = match live {
+        Live::Refused(why) => return send(channel, &RestoreMsg::Refusal { request, why }),
+        Live::Run(last, bytes) => (last, bytes),
+    };
+    loop {
+        let rest = bytes.split_off(bytes.len().min(CHUNK_BYTES));
+        let more = !rest.is_empty();
+        send(channel, &RestoreMsg::LiveRun { request, more, last, bytes })?;
+        if !more {
+            return Ok(());
+        }
+        bytes = rest;
     }
 }
 

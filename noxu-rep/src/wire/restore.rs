@@ -1,7 +1,9 @@
 //! RestoreMsg: the messages of a network restore.
 //!
-//! The restoring node asks, the provider answers. Every question but the first carries a number
-//! that its answers repeat, so that many can be under way and a late answer is known as such.
+//! The restoring node asks, a provider answers: the master of its term, which says what there is and
+//! gives the entries that come after, and any other node, which gives what it has of that. Every
+//! question but the first carries a number that its answers repeat, so that many can be under way and
+//! a late answer is known as such.
 //!
 //! One opcode byte, then fields in little endian. Large payloads come last and without a length:
 //! they end with the frame.
@@ -17,7 +19,7 @@ use crate::wire::handshake::{NodeKind, node_kind};
 /// A message of a network restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RestoreMsg {
-    /// Node: begin a session.
+    /// Node, to the master: begin a session, or go on with it.
     Open {
         /// Number of the session, chosen by the node.
         session: u64,
@@ -28,8 +30,20 @@ pub enum RestoreMsg {
         /// What it is for: a node without a vote is given only what is durable.
         kind: NodeKind,
     },
-    /// Provider: what there is. As many [`RestoreMsg::Segment`] follow as `segments` says.
-    Manifest(ManifestHead),
+    /// Node, to any other node: what do you have of what the master named?
+    Attach {
+        /// Its group.
+        group: GroupId,
+        /// Its name.
+        node: Name,
+    },
+    /// Provider: these segments, as many as follow in messages of their own, and a checkpoint.
+    Holdings {
+        /// Number and digest of each sealed segment.
+        segments: Vec<(u32, [u8; 32])>,
+    },
+    /// Master: what there is. As many [`RestoreMsg::Segment`] follow as `segments` says.
+    Manifest(Box<ManifestHead>),
     /// Provider: one segment of the manifest.
     Segment(SegmentOffer),
     /// Node: one block of a segment.
@@ -48,12 +62,41 @@ pub enum RestoreMsg {
         /// The block.
         bytes: Vec<u8>,
     },
-    /// Node: the checkpoint from `offset` on, which is where the last answer ended.
+    /// Node: that block came with another digest. Not answered.
+    Doubt {
+        /// Number of the segment.
+        segment: u32,
+        /// Number of the block in it.
+        block: u32,
+    },
+    /// Node: a checkpoint is wanted, that of this number if it is still there.
+    CheckpointOpen {
+        /// Number of the question.
+        request: u64,
+        /// Its number; 0 for any.
+        id: u64,
+    },
+    /// Provider: this one.
+    CheckpointOpened {
+        /// The question's number.
+        request: u64,
+        /// Its number, new at each opening.
+        id: u64,
+        /// Everything through it is in the checkpoint, and nothing above.
+        vlsn: Vlsn,
+        /// The fingerprint of that entry.
+        fingerprint: Fingerprint,
+        /// First offset that can be asked for.
+        offset: u64,
+    },
+    /// Node: the checkpoint from `offset` on.
     CheckpointRequest {
         /// Number of the question.
         request: u64,
-        /// Bytes had so far.
+        /// Where to begin: at the end of the last answer, or behind `durable` after a new connection.
         offset: u64,
+        /// Nothing before it is asked for any more.
+        durable: u64,
     },
     /// Provider: a piece of the checkpoint.
     CheckpointChunk {
@@ -68,32 +111,62 @@ pub enum RestoreMsg {
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// Node: entries behind the sealed segments.
-    TailRequest {
+    /// Node, to the master: entries behind the sealed segments.
+    LiveRequest {
         /// Number of the question.
         request: u64,
         /// First entry wanted.
         from: Vlsn,
+        /// The fingerprint of the entry before it, as the node has it.
+        previous: Fingerprint,
+        /// Most bytes wanted, but for a longer entry; 0 only asks whether both have that entry.
+        most: u32,
+        /// Nothing of the log before it is needed any more.
+        needed: Vlsn,
     },
-    /// Provider: whole entries, verbatim, in one or several frames.
-    TailRun {
+    /// Master: whole entries, verbatim, in one or several frames; no byte if there is none yet.
+    LiveRun {
         /// The question's number.
         request: u64,
         /// Whether more frames of this run follow.
         more: bool,
+        /// The last entry that could be had when it was read.
+        last: Vlsn,
         /// A part of the run's bytes.
         bytes: Vec<u8>,
+    },
+    /// Provider: not that, but anything else.
+    Refusal {
+        /// The question's number.
+        request: u64,
+        /// Why.
+        why: Refused,
     },
     /// Provider: no, for this reason. The session is over.
     Failure {
         /// Why.
         reason: String,
     },
-    /// Node: the session is over.
-    Done,
+    /// Node: it has everything.
+    Done {
+        /// Nothing of the log before it is needed any more.
+        needed: Vlsn,
+    },
 }
 
-/// What a provider offers, the segments aside.
+/// Why one question is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Refused {
+    /// It is not there any more, or never was.
+    Gone = 1,
+    /// The entry before the first one wanted is another one here.
+    Parted = 2,
+    /// What is there does not read as it should.
+    Damaged = 3,
+}
+
+/// What a master offers, the segments aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestHead {
     /// The group.
@@ -106,12 +179,14 @@ pub struct ManifestHead {
     pub anchor: Anchor,
     /// The group configuration in force.
     pub group_config: Bytes,
-    /// Everything through it is in the checkpoint; `None` if the log is whole and there is none.
-    pub checkpoint: Option<Vlsn>,
+    /// The position behind the last segment, where the live entries begin: the anchor if there is none.
+    pub base: Anchor,
     /// The provider's last entry when the session began: what has to be reached.
     pub target: Vlsn,
     /// Its fingerprint.
     pub target_fingerprint: Fingerprint,
+    /// Nodes that may have the same segments and a checkpoint: name and address.
+    pub sources: Vec<(Name, String)>,
     /// How many segments follow.
     pub segments: u32,
 }
@@ -138,7 +213,12 @@ pub const SEGMENT_HEAD_BYTES: u32 = 64;
 /// Most segments in a manifest.
 pub const MAX_SEGMENTS: u32 = 1 << 22;
 
+/// Version of these messages.
+pub const RESTORE_VERSION: u8 = 1;
+
 const MAX_REASON_BYTES: usize = 1024;
+const MAX_SOURCES: usize = 64;
+const MAX_ADDRESS_BYTES: usize = 255;
 
 const OPEN: u8 = 1;
 const MANIFEST: u8 = 2;
@@ -147,10 +227,16 @@ const BLOCK_REQUEST: u8 = 4;
 const BLOCK: u8 = 5;
 const CHECKPOINT_REQUEST: u8 = 6;
 const CHECKPOINT_CHUNK: u8 = 7;
-const TAIL_REQUEST: u8 = 8;
-const TAIL_RUN: u8 = 9;
+const LIVE_REQUEST: u8 = 8;
+const LIVE_RUN: u8 = 9;
 const FAILURE: u8 = 10;
 const DONE: u8 = 11;
+const ATTACH: u8 = 12;
+const HOLDINGS: u8 = 13;
+const CHECKPOINT_OPEN: u8 = 14;
+const CHECKPOINT_OPENED: u8 = 15;
+const REFUSAL: u8 = 16;
+const DOUBT: u8 = 17;
 
 impl RestoreMsg {
     /// The message's name, for errors and logs.
@@ -163,10 +249,16 @@ impl RestoreMsg {
             Self::Block { .. } => "Block",
             Self::CheckpointRequest { .. } => "CheckpointRequest",
             Self::CheckpointChunk { .. } => "CheckpointChunk",
-            Self::TailRequest { .. } => "TailRequest",
-            Self::TailRun { .. } => "TailRun",
+            Self::LiveRequest { .. } => "LiveRequest",
+            Self::LiveRun { .. } => "LiveRun",
+            Self::Attach { .. } => "Attach",
+            Self::Holdings { .. } => "Holdings",
+            Self::CheckpointOpen { .. } => "CheckpointOpen",
+            Self::CheckpointOpened { .. } => "CheckpointOpened",
+            Self::Refusal { .. } => "Refusal",
+            Self::Doubt { .. } => "Doubt",
             Self::Failure { .. } => "Failure",
-            Self::Done => "Done",
+            Self::Done { .. } => "Done",
         }
     }
 
@@ -177,6 +269,7 @@ impl RestoreMsg {
         match self {
             Self::Open { session, group, node, kind } => {
                 out.put_u8(OPEN);
+                out.put_u8(RESTORE_VERSION);
                 out.put_u64(*session);
                 out.put_bool(group.is_some());
                 out.put_bytes(group.unwrap_or_default().as_bytes());
@@ -202,10 +295,38 @@ impl RestoreMsg {
                 out.put_u64(*request);
                 payload = bytes;
             }
-            Self::CheckpointRequest { request, offset } => {
+            Self::Attach { group, node } => {
+                out.put_u8(ATTACH);
+                out.put_u8(RESTORE_VERSION);
+                out.put_bytes(group.as_bytes());
+                out.put_text(node.as_str());
+            }
+            Self::Holdings { segments } => {
+                out.put_u8(HOLDINGS);
+                out.put_u32(segments.len() as u32);
+                for (number, digest) in segments {
+                    out.put_u32(*number);
+                    out.put_bytes(digest);
+                }
+            }
+            Self::CheckpointOpen { request, id } => {
+                out.put_u8(CHECKPOINT_OPEN);
+                out.put_u64(*request);
+                out.put_u64(*id);
+            }
+            Self::CheckpointOpened { request, id, vlsn, fingerprint, offset } => {
+                out.put_u8(CHECKPOINT_OPENED);
+                out.put_u64(*request);
+                out.put_u64(*id);
+                out.put_vlsn(*vlsn);
+                out.put_u64(fingerprint.as_u64());
+                out.put_u64(*offset);
+            }
+            Self::CheckpointRequest { request, offset, durable } => {
                 out.put_u8(CHECKPOINT_REQUEST);
                 out.put_u64(*request);
                 out.put_u64(*offset);
+                out.put_u64(*durable);
             }
             Self::CheckpointChunk { request, offset, last, digest, bytes } => {
                 out.put_u8(CHECKPOINT_CHUNK);
@@ -215,22 +336,39 @@ impl RestoreMsg {
                 out.put_bytes(digest);
                 payload = bytes;
             }
-            Self::TailRequest { request, from } => {
-                out.put_u8(TAIL_REQUEST);
+            Self::LiveRequest { request, from, previous, most, needed } => {
+                out.put_u8(LIVE_REQUEST);
                 out.put_u64(*request);
                 out.put_vlsn(*from);
+                out.put_u64(previous.as_u64());
+                out.put_u32(*most);
+                out.put_vlsn(*needed);
             }
-            Self::TailRun { request, more, bytes } => {
-                out.put_u8(TAIL_RUN);
+            Self::LiveRun { request, more, last, bytes } => {
+                out.put_u8(LIVE_RUN);
                 out.put_u64(*request);
                 out.put_bool(*more);
+                out.put_vlsn(*last);
                 payload = bytes;
+            }
+            Self::Doubt { segment, block } => {
+                out.put_u8(DOUBT);
+                out.put_u32(*segment);
+                out.put_u32(*block);
+            }
+            Self::Refusal { request, why } => {
+                out.put_u8(REFUSAL);
+                out.put_u64(*request);
+                out.put_u8(*why as u8);
             }
             Self::Failure { reason } => {
                 out.put_u8(FAILURE);
                 out.put_text(&reason[..reason.floor_char_boundary(MAX_REASON_BYTES)]);
             }
-            Self::Done => out.put_u8(DONE),
+            Self::Done { needed } => {
+                out.put_u8(DONE);
+                out.put_vlsn(*needed);
+            }
         }
         (out, payload)
     }
@@ -247,6 +385,7 @@ impl RestoreMsg {
         let mut r = Reader::new(frame);
         let message = match r.u8("restore opcode")? {
             OPEN => {
+                version(&mut r)?;
                 let session = r.u64("Open.session")?;
                 let has_group = r.bool("Open.group")?;
                 let group = r.group_id("Open.group")?;
@@ -254,7 +393,7 @@ impl RestoreMsg {
                 let kind = node_kind(&mut r)?;
                 Self::Open { session, group: has_group.then_some(group), node, kind }
             }
-            MANIFEST => Self::Manifest(ManifestHead::read(&mut r)?),
+            MANIFEST => Self::Manifest(Box::new(ManifestHead::read(&mut r)?)),
             SEGMENT => Self::Segment(SegmentOffer::read(&mut r)?),
             BLOCK_REQUEST => Self::BlockRequest {
                 request: r.u64("BlockRequest.request")?,
@@ -262,9 +401,34 @@ impl RestoreMsg {
                 block: r.u32("BlockRequest.block")?,
             },
             BLOCK => Self::Block { request: r.u64("Block.request")?, bytes: rest(&mut r)? },
+            ATTACH => {
+                version(&mut r)?;
+                Self::Attach { group: r.group_id("Attach.group")?, node: r.name("Attach.node")? }
+            }
+            HOLDINGS => {
+                let count = r.u32("Holdings.segments")? as usize;
+                let mut each = Reader::new(r.bytes("Holdings.segments", count * 36)?);
+                let mut segments = Vec::with_capacity(count);
+                for _ in 0..count {
+                    segments.push((each.u32("Holdings.number")?, each.array("Holdings.digest")?));
+                }
+                Self::Holdings { segments }
+            }
+            CHECKPOINT_OPEN => Self::CheckpointOpen {
+                request: r.u64("CheckpointOpen.request")?,
+                id: r.u64("CheckpointOpen.id")?,
+            },
+            CHECKPOINT_OPENED => Self::CheckpointOpened {
+                request: r.u64("CheckpointOpened.request")?,
+                id: r.u64("CheckpointOpened.id")?,
+                vlsn: r.vlsn("CheckpointOpened.vlsn")?,
+                fingerprint: Fingerprint::from_u64(r.u64("CheckpointOpened.fingerprint")?),
+                offset: r.u64("CheckpointOpened.offset")?,
+            },
             CHECKPOINT_REQUEST => Self::CheckpointRequest {
                 request: r.u64("CheckpointRequest.request")?,
                 offset: r.u64("CheckpointRequest.offset")?,
+                durable: r.u64("CheckpointRequest.durable")?,
             },
             CHECKPOINT_CHUNK => Self::CheckpointChunk {
                 request: r.u64("CheckpointChunk.request")?,
@@ -273,26 +437,59 @@ impl RestoreMsg {
                 digest: r.array("CheckpointChunk.digest")?,
                 bytes: rest(&mut r)?,
             },
-            TAIL_REQUEST => Self::TailRequest {
-                request: r.u64("TailRequest.request")?,
-                from: r.vlsn("TailRequest.from")?,
+            LIVE_REQUEST => Self::LiveRequest {
+                request: r.u64("LiveRequest.request")?,
+                from: r.vlsn("LiveRequest.from")?,
+                previous: Fingerprint::from_u64(r.u64("LiveRequest.previous")?),
+                most: r.u32("LiveRequest.most")?,
+                needed: r.vlsn("LiveRequest.needed")?,
             },
-            TAIL_RUN => Self::TailRun {
-                request: r.u64("TailRun.request")?,
-                more: r.bool("TailRun.more")?,
+            LIVE_RUN => Self::LiveRun {
+                request: r.u64("LiveRun.request")?,
+                more: r.bool("LiveRun.more")?,
+                last: r.vlsn("LiveRun.last")?,
                 bytes: rest(&mut r)?,
             },
+            DOUBT => Self::Doubt { segment: r.u32("Doubt.segment")?, block: r.u32("Doubt.block")? },
+            REFUSAL => {
+                let request = r.u64("Refusal.request")?;
+                let why = match r.u8("Refusal.why")? {
+                    1 => Refused::Gone,
+                    2 => Refused::Parted,
+                    3 => Refused::Damaged,
+                    other => {
+                        return Err(CodecError::OutOfRange {
+                            what: "Refusal.why",
+                            found: other.to_string(),
+                            expected: "1 to 3",
+                        }
+                        .into());
+                    }
+                };
+                Self::Refusal { request, why }
+            }
             FAILURE => {
                 Self::Failure { reason: r.text("Failure.reason", MAX_REASON_BYTES)?.to_owned() }
             }
-            DONE => Self::Done,
+            DONE => Self::Done { needed: r.vlsn("Done.needed")? },
             unknown => {
                 let found = format!("opcode {unknown}");
-                return Err(RepError::protocol("", "a restore opcode from 1 to 11", found));
+                return Err(RepError::protocol("", "a restore opcode from 1 to 17", found));
             }
         };
         r.finish(message.name())?;
         Ok(message)
+    }
+}
+
+fn version(r: &mut Reader<'_>) -> Result<(), CodecError> {
+    match r.u8("restore version")? {
+        RESTORE_VERSION => Ok(()),
+        other => Err(CodecError::OutOfRange {
+            what: "restore version",
+            found: other.to_string(),
+            expected: "1",
+        }),
     }
 }
 
@@ -308,17 +505,16 @@ impl ManifestHead {
         out.put_u32(self.group.segment_bytes);
         out.put_text(self.provider.as_str());
         out.put_u32(self.term.number());
-        out.put_vlsn(self.anchor.vlsn);
-        out.put_u64(self.anchor.lsn.as_u64());
-        out.put_u32(self.anchor.term.number());
-        out.put_u64(self.anchor.fingerprint.as_u64());
-        out.put_u64(self.anchor.next_lsn.as_u64());
-        out.put_short_bytes(&self.anchor.group_config);
+        put_anchor(out, &self.anchor);
         out.put_short_bytes(&self.group_config);
-        out.put_bool(self.checkpoint.is_some());
-        out.put_vlsn(self.checkpoint.unwrap_or_default());
+        put_anchor(out, &self.base);
         out.put_vlsn(self.target);
         out.put_u64(self.target_fingerprint.as_u64());
+        out.put_u32(self.sources.len() as u32);
+        for (name, address) in &self.sources {
+            out.put_text(name.as_str());
+            out.put_text(address);
+        }
         out.put_u32(self.segments);
     }
 
@@ -331,28 +527,34 @@ impl ManifestHead {
         };
         let provider = r.name("Manifest.provider")?;
         let term = Term::new(r.u32("Manifest.term")?);
-        let anchor = Anchor {
-            vlsn: r.vlsn("Manifest.anchor VLSN")?,
-            lsn: Lsn::from_u64(r.u64("Manifest.anchor LSN")?),
-            term: Term::new(r.u32("Manifest.anchor term")?),
-            fingerprint: Fingerprint::from_u64(r.u64("Manifest.anchor fingerprint")?),
-            next_lsn: Lsn::from_u64(r.u64("Manifest.anchor next LSN")?),
-            group_config: Bytes::copy_from_slice(
-                r.short_bytes("Manifest.anchor configuration", MAX)?,
-            ),
-        };
+        let anchor = read_anchor(r)?;
         let group_config = Bytes::copy_from_slice(r.short_bytes("Manifest.configuration", MAX)?);
-        let has_checkpoint = r.bool("Manifest.checkpoint")?;
-        let checkpoint = r.vlsn("Manifest.checkpoint")?;
+        let base = read_anchor(r)?;
+        let target = r.vlsn("Manifest.target")?;
+        let target_fingerprint = Fingerprint::from_u64(r.u64("Manifest.target fingerprint")?);
+        let count = r.u32("Manifest.sources")?;
+        if count as usize > MAX_SOURCES {
+            return Err(CodecError::OutOfRange {
+                what: "Manifest.sources",
+                found: count.to_string(),
+                expected: "at most 64",
+            });
+        }
+        let mut sources = Vec::new();
+        for _ in 0..count {
+            let name = r.name("Manifest.source")?;
+            sources.push((name, r.text("Manifest.source", MAX_ADDRESS_BYTES)?.to_owned()));
+        }
         let head = Self {
             group,
             provider,
             term,
             anchor,
             group_config,
-            checkpoint: has_checkpoint.then_some(checkpoint),
-            target: r.vlsn("Manifest.target")?,
-            target_fingerprint: Fingerprint::from_u64(r.u64("Manifest.target fingerprint")?),
+            base,
+            target,
+            target_fingerprint,
+            sources,
             segments: r.u32("Manifest.segments")?,
         };
         if head.segments > MAX_SEGMENTS {
@@ -364,6 +566,27 @@ impl ManifestHead {
         }
         Ok(head)
     }
+}
+
+fn put_anchor(out: &mut Vec<u8>, anchor: &Anchor) {
+    out.put_vlsn(anchor.vlsn);
+    out.put_u64(anchor.lsn.as_u64());
+    out.put_u32(anchor.term.number());
+    out.put_u64(anchor.fingerprint.as_u64());
+    out.put_u64(anchor.next_lsn.as_u64());
+    out.put_short_bytes(&anchor.group_config);
+}
+
+fn read_anchor(r: &mut Reader<'_>) -> Result<Anchor, CodecError> {
+    const MAX: usize = noxu_log::MAX_GROUP_CONFIG_BYTES;
+    Ok(Anchor {
+        vlsn: r.vlsn("anchor VLSN")?,
+        lsn: Lsn::from_u64(r.u64("anchor LSN")?),
+        term: Term::new(r.u32("anchor term")?),
+        fingerprint: Fingerprint::from_u64(r.u64("anchor fingerprint")?),
+        next_lsn: Lsn::from_u64(r.u64("anchor next LSN")?),
+        group_config: Bytes::copy_from_slice(r.short_bytes("anchor configuration", MAX)?),
+    })
 }
 
 impl SegmentOffer {
@@ -403,120 +626,4 @@ impl SegmentOffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn head() -> ManifestHead {
-        ManifestHead {
-            group: GroupIdentity {
-                id: GroupId::from_bytes(*b"group-of-sixteen"),
-                name: "orders".parse().unwrap(),
-                segment_bytes: 4096,
-            },
-            provider: "n1".parse().unwrap(),
-            term: Term::new(3),
-            anchor: Anchor {
-                vlsn: Vlsn::new(9),
-                lsn: Lsn::new(1, 200),
-                term: Term::new(2),
-                fingerprint: Fingerprint::from_u64(5),
-                next_lsn: Lsn::new(2, 64),
-                group_config: b"old".to_vec().into(),
-            },
-            group_config: b"new".to_vec().into(),
-            checkpoint: Some(Vlsn::new(40)),
-            target: Vlsn::new(99),
-            target_fingerprint: Fingerprint::from_u64(6),
-            segments: 1,
-        }
-    }
-
-    fn all() -> Vec<(RestoreMsg, &'static [u8])> {
-        let offer = SegmentOffer { number: 2, bytes: 100, digest: [1; 32], blocks: vec![[2; 32]] };
-        let node: Name = "n2".parse().unwrap();
-        vec![
-            (
-                RestoreMsg::Open { session: 7, group: None, node, kind: NodeKind::Secondary },
-                b"\x01\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
-            ),
-            (
-                RestoreMsg::Manifest(head()),
-                b"\x02group-of-sixteen\x06\0orders\0\x10\0\0\x02\0n1\x03\0\0\0\
-                  \x09\0\0\0\0\0\0\0\xc8\0\0\0\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0\
-                  \x40\0\0\0\x02\0\0\0\x03\0old\x03\0new\x01\x28\0\0\0\0\0\0\0\
-                  \x63\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\x01\0\0\0",
-            ),
-            (
-                RestoreMsg::Segment(offer),
-                b"\x03\x02\0\0\0\x64\0\0\0\
-                  \x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
-                  \x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
-                  \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\
-                  \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02",
-            ),
-            (
-                RestoreMsg::BlockRequest { request: 1, segment: 2, block: 3 },
-                b"\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0",
-            ),
-            (
-                RestoreMsg::Block { request: 1, bytes: b"xyz".to_vec() },
-                b"\x05\x01\0\0\0\0\0\0\0xyz",
-            ),
-            (
-                RestoreMsg::CheckpointRequest { request: 1, offset: 2 },
-                b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
-            ),
-            (
-                RestoreMsg::CheckpointChunk {
-                    request: 1,
-                    offset: 2,
-                    last: true,
-                    digest: *b"thirty-two bytes of digest, here",
-                    bytes: b"xyz".to_vec(),
-                },
-                b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01thirty-two bytes of digest, herexyz",
-            ),
-            (
-                RestoreMsg::TailRequest { request: 1, from: Vlsn::new(2) },
-                b"\x08\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
-            ),
-            (
-                RestoreMsg::TailRun { request: 1, more: true, bytes: b"xyz".to_vec() },
-                b"\x09\x01\0\0\0\0\0\0\0\x01xyz",
-            ),
-            (RestoreMsg::Failure { reason: "no".to_owned() }, b"\x0a\x02\0no"),
-            (RestoreMsg::Done, b"\x0b"),
-        ]
-    }
-
-    #[test]
-    fn every_message_has_its_golden_bytes() {
-        for (message, bytes) in all() {
-            assert_eq!(message.encode(), bytes, "{}", message.name());
-            assert_eq!(RestoreMsg::decode(bytes).unwrap(), message);
-        }
-    }
-
-    #[test]
-    fn every_truncation_of_a_fixed_field_is_an_error() {
-        for (message, bytes) in all() {
-            let payload = message.encode_parts().1.len();
-            for len in 0..bytes.len() - payload {
-                assert!(RestoreMsg::decode(&bytes[..len]).is_err(), "{} at {len}", message.name());
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(
-            bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            opcode in 0u8..13,
-        ) {
-            let _ = RestoreMsg::decode(&bytes);
-            let _ = RestoreMsg::decode(&[&[opcode][..], &bytes].concat());
-        }
-    }
-}
+mod tests;

@@ -425,6 +425,7 @@ impl Run {
             segments: sealed.iter().map(|segment| segment.number).collect(),
             last: after,
             last_lsn,
+            tail: None,
             lost_name: format!("replaced-{}", self.made),
             lost_note: LostNote::default(),
         };

@@ -40,7 +40,7 @@ impl Life {
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
             last_syncup: notes.last_syncup.clone(),
             last_rollback: notes.last_rollback.clone(),
-            restore: notes.restore,
+            restore: notes.restore.clone(),
             last_restore: notes.last_restore.clone(),
             last_error: notes.last_error.clone(),
         }

@@ -1,0 +1,175 @@
+//! Opening: what the master offers, and what an earlier session left that still fits it.
+
+use noxu_log::install::known_floor;
+use noxu_util::Vlsn;
+
+use super::super::manifest::{LIVE, Manifest};
+use super::super::staged::Staged;
+use super::Fetch;
+use crate::error::{RepError, Result};
+use crate::wire::handshake::RejectReason;
+use crate::wire::restore::{Refused, RestoreMsg};
+
+/// An open session.
+pub(super) struct Opening {
+    /// What is to be fetched.
+    pub(super) manifest: Manifest,
+    /// Questions asked so far.
+    pub(super) requests: u64,
+}
+
+/// What the master says of an entry.
+enum Lineage {
+    /// It has the same.
+    Same,
+    /// It has another one there, or none.
+    Other,
+    /// It has dropped that part of its log.
+    Gone,
+}
+
+impl Opening {
+    /// Asks what there is.
+    pub(super) fn ask(fetch: &Fetch<'_>) -> Result<Self> {
+        let opening = RestoreMsg::Open {
+            session: fetch.marker.session,
+            group: fetch.restoring.group,
+            node: fetch.restoring.node.clone(),
+            kind: fetch.restoring.kind,
+        };
+        fetch.channel.send(&opening.encode())?;
+        let head = match fetch.receive()? {
+            RestoreMsg::Manifest(head) => *head,
+            other => return Err(RepError::protocol("", "Manifest", other.name())),
+        };
+        let mut opening = Self { manifest: Manifest { head, segments: Vec::new() }, requests: 0 };
+        opening.check(fetch)?;
+        let head = &opening.manifest.head;
+        for at in 0..head.segments {
+            let offer = match fetch.receive()? {
+                RestoreMsg::Segment(offer) => offer,
+                other => return Err(RepError::protocol("", "Segment", other.name())),
+            };
+            let expected = u64::from(head.anchor.next_segment()) + u64::from(at);
+            if u64::from(offer.number) != expected {
+                let found = format!("segment {}", offer.number);
+                return Err(RepError::protocol("", format!("segment {expected}"), found));
+            }
+            opening.manifest.segments.push(offer);
+        }
+        Ok(opening)
+    }
+
+    /// Whether what is offered may replace this node's log.
+    pub(super) fn check(&self, fetch: &Fetch<'_>) -> Result<()> {
+        let head = &self.manifest.head;
+        if let Some(ours) = fetch.restoring.group
+            && ours != head.group.id
+        {
+            let (name, theirs) = (head.group.name.clone(), head.group.id);
+            return Err(RejectReason::WrongGroup { name, ours, theirs }.into());
+        }
+        if head.term < fetch.restoring.term {
+            let (ours, theirs) = (head.term, fetch.restoring.term);
+            return Err(RejectReason::OldTerm { ours, theirs }.into());
+        }
+        // A log that ends below what this node knows a majority to hold would lose it.
+        let floor = known_floor(&**fetch.env, fetch.node_dir)?;
+        if head.target < floor {
+            return Err(RepError::RollbackBelowCommitFloor {
+                matchpoint: head.target,
+                commit_floor: floor,
+            });
+        }
+        if head.anchor.vlsn > head.base.vlsn || head.base.vlsn > head.target {
+            let found = format!(
+                "anchor {}, segments through {}, target {}",
+                head.anchor.vlsn, head.base.vlsn, head.target
+            );
+            return Err(RepError::protocol("", "anchor <= segments <= target", found));
+        }
+        Ok(())
+    }
+
+    /// The staged log of an earlier session, cut at its matchpoint with this master; what it holds is
+    /// no longer wanted as segments. `None` if there is none that fits.
+    pub(super) fn take_up_staged(&mut self, fetch: &Fetch<'_>) -> Result<Option<Staged>> {
+        let dir = fetch.dir.join(LIVE);
+        let config = fetch.restoring.staged_config();
+        let group = &self.manifest.head.group;
+        let Some(staged) = Staged::resume(fetch.env, &dir, &config, group)? else {
+            return Ok(None);
+        };
+        let anchor = staged.anchor();
+        let head = &mut self.manifest.head;
+        let offered = head.anchor.next_segment()..=head.base.next_segment();
+        let is_within = head.anchor.vlsn <= anchor.vlsn && anchor.vlsn <= head.base.vlsn;
+        if !is_within || !offered.contains(&anchor.next_segment()) {
+            staged.discard()?;
+            return Ok(None);
+        }
+        if !self.cut_at_matchpoint(fetch, &staged)? {
+            staged.discard()?;
+            return Ok(None);
+        }
+        let first = anchor.next_segment();
+        self.manifest.segments.retain(|segment| segment.number < first);
+        let head = &mut self.manifest.head;
+        head.segments = self.manifest.segments.len() as u32;
+        head.base = anchor;
+        Ok(Some(staged))
+    }
+
+    /// Cuts off what the master does not have. False if that is all of it.
+    fn cut_at_matchpoint(&mut self, fetch: &Fetch<'_>, staged: &Staged) -> Result<bool> {
+        let (mut same, mut end) = (staged.anchor().vlsn, staged.end().vlsn);
+        // Most often all of it agrees; what does not is searched for by halving.
+        let mut probe = end;
+        loop {
+            match self.ask_lineage(fetch, staged, probe)? {
+                Lineage::Same => same = probe,
+                Lineage::Other if probe == staged.anchor().vlsn => return Ok(false),
+                Lineage::Other => end = probe.prev(),
+                Lineage::Gone => return Ok(false),
+            }
+            if same >= end {
+                break;
+            }
+            let half = end.since(same).div_ceil(2);
+            probe = Vlsn::new(same.sequence() + half as i64);
+        }
+        if same == staged.anchor().vlsn
+            && !matches!(self.ask_lineage(fetch, staged, same)?, Lineage::Same)
+        {
+            return Ok(false);
+        }
+        staged.cut_after(same)?;
+        Ok(true)
+    }
+
+    fn ask_lineage(&mut self, fetch: &Fetch<'_>, staged: &Staged, vlsn: Vlsn) -> Result<Lineage> {
+        let Some(previous) = staged.fingerprint(vlsn)? else { return Ok(Lineage::Other) };
+        self.requests += 1;
+        let request = self.requests;
+        let question = RestoreMsg::LiveRequest {
+            request,
+            from: vlsn.next(),
+            previous,
+            most: 0,
+            needed: Vlsn::default(),
+        };
+        fetch.channel.send(&question.encode())?;
+        match fetch.receive()? {
+            RestoreMsg::LiveRun { request: of, more: false, .. } if of == request => {
+                Ok(Lineage::Same)
+            }
+            RestoreMsg::Refusal { request: of, why: Refused::Parted } if of == request => {
+                Ok(Lineage::Other)
+            }
+            RestoreMsg::Refusal { request: of, why: Refused::Gone } if of == request => {
+                Ok(Lineage::Gone)
+            }
+            other => Err(RepError::protocol("", "whether it has an entry", other.name())),
+        }
+    }
+}

@@ -1,0 +1,666 @@
+//! Transfer: everything that a session fetches, from everybody who gives it, until all of it is
+//! durable and reaches the target.
+//!
+//! One thread asks and takes what comes. Blocks come from the master and from sources, as the plan
+//! says (core/block_plan.rs); the checkpoint from one of them; entries from the master, one question
+//! after the other, and each question says what the master need not keep any more.
+//!
+//! # Invariants
+//! - What a source other than the master does wrong costs only that source.
+//! - Memory is bounded: by the window of each source, one piece of the checkpoint, one run of entries.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use noxu_util::{Name, Vlsn};
+
+use super::super::base::Base;
+use super::super::manifest::{CheckpointPart, Commit, LIVE, Manifest};
+use super::super::snapshot::Snapshot;
+use super::super::staged::Staged;
+use super::super::{Phase, Progress, SourceProgress};
+use super::{Fetch, decode};
+use crate::core::block_plan::{BlockPlan, Has, SourceId};
+use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
+use crate::net::channel::Channel;
+use crate::wire::restore::{BLOCK_BYTES, Refused, RestoreMsg};
+
+/// The master, among the sources.
+const MASTER: SourceId = 0;
+
+/// How long one receive waits before the other sources are looked at again.
+const WAIT: Duration = Duration::from_millis(5);
+
+/// Most frames of one source that are taken before the next one's turn.
+const TURN_FRAMES: usize = 8;
+
+/// Bytes of entries in one answer.
+const LIVE_BYTES: u32 = 1 << 20;
+
+/// Pause between two questions for entries, when there were none the last time.
+const LIVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes that a limited rate may run ahead.
+const BURST_BYTES: u64 = 1 << 20;
+
+/// One who gives.
+struct Source {
+    name: Name,
+    channel: Arc<dyn Channel>,
+    /// It has said what it has.
+    is_attached: bool,
+    /// When it was last heard, or asked after it had answered everything.
+    heard: Duration,
+}
+
+/// How far the checkpoint is.
+enum Checkpoint<'a> {
+    /// None is needed.
+    None,
+    /// Not asked for yet.
+    Wanted,
+    /// This source was asked to open one.
+    Opening(SourceId),
+    /// It comes from there; whether a piece was asked for.
+    Coming(SourceId, Snapshot<'a>, bool),
+    /// All of it is here.
+    Whole(Snapshot<'a>),
+}
+
+/// The question for entries that is under way.
+struct LiveQuestion {
+    request: u64,
+    bytes: Vec<u8>,
+}
+
+/// Everything is here and durable.
+pub(super) struct Transferred {
+    pub(super) progress: Progress,
+    /// What there is to commit.
+    pub(super) commit: Commit,
+    /// The master need not keep what is before it.
+    pub(super) needed: Vlsn,
+}
+
+/// A session that fetches.
+pub(super) struct Transfer<'a> {
+    fetch: &'a Fetch<'a>,
+    manifest: &'a Manifest,
+    base: Base<'a>,
+    plan: BlockPlan,
+    /// By their numbers; `None` for one that is of no use any more.
+    sources: Vec<Option<Source>>,
+    staged: Staged,
+    live: Option<LiveQuestion>,
+    /// When entries may be asked for again.
+    live_due: Duration,
+    checkpoint: Checkpoint<'a>,
+    /// Number of the last question.
+    requests: u64,
+    /// Bytes of blocks and checkpoint that were asked for.
+    asked_bytes: u64,
+    began: Duration,
+    progress: Progress,
+}
+
+impl<'a> Transfer<'a> {
+    /// Begins to fetch what `manifest` names, behind `staged` if there is something already.
+    pub(super) fn begin(
+        fetch: &'a Fetch<'a>,
+        manifest: &'a Manifest,
+        staged: Option<Staged>,
+        requests: u64,
+    ) -> Result<Self> {
+        let env = &**fetch.env;
+        #[cfg_attr(not(test), expect(unused_mut, reason = "a mutation changes it"))]
+        let mut base = Base::open(env, &fetch.dir, manifest)?;
+        #[cfg(test)]
+        {
+            base.bitmap_before_data = fetch.restoring.bitmap_before_data;
+        }
+        let staged = if let Some(staged) = staged {
+            staged
+        } else {
+            let (dir, config) = (fetch.dir.join(LIVE), fetch.restoring.staged_config());
+            let head = &manifest.head;
+            Staged::begin(fetch.env, &dir, &config, &head.group, &head.base)?
+        };
+        let now = fetch.host.clock().now();
+        let mut plan = BlockPlan::new(fetch.restoring.limits.window, base.wanted());
+        plan.add_source(MASTER, Has::All);
+        let master = Source {
+            name: manifest.head.provider.clone(),
+            channel: Arc::clone(fetch.channel),
+            is_attached: true,
+            heard: now,
+        };
+        let needs_checkpoint = !manifest.head.anchor.vlsn.is_null();
+        let progress = Progress {
+            phase: Phase::Segments,
+            blocks_done: base.had(),
+            blocks_total: manifest.blocks(),
+            blocks_reused: base.reused(),
+            false_claims: base.false_claims(),
+            sources: vec![SourceProgress::new(master.name.clone())],
+            ..Progress::default()
+        };
+        let mut transfer = Self {
+            fetch,
+            manifest,
+            base,
+            plan,
+            sources: vec![Some(master)],
+            staged,
+            live: None,
+            live_due: now,
+            checkpoint: if needs_checkpoint { Checkpoint::Wanted } else { Checkpoint::None },
+            requests,
+            asked_bytes: 0,
+            began: now,
+            progress,
+        };
+        if !transfer.plan.is_done() || needs_checkpoint {
+            transfer.attach_sources();
+        }
+        Ok(transfer)
+    }
+
+    /// Fetches all of it.
+    pub(super) fn run(mut self) -> Result<Transferred> {
+        loop {
+            self.note();
+            self.ask()?;
+            if let Some(commit) = self.commit_if_whole()? {
+                let Self { progress, staged, .. } = self;
+                let needed = staged.needed();
+                // Durable on return, as everything else is.
+                staged.close()?;
+                return Ok(Transferred { progress, commit, needed });
+            }
+            self.receive()?;
+            if self.base.dirty_bytes() >= self.fetch.restoring.limits.sync_bytes
+                || (self.base.is_whole() && !self.base.is_done())
+            {
+                self.base.sync()?;
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.fetch.host.clock().now()
+    }
+
+    /// Tells how far it is, now and then.
+    fn note(&mut self) {
+        let phase = match &self.checkpoint {
+            _ if !self.base.is_done() => Phase::Segments,
+            Checkpoint::None | Checkpoint::Whole(_) => Phase::Tail,
+            _ => Phase::Checkpoint,
+        };
+        let elapsed = self.now().saturating_sub(self.began);
+        let progress = &mut self.progress;
+        progress.phase = phase;
+        progress.blocks_done = self.base.had();
+        progress.elapsed = elapsed;
+        self.fetch.host.note(&self.progress);
+    }
+
+    // ---- sources
+
+    /// Connects to the nodes that may have the same. Who cannot be reached is no source.
+    fn attach_sources(&mut self) {
+        let most = self.fetch.restoring.limits.sources;
+        let head = &self.manifest.head;
+        for (name, address) in head.sources.iter().take(most) {
+            let attach = RestoreMsg::Attach {
+                group: head.group.id,
+                node: self.fetch.restoring.node.clone(),
+            };
+            let dialled = self.fetch.host.dial(address);
+            let attached = dialled.and_then(|channel| {
+                channel.send(&attach.encode())?;
+                Ok(channel)
+            });
+            match attached {
+                Ok(channel) => {
+                    let heard = self.now();
+                    let name = name.clone();
+                    self.progress.sources.push(SourceProgress::new(name.clone()));
+                    self.sources.push(Some(Source { name, channel, is_attached: false, heard }));
+                }
+                Err(cause) => tracing::info!(source = %name, "no source of a restore: {cause}"),
+            }
+        }
+    }
+
+    fn handle_holdings(&mut self, source: SourceId, holdings: &[(u32, [u8; 32])]) {
+        let holdings: BTreeSet<_> = holdings.iter().copied().collect();
+        let segments = self.manifest.segments.iter().enumerate();
+        let has = segments
+            .filter(|(_, segment)| holdings.contains(&(segment.number, segment.digest)))
+            .map(|(at, _)| at);
+        self.plan.add_source(source, Has::Segments(has.collect()));
+        if let Some(Some(source)) = self.sources.get_mut(source) {
+            source.is_attached = true;
+        }
+    }
+
+    /// That source is of no use any more.
+    fn drop_source(&mut self, source: SourceId, cause: &RepError) {
+        let Some(gone) = self.sources.get_mut(source).and_then(Option::take) else { return };
+        gone.channel.close();
+        tracing::info!(source = %gone.name, "a source of the restore is gone: {cause}");
+        self.plan.remove_source(source);
+        let of_it = match &self.checkpoint {
+            Checkpoint::Opening(from) | Checkpoint::Coming(from, ..) => *from == source,
+            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Whole(_) => false,
+        };
+        if of_it {
+            self.checkpoint = Checkpoint::Wanted;
+        }
+    }
+
+    fn channel(&self, source: SourceId) -> Option<Arc<dyn Channel>> {
+        Some(Arc::clone(&self.sources.get(source)?.as_ref()?.channel))
+    }
+
+    /// Sends a question to a source; one that cannot be sent costs the source.
+    fn put(&mut self, source: SourceId, question: &RestoreMsg) -> Result<()> {
+        let Some(channel) = self.channel(source) else { return Ok(()) };
+        match channel.send(&question.encode()) {
+            Err(cause) if source != MASTER => {
+                self.drop_source(source, &cause);
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
+    // ---- questions
+
+    fn ask(&mut self) -> Result<()> {
+        self.ask_live()?;
+        for source in 0..self.sources.len() {
+            self.ask_blocks(source)?;
+        }
+        if self.base.is_whole() {
+            self.ask_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Whether a limited rate lets something be asked for.
+    fn may_ask(&self) -> bool {
+        let Some(rate) = self.fetch.restoring.limits.bytes_per_second else { return true };
+        let elapsed = self.now().saturating_sub(self.began).as_millis() as u64;
+        self.asked_bytes <= rate.saturating_mul(elapsed) / 1000 + BURST_BYTES
+    }
+
+    fn ask_blocks(&mut self, source: SourceId) -> Result<()> {
+        while self.may_ask() && self.sources.get(source).is_some_and(Option::is_some) {
+            let request = self.requests + 1;
+            let was_idle = self.plan.under_way(source) == 0;
+            let Some((segment, block)) = self.plan.poll(source, request) else { break };
+            self.requests = request;
+            self.asked_bytes += u64::from(BLOCK_BYTES);
+            let now = self.now();
+            if let Some(Some(source)) = self.sources.get_mut(source)
+                && was_idle
+            {
+                source.heard = now;
+            }
+            let segment = self.manifest.segments[segment].number;
+            self.put(source, &RestoreMsg::BlockRequest { request, segment, block })?;
+        }
+        Ok(())
+    }
+
+    fn ask_live(&mut self) -> Result<()> {
+        if self.live.is_some() || self.now() < self.live_due {
+            return Ok(());
+        }
+        self.requests += 1;
+        let end = self.staged.end();
+        let needed = if self.base.is_done() {
+            self.staged.needed()
+        } else {
+            self.base.needed().min(self.staged.needed())
+        };
+        let question = RestoreMsg::LiveRequest {
+            request: self.requests,
+            from: end.vlsn.next(),
+            previous: end.fingerprint,
+            most: LIVE_BYTES,
+            needed,
+        };
+        self.live = Some(LiveQuestion { request: self.requests, bytes: Vec::new() });
+        self.put(MASTER, &question)
+    }
+
+    fn ask_checkpoint(&mut self) -> Result<()> {
+        match &mut self.checkpoint {
+            Checkpoint::Wanted => {
+                // Whoever gave some of it before, then anybody but the master.
+                let had = Snapshot::earlier(&**self.fetch.env, &self.fetch.dir)?;
+                let usable = |id: &SourceId| {
+                    self.sources[*id].as_ref().is_some_and(|source| source.is_attached)
+                };
+                let gave = |id: &SourceId| {
+                    let name = self.sources[*id].as_ref().map(|source| &source.name);
+                    had.as_ref().is_some_and(|had| name == Some(&had.source))
+                };
+                let all = 0..self.sources.len();
+                let from = all.clone().filter(usable).find(gave);
+                let Some(from) = from.or_else(|| all.rev().find(usable)) else { return Ok(()) };
+                let gave_it = gave(&from);
+                let id = had.filter(|_| gave_it).map_or(0, |had| had.id);
+                self.requests += 1;
+                self.checkpoint = Checkpoint::Opening(from);
+                self.touch(from);
+                self.put(from, &RestoreMsg::CheckpointOpen { request: self.requests, id })
+            }
+            Checkpoint::Coming(from, snapshot, asked) if !*asked => {
+                let (from, offset) = (*from, snapshot.offset());
+                let durable = snapshot.part().durable;
+                if !self.may_ask() {
+                    return Ok(());
+                }
+                if let Checkpoint::Coming(_, _, asked) = &mut self.checkpoint {
+                    *asked = true;
+                }
+                self.requests += 1;
+                let request = self.requests;
+                self.touch(from);
+                self.put(from, &RestoreMsg::CheckpointRequest { request, offset, durable })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// It was asked something: from now on it has to answer.
+    fn touch(&mut self, source: SourceId) {
+        let now = self.now();
+        if let Some(Some(source)) = self.sources.get_mut(source) {
+            source.heard = now;
+        }
+    }
+
+    // ---- answers
+
+    /// Takes what has come; waits a little if nothing has.
+    fn receive(&mut self) -> Result<()> {
+        let mut any = false;
+        for source in 0..self.sources.len() {
+            for _ in 0..TURN_FRAMES {
+                if !self.receive_from(source, Duration::ZERO)? {
+                    break;
+                }
+                any = true;
+            }
+        }
+        if !any {
+            // On whoever owes most: of the others' answers a window is under way meanwhile.
+            let owes = |source: &SourceId| (self.plan.under_way(*source), self.is_asked(*source));
+            let busiest = (0..self.sources.len()).max_by_key(owes).unwrap_or(MASTER);
+            self.receive_from(busiest, WAIT)?;
+        }
+        self.drop_silent()
+    }
+
+    /// Whether a source owes an answer that is no block.
+    fn is_asked(&self, source: SourceId) -> bool {
+        let live = source == MASTER && self.live.is_some();
+        let checkpoint = match &self.checkpoint {
+            Checkpoint::Opening(from) | Checkpoint::Coming(from, ..) => *from == source,
+            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Whole(_) => false,
+        };
+        let attaching = self.sources[source].as_ref().is_some_and(|source| !source.is_attached);
+        live || checkpoint || attaching
+    }
+
+    fn drop_silent(&mut self) -> Result<()> {
+        let (now, timeout) = (self.now(), self.fetch.restoring.limits.answer_timeout);
+        for id in 0..self.sources.len() {
+            let Some(source) = &self.sources[id] else { continue };
+            let owes = self.plan.under_way(id) > 0 || self.is_asked(id);
+            if !owes || now.saturating_sub(source.heard) < timeout {
+                continue;
+            }
+            let cause = RepError::silent(source.channel.peer(), "an answer", timeout);
+            if id == MASTER {
+                return Err(cause);
+            }
+            self.drop_source(id, &cause);
+        }
+        Ok(())
+    }
+
+    fn receive_from(&mut self, source: SourceId, timeout: Duration) -> Result<bool> {
+        let Some(channel) = self.channel(source) else { return Ok(false) };
+        let taken = channel.receive(timeout).and_then(|frame| {
+            let Some(frame) = frame else { return Ok(false) };
+            self.touch(source);
+            self.handle(source, decode(&frame, &*channel)?)?;
+            Ok(true)
+        });
+        match taken {
+            // What this node's own disk says is no source's fault.
+            Err(cause) if source != MASTER && !matches!(cause, RepError::Log(_)) => {
+                self.drop_source(source, &cause);
+                Ok(true)
+            }
+            other => other.map_err(|cause| cause.with_peer(|| channel.peer())),
+        }
+    }
+
+    fn handle(&mut self, source: SourceId, message: RestoreMsg) -> Result<()> {
+        match message {
+            RestoreMsg::Holdings { segments } if source != MASTER => {
+                self.handle_holdings(source, &segments);
+                Ok(())
+            }
+            RestoreMsg::Block { request, bytes } => self.handle_block(source, request, &bytes),
+            RestoreMsg::LiveRun { request, more, last, bytes } if source == MASTER => {
+                self.handle_live(request, more, last, &bytes)
+            }
+            RestoreMsg::Refusal { request, why } => self.handle_refusal(source, request, why),
+            RestoreMsg::CheckpointOpened { id, vlsn, fingerprint, offset, .. } => {
+                let name = self.sources[source].as_ref().map(|source| source.name.clone());
+                let Some(name) = name else { return Ok(()) };
+                let part = CheckpointPart { source: name, id, vlsn, fingerprint, durable: 0 };
+                self.handle_checkpoint_opened(source, part, offset)
+            }
+            RestoreMsg::CheckpointChunk { offset, last, digest, bytes, .. } => {
+                self.handle_chunk(source, offset, last, digest, &bytes)
+            }
+            other => Err(RepError::protocol("", "an answer", other.name())),
+        }
+    }
+
+    fn handle_block(&mut self, source: SourceId, request: u64, bytes: &[u8]) -> Result<()> {
+        // What was not asked, or was answered before, is dropped.
+        let Some(block) = self.plan.take(source, request) else { return Ok(()) };
+        if !self.base.is_block(block, bytes) {
+            let segment = self.manifest.segments[block.0].number;
+            let is_banned = self.plan.strike(source, block);
+            self.put(source, &RestoreMsg::Doubt { segment, block: block.1 })?;
+            let cause = RepError::protocol(
+                "",
+                format!("block {} of segment {segment}", block.1),
+                format!("{} bytes with another digest", bytes.len()),
+            );
+            self.progress.bad_blocks += 1;
+            return if is_banned { Err(cause) } else { Ok(()) };
+        }
+        self.base.write(block, bytes)?;
+        self.count(source, bytes.len(), 1);
+        Ok(())
+    }
+
+    fn count(&mut self, source: SourceId, bytes: usize, blocks: u32) {
+        self.progress.bytes_fetched += bytes as u64;
+        let given = &mut self.progress.sources[source];
+        given.bytes += bytes as u64;
+        given.blocks += blocks;
+    }
+
+    fn handle_refusal(&mut self, source: SourceId, request: u64, why: Refused) -> Result<()> {
+        if let Some(block) = self.plan.take(source, request) {
+            if source != MASTER {
+                self.plan.refuse(source, block);
+                return Ok(());
+            }
+            let segment = self.manifest.segments[block.0].number;
+            let found = format!("segment {segment} is {why:?}");
+            return Err(RepError::protocol("", "what the manifest names", found));
+        }
+        let asked = self.live.as_ref().is_some_and(|live| live.request == request);
+        if asked && source == MASTER {
+            let found = format!("entries behind {} are {why:?}", self.staged.end().vlsn);
+            return Err(RepError::protocol("", "entries that continue", found));
+        }
+        Ok(())
+    }
+
+    fn handle_live(&mut self, request: u64, more: bool, last: Vlsn, bytes: &[u8]) -> Result<()> {
+        let Some(live) = self.live.as_mut().filter(|live| live.request == request) else {
+            return Ok(());
+        };
+        live.bytes.extend_from_slice(bytes);
+        let most = self.fetch.restoring.log.max_body_bytes as usize + (4 << 20);
+        if live.bytes.len() > most {
+            let found = format!("a run of more than {most} bytes");
+            return Err(RepError::protocol("", "an entry or 1 MiB", found));
+        }
+        if more {
+            return Ok(());
+        }
+        let bytes = self.live.take().map(|live| live.bytes).unwrap_or_default();
+        if bytes.is_empty() {
+            self.live_due = self.now() + LIVE_PAUSE;
+            return Ok(());
+        }
+        let fetched = bytes.len();
+        let peer = self.fetch.channel.peer();
+        let run = self.staged.append(bytes, &peer)?;
+        self.progress.bytes_fetched += fetched as u64;
+        self.progress.live_entries += run.last.since(run.first.prev());
+        self.progress.behind = last.since(run.last);
+        Ok(())
+    }
+
+    fn handle_checkpoint_opened(
+        &mut self,
+        source: SourceId,
+        part: CheckpointPart,
+        offset: u64,
+    ) -> Result<()> {
+        if !matches!(self.checkpoint, Checkpoint::Opening(from) if from == source) {
+            return Ok(());
+        }
+        let (env, dir) = (&**self.fetch.env, &self.fetch.dir);
+        if part.vlsn < self.manifest.head.anchor.vlsn {
+            let found = format!("one through {}", part.vlsn);
+            return Err(RepError::protocol("", "a checkpoint not below the log", found));
+        }
+        let earlier = Snapshot::earlier(env, dir)?;
+        let snapshot = Snapshot::begin(env, dir, part, offset, earlier)?;
+        self.progress.checkpoint_reused = snapshot.offset();
+        self.checkpoint = Checkpoint::Coming(source, snapshot, false);
+        Ok(())
+    }
+
+    fn handle_chunk(
+        &mut self,
+        source: SourceId,
+        offset: u64,
+        last: bool,
+        digest: [u8; 32],
+        bytes: &[u8],
+    ) -> Result<()> {
+        let Checkpoint::Coming(from, snapshot, asked) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        if *from != source || snapshot.offset() != offset || !*asked {
+            return Ok(());
+        }
+        if blake3::hash(bytes) != digest {
+            let found = "bytes with another digest";
+            return Err(RepError::protocol("", "a piece of the checkpoint", found));
+        }
+        snapshot.write(bytes, last)?;
+        *asked = false;
+        self.asked_bytes += bytes.len() as u64;
+        self.progress.checkpoint_bytes = snapshot.offset();
+        self.count(source, bytes.len(), 0);
+        if last
+            && let Checkpoint::Coming(_, snapshot, _) =
+                std::mem::replace(&mut self.checkpoint, Checkpoint::Wanted)
+        {
+            self.checkpoint = Checkpoint::Whole(snapshot);
+        }
+        Ok(())
+    }
+
+    // ---- the end
+
+    /// What there is to commit, if everything is durable here and reaches the target.
+    fn commit_if_whole(&mut self) -> Result<Option<Commit>> {
+        let (end, head) = (self.staged.end(), &self.manifest.head);
+        if !self.base.is_done() || end.vlsn < head.target {
+            return Ok(None);
+        }
+        let checkpoint = match &self.checkpoint {
+            Checkpoint::None => None,
+            Checkpoint::Whole(snapshot) => {
+                let through = snapshot.part().vlsn;
+                if end.vlsn < through {
+                    return Ok(None); // the log has to reach it too
+                }
+                if !self.is_of_this_log(snapshot.part())? {
+                    // What it holds was rolled back meanwhile.
+                    self.discard_checkpoint()?;
+                    return Ok(None);
+                }
+                snapshot.committed()
+            }
+            _ => return Ok(None),
+        };
+        let at_target = self.staged.fingerprint(head.target)?;
+        let is_target = at_target.is_none_or(|found| found == head.target_fingerprint);
+        if !is_target && !mutant::is_on(Mutant::RestoreTargetUnchecked) {
+            let expected = format!("entry {} as the manifest names it", head.target);
+            return Err(RepError::protocol("", expected, "another one"));
+        }
+        let newest = self.staged.newest_config(head.target)?;
+        let (last, last_lsn) = self.staged.position();
+        Ok(Some(Commit {
+            session: self.fetch.marker.session,
+            base: head.base.chain(),
+            base_lsn: head.base.lsn,
+            last,
+            last_lsn,
+            group_config: newest.unwrap_or_else(|| head.group_config.clone()),
+            checkpoint,
+        }))
+    }
+
+    /// Whether the entry through which a checkpoint goes is the one that the log has there. Of what is in
+    /// sealed segments there is but one.
+    fn is_of_this_log(&self, part: &CheckpointPart) -> Result<bool> {
+        if part.vlsn < self.manifest.head.base.vlsn {
+            return Ok(true);
+        }
+        Ok(self.staged.fingerprint(part.vlsn)? == Some(part.fingerprint))
+    }
+
+    fn discard_checkpoint(&mut self) -> Result<()> {
+        let had = std::mem::replace(&mut self.checkpoint, Checkpoint::Wanted);
+        match had {
+            Checkpoint::Whole(snapshot) | Checkpoint::Coming(_, snapshot, _) => snapshot.discard(),
+            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Opening(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Tests of the messages of a network restore: golden bytes, cut and arbitrary frames.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn head() -> ManifestHead {
+    ManifestHead {
+        group: GroupIdentity {
+            id: GroupId::from_bytes(*b"group-of-sixteen"),
+            name: "orders".parse().unwrap(),
+            segment_bytes: 4096,
+        },
+        provider: "n1".parse().unwrap(),
+        term: Term::new(3),
+        anchor: Anchor {
+            vlsn: Vlsn::new(9),
+            lsn: Lsn::new(1, 200),
+            term: Term::new(2),
+            fingerprint: Fingerprint::from_u64(5),
+            next_lsn: Lsn::new(2, 64),
+            group_config: b"old".to_vec().into(),
+        },
+        group_config: b"new".to_vec().into(),
+        base: Anchor {
+            vlsn: Vlsn::new(40),
+            lsn: Lsn::new(2, 100),
+            term: Term::new(3),
+            fingerprint: Fingerprint::from_u64(7),
+            next_lsn: Lsn::new(3, 64),
+            group_config: b"new".to_vec().into(),
+        },
+        target: Vlsn::new(99),
+        target_fingerprint: Fingerprint::from_u64(6),
+        sources: vec![("n3".parse().unwrap(), "h:1".to_owned())],
+        segments: 1,
+    }
+}
+
+fn all() -> Vec<(RestoreMsg, &'static [u8])> {
+    let offer = SegmentOffer { number: 2, bytes: 100, digest: [1; 32], blocks: vec![[2; 32]] };
+    let node: Name = "n2".parse().unwrap();
+    vec![
+        (
+            RestoreMsg::Open { session: 7, group: None, node, kind: NodeKind::Secondary },
+            b"\x01\x01\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
+        ),
+        (
+            RestoreMsg::Manifest(Box::new(head())),
+            b"\x02group-of-sixteen\x06\0orders\0\x10\0\0\x02\0n1\x03\0\0\0\
+              \x09\0\0\0\0\0\0\0\xc8\0\0\0\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0\
+              \x40\0\0\0\x02\0\0\0\x03\0old\x03\0new\
+              \x28\0\0\0\0\0\0\0\x64\0\0\0\x02\0\0\0\x03\0\0\0\x07\0\0\0\0\0\0\0\
+              \x40\0\0\0\x03\0\0\0\x03\0new\
+              \x63\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\x01\0\0\0\x02\0n3\x03\0h:1\x01\0\0\0",
+        ),
+        (
+            RestoreMsg::Segment(offer),
+            b"\x03\x02\0\0\0\x64\0\0\0\
+              \x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
+              \x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
+              \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\
+              \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02",
+        ),
+        (
+            RestoreMsg::BlockRequest { request: 1, segment: 2, block: 3 },
+            b"\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0",
+        ),
+        (RestoreMsg::Block { request: 1, bytes: b"xyz".to_vec() }, b"\x05\x01\0\0\0\0\0\0\0xyz"),
+        (
+            RestoreMsg::CheckpointRequest { request: 1, offset: 2, durable: 1 },
+            b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0",
+        ),
+        (
+            RestoreMsg::CheckpointChunk {
+                request: 1,
+                offset: 2,
+                last: true,
+                digest: *b"thirty-two bytes of digest, here",
+                bytes: b"xyz".to_vec(),
+            },
+            b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01thirty-two bytes of digest, herexyz",
+        ),
+        (
+            RestoreMsg::LiveRequest {
+                request: 1,
+                from: Vlsn::new(2),
+                previous: Fingerprint::from_u64(3),
+                most: 4,
+                needed: Vlsn::new(1),
+            },
+            b"\x08\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
+              \x04\0\0\0\x01\0\0\0\0\0\0\0",
+        ),
+        (
+            RestoreMsg::LiveRun {
+                request: 1,
+                more: true,
+                last: Vlsn::new(9),
+                bytes: b"xyz".to_vec(),
+            },
+            b"\x09\x01\0\0\0\0\0\0\0\x01\x09\0\0\0\0\0\0\0xyz",
+        ),
+        (
+            RestoreMsg::Attach {
+                group: GroupId::from_bytes(*b"group-of-sixteen"),
+                node: "n2".parse().unwrap(),
+            },
+            b"\x0c\x01group-of-sixteen\x02\0n2",
+        ),
+        (
+            RestoreMsg::Holdings { segments: vec![(2, *b"thirty-two bytes of digest, here")] },
+            b"\x0d\x01\0\0\0\x02\0\0\0thirty-two bytes of digest, here",
+        ),
+        (
+            RestoreMsg::CheckpointOpen { request: 1, id: 2 },
+            b"\x0e\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+        ),
+        (
+            RestoreMsg::CheckpointOpened {
+                request: 1,
+                id: 2,
+                vlsn: Vlsn::new(3),
+                fingerprint: Fingerprint::from_u64(4),
+                offset: 5,
+            },
+            b"\x0f\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
+              \x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
+        ),
+        (RestoreMsg::Refusal { request: 1, why: Refused::Parted }, b"\x10\x01\0\0\0\0\0\0\0\x02"),
+        (RestoreMsg::Doubt { segment: 1, block: 2 }, b"\x11\x01\0\0\0\x02\0\0\0"),
+        (RestoreMsg::Failure { reason: "no".to_owned() }, b"\x0a\x02\0no"),
+        (RestoreMsg::Done { needed: Vlsn::new(1) }, b"\x0b\x01\0\0\0\0\0\0\0"),
+    ]
+}
+
+#[test]
+fn every_message_has_its_golden_bytes() {
+    for (message, bytes) in all() {
+        assert_eq!(message.encode(), bytes, "{}", message.name());
+        assert_eq!(RestoreMsg::decode(bytes).unwrap(), message);
+    }
+}
+
+#[test]
+fn every_truncation_of_a_fixed_field_is_an_error() {
+    for (message, bytes) in all() {
+        let payload = message.encode_parts().1.len();
+        for len in 0..bytes.len() - payload {
+            assert!(RestoreMsg::decode(&bytes[..len]).is_err(), "{} at {len}", message.name());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        opcode in 0u8..18,
+    ) {
+        let _ = RestoreMsg::decode(&bytes);
+        let _ = RestoreMsg::decode(&[&[opcode][..], &bytes].concat());
+    }
+}
