@@ -14,6 +14,7 @@ pub mod feeder;
 pub mod node;
 pub mod quorum;
 pub mod quorums;
+pub mod recovery;
 pub mod repair;
 pub mod replica;
 pub mod rollback;
