@@ -133,7 +133,7 @@ pub enum Ignored {
     /// Of another directory by the same name.
     OtherIncarnation,
     /// The replica has promised a later master something.
-    HigherTerm,
+    LaterEra,
     /// No log looks like this.
     Contradictory,
     /// The master's log is not known yet.
@@ -379,8 +379,8 @@ impl Recovery {
         if replica.incarnation != Some(facts.incarnation) {
             return Err(Ignored::OtherIncarnation);
         }
-        if facts.term > era.term {
-            return Err(Ignored::HigherTerm);
+        if order(facts.era) > order(era) {
+            return Err(Ignored::LaterEra);
         }
         if facts.are_contradictory() {
             return Err(Ignored::Contradictory);

@@ -26,10 +26,11 @@
 //! # Not here: finding M (core/syncup.rs).
 //! # See: RECOVERY.md "Decision engine"; core/rollback.rs, the replica's own table.
 
-use noxu_util::{Incarnation, NULL_VLSN, Term, Vlsn};
+use noxu_util::{Incarnation, NULL_VLSN, Vlsn};
 
 use crate::core::recovery::event::{FailReason, Kind, RecoveryId};
 use crate::core::recovery::mutant::{self, Mutant};
+use crate::wire::message::Era;
 
 /// What both logs have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +51,9 @@ pub enum Agreement {
 /// A replica's answer to a question for facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// Its term.
-    pub term: Term,
+    /// The mastership that it has promised to follow, or follows. A bare term would not do: the
+    /// terms of another epoch are others.
+    pub era: Era,
     /// Its incarnation.
     pub incarnation: Incarnation,
     /// End of its log, all of it synced.

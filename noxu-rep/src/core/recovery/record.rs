@@ -340,7 +340,7 @@ fn members(r: &mut Reader<'_>) -> Result<BTreeMap<Name, Option<Incarnation>>, Co
 }
 
 fn put_facts(out: &mut Vec<u8>, facts: &Facts) {
-    out.put_u32(facts.term.number());
+    put_era(out, facts.era);
     out.put_u64(facts.incarnation.as_u64());
     out.put_vlsn(facts.durable);
     out.put_vlsn(facts.known_dtvlsn);
@@ -358,7 +358,7 @@ fn put_facts(out: &mut Vec<u8>, facts: &Facts) {
 
 fn facts(r: &mut Reader<'_>) -> Result<Facts, CodecError> {
     Ok(Facts {
-        term: Term::new(r.u32("Facts.term")?),
+        era: era(r)?,
         incarnation: Incarnation::from_u64(r.u64("Facts.incarnation")?),
         durable: r.vlsn("Facts.durable")?,
         known_dtvlsn: r.vlsn("Facts.known_dtvlsn")?,
