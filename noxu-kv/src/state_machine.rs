@@ -9,6 +9,7 @@ use noxu_util::Vlsn;
 use crate::apply::{LogEntry, Machine};
 use crate::checkpoint::{CheckpointStream, install};
 use crate::error::KvError;
+use crate::table::Mark;
 
 /// Bytes of log that a rollback replays at a time.
 const REPLAY_BYTES: usize = 1 << 20;
@@ -32,6 +33,11 @@ impl StateMachine for Machine {
             run.entries().map(log_entry).try_for_each(sink)
         })
         .map_err(report)
+    }
+
+    fn clear(&self) -> Result<()> {
+        let nothing = Mark::default();
+        self.replace(|table| table.ingest()?.finish(nothing).map(|()| nothing)).map_err(report)
     }
 
     fn checkpointed(&self) -> Vlsn {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use noxu_kv::{Batch, CommitToken, Config, Consistency, KvError, Store};
 use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
-use noxu_util::{Name, Vlsn};
+use noxu_util::{NULL_VLSN, Name, Vlsn};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -328,6 +328,11 @@ fn a_checkpoint_of_one_store_installs_into_another_under_load() {
     assert_eq!(machine.applied(), vlsn);
     assert!(contents(&copy) == expected);
     assert_eq!(copy.status().checkpoint, vlsn);
+
+    // And back to the beginning, what is flushed too.
+    machine.clear().unwrap();
+    assert_eq!((machine.applied(), machine.checkpointed()), (NULL_VLSN, NULL_VLSN));
+    assert!(contents(&copy).is_empty());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use noxu_log::{GroupIdentity, MarkStatus, Positions, SyncLatencies};
 pub use noxu_log::{Retention, ScrubReport, SealedSegment};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
+use crate::core::recovery::Projection;
 pub use crate::driver::master::ReplicaStatus;
 use crate::restore::{Progress, Restored};
 
@@ -132,6 +133,8 @@ pub struct Status {
     pub streaming: bool,
     /// The connected replicas, on a master.
     pub replicas: Vec<ReplicaStatus>,
+    /// How each replica gets level or stays it, on a master.
+    pub recoveries: Vec<(Name, Projection)>,
     /// The last syncup, on a replica.
     pub last_syncup: Option<SyncupReport>,
     /// The last rollback since the node was opened.

@@ -21,6 +21,12 @@ pub trait StateMachine: Send + Sync {
     /// above it end. Afterwards [`StateMachine::applied`] is at or below `matchpoint`.
     fn roll_back_to(&self, matchpoint: Vlsn, replay: &dyn LogReader) -> Result<()>;
 
+    /// Forgets everything, what a checkpoint made durable too: a restore has replaced the log by one that
+    /// begins with its first entry.
+    fn clear(&self) -> Result<()> {
+        self.roll_back_to(NULL_VLSN, &NoLog)
+    }
+
     /// Everything through it is in the last checkpoint: after an open replay starts after it or
     /// later, so that the node's own log may be dropped through it. Never moves back but for an
     /// installed checkpoint. NULL, which has the log kept, until [`StateMachine::checkpoint`] or
@@ -83,6 +89,15 @@ impl Checkpoint for MemoryCheckpoint {
 pub trait LogReader {
     /// A run from `from` on, of at least one entry and about `max_bytes`; `None` at the end.
     fn read(&self, from: Vlsn, max_bytes: usize) -> Result<Option<EntryRun>>;
+}
+
+/// A log without entries.
+struct NoLog;
+
+impl LogReader for NoLog {
+    fn read(&self, _from: Vlsn, _max_bytes: usize) -> Result<Option<EntryRun>> {
+        Ok(None)
+    }
 }
 
 impl LogReader for Log {

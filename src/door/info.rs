@@ -66,6 +66,9 @@ fn replication_lines(status: &Status) -> Vec<Line> {
             ),
         ));
     }
+    for (name, recovery) in &status.recoveries {
+        lines.push(line(&format!("recovery_{name}"), recovery.to_string()));
+    }
     if let Some(syncup) = &status.last_syncup {
         lines.push(line("syncup_matchpoint", vlsn(syncup.matchpoint)));
         lines.push(line("syncup_start", vlsn(syncup.start)));

@@ -42,6 +42,7 @@ pub const ALL: &[Target] = &[
     Target { name: "frame", run: wire::frame, seeds: wire::frame_seeds },
     Target { name: "handshake", run: wire::handshake, seeds: wire::handshake_seeds },
     Target { name: "syncup", run: wire::syncup, seeds: wire::syncup_seeds },
+    Target { name: "verdict", run: wire::verdict, seeds: wire::verdict_seeds },
     Target { name: "message", run: wire::message, seeds: wire::message_seeds },
     Target { name: "restore", run: wire::restore, seeds: wire::restore_seeds },
     Target { name: "probe", run: wire::probe, seeds: wire::probe_seeds },

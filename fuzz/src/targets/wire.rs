@@ -2,6 +2,7 @@
 //! same.
 
 use noxu_log::{Anchor, GroupIdentity};
+use noxu_rep::core::recovery::{self, Agreement, Facts, Nonce, Progress, RecoveryId};
 use noxu_rep::group::{Electorate, Voter, VoterKind};
 use noxu_rep::wire::election::Verdict as VoteVerdict;
 use noxu_rep::wire::election::link::{Introduction, LINK_VERSIONS, LinkMsg};
@@ -15,7 +16,8 @@ use noxu_rep::wire::handshake::{
 };
 use noxu_rep::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, Leaving, Position, StreamMessage};
 use noxu_rep::wire::probe::{self, ProbeAnswer};
-use noxu_rep::wire::restore::{ManifestHead, Refused, RestoreMsg, SegmentOffer};
+use noxu_rep::wire::recovery::{RecoveryMsg, Verdict as RecoveryVerdict};
+use noxu_rep::wire::restore::{Abandoned, ManifestHead, Refused, RestoreMsg, SegmentOffer};
 use noxu_rep::wire::syncup::{SyncupMsg, Verdict};
 use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn};
 
@@ -174,6 +176,42 @@ pub fn message_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
+pub fn verdict(input: &[u8]) -> bool {
+    let Ok(message) = RecoveryMsg::decode(input) else { return false };
+    let again = RecoveryMsg::decode(&message.encode());
+    assert_eq!(again.expect("its own encoding"), message);
+    true
+}
+
+pub fn verdict_seeds() -> Vec<Vec<u8>> {
+    let (nonce, session, vlsn) = (Nonce(7), RecoveryId(8), Vlsn::new(70));
+    let facts = |agreement, restore_marker| Facts {
+        era: Era { epoch: 1, term: Term::new(3) },
+        incarnation: Incarnation::from_u64(5),
+        durable: vlsn,
+        known_dtvlsn: Vlsn::new(60),
+        agreement,
+        restore_marker,
+    };
+    let to_end = Agreement::Matchpoint { matchpoint: Vlsn::new(69), to_end: true };
+    let messages = [
+        RecoveryMsg::AskFacts { nonce },
+        RecoveryMsg::Facts { nonce, facts: facts(to_end, None) },
+        RecoveryMsg::Facts { nonce, facts: facts(Agreement::Nothing, Some(session)) },
+        RecoveryMsg::Verdict(RecoveryVerdict::Stream {
+            session,
+            from: vlsn,
+            truncate_to: Some(vlsn),
+        }),
+        RecoveryMsg::Verdict(RecoveryVerdict::Rebuild { session }),
+        RecoveryMsg::Verdict(RecoveryVerdict::Refused(recovery::Refusal::Foreign {
+            durable: vlsn,
+        })),
+        RecoveryMsg::Verdict(RecoveryVerdict::Rest),
+    ];
+    messages.map(|message| message.encode()).to_vec()
+}
+
 pub fn restore(input: &[u8]) -> bool {
     let Ok(message) = RestoreMsg::decode(input) else { return false };
     let again = RestoreMsg::decode(&message.encode());
@@ -213,6 +251,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
     let messages = [
         RestoreMsg::Open {
             session: 1,
+            recovery: 2,
             group: Some(GroupId::from_bytes([3; 16])),
             node: name("n1"),
             kind: NodeKind::Electable,
@@ -236,8 +275,9 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             previous: Fingerprint::from_u64(3),
             most: 1 << 20,
             needed: Vlsn::new(61),
+            progress: Progress { base_bytes: 9, base_done: true, durable: vlsn },
         },
-        RestoreMsg::LiveRun { request: 3, more: false, last: vlsn, bytes },
+        RestoreMsg::LiveRun { request: 3, more: false, last: vlsn, cut: vlsn, bytes },
         RestoreMsg::Attach { group: GroupId::from_bytes([3; 16]), node: name("n1") },
         RestoreMsg::Holdings { segments: vec![(3, [1; 32]), (4, [2; 32])] },
         RestoreMsg::Doubt { segment: 3, block: 1 },
@@ -251,7 +291,8 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
         },
         RestoreMsg::Refusal { request: 5, why: Refused::Parted },
         RestoreMsg::Failure { reason: "gone".into() },
-        RestoreMsg::Done { needed: vlsn },
+        RestoreMsg::Done { needed: vlsn, durable: vlsn },
+        RestoreMsg::Abandon { why: Abandoned::NoSpace },
     ];
     messages.map(|message| message.encode()).to_vec()
 }

@@ -203,6 +203,11 @@ impl Replica {
         }
     }
 
+    /// Whether the directory that is connected has the vote.
+    fn votes(&self) -> bool {
+        self.voter.is_some() && self.voter == self.incarnation
+    }
+
     fn forget_evidence(&mut self) {
         self.evidence = Evidence::default();
         self.rest_until = Now::ZERO;

@@ -14,6 +14,7 @@ use super::master::{FeederSession, Master, NewSession, SessionHost};
 use super::mending::{Resumed, answer_replica};
 use super::services::LOG_FORMAT;
 use crate::core::node::Input;
+use crate::core::recovery::Link;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::stream::feeder::{FeederHost, FeederStream};
@@ -83,6 +84,10 @@ impl Life {
         let fed = self.feed(&master, &session, welcome.capabilities);
         if !matches!(fed, Ok(Some(_))) {
             master.handle_session_closed(&session);
+            // One that is to be rebuilt comes back to the restore service.
+            if fed.is_err() {
+                self.note_gone(&master, &session, false);
+            }
         }
         if let Err(cause) = &fed {
             self.look_for_damage(cause);
@@ -104,14 +109,17 @@ impl Life {
         let first = answer_replica(&*session.channel, &self.log, era)?;
         let channel = Resumed::new(&*session.channel, first);
         let view = LogView::new(&self.log);
-        let Some(start) = feeder_syncup(&channel, &view, &options)? else {
-            tracing::info!(replica = %session.name, "no matchpoint: the replica goes to restore");
-            return Ok(None);
-        };
+        let compared = feeder_syncup(&channel, &view, &options)?;
+        let settled = self.settle_recovery(master, session, compared)?;
+        let Some((recovery, start)) = settled else { return Ok(None) };
         let pin = self.pin(session, start)?;
         master.handle_stream_open(session, start);
-        tracing::info!(replica = %session.name, %start, "streaming");
-        let host = Arc::new(SessionHost { master: Arc::clone(master), session: session.id, pin });
+        let now = self.clock.now();
+        let errands = master.recovering.handle_accepted(now, &session.name, recovery);
+        master.run_errands(errands);
+        let (replica, session_id) = (session.name.clone(), session.id);
+        let master = Arc::clone(master);
+        let host = Arc::new(SessionHost { master, session: session_id, replica, recovery, pin });
         let stream = Arc::new(FeederStream::new(
             self.log.clone(),
             Arc::clone(&session.channel),
@@ -121,7 +129,7 @@ impl Life {
         ));
         Ok(Some(Feeding {
             life: Arc::clone(self),
-            master: Arc::clone(master),
+            master: Arc::clone(&host.master),
             session: Arc::clone(session),
             host,
             stream,
@@ -136,6 +144,12 @@ impl Life {
         {
             self.around.post(Input::Unreadable);
         }
+    }
+
+    /// The connection with a replica is over.
+    fn note_gone(&self, master: &Master, session: &FeederSession, pin_lost: bool) {
+        let (now, link) = (self.clock.now(), Link(session.id.0));
+        master.recovering.handle_gone(now, &session.name, link, pin_lost);
     }
 
     /// Keeps the log from `start` on for a replica; a voter keeps its place for a while when it goes.
@@ -201,6 +215,7 @@ impl Feeding {
     pub fn finish(self, outcome: Result<()>) -> Result<()> {
         self.stream.handle_closed();
         self.master.handle_session_closed(&self.session);
+        self.life.note_gone(&self.master, &self.session, self.host.pin.lost().is_some());
         if let Err(RepError::Stream(fault)) = &outcome
             && let Some(term) = fault.newer_term()
         {

@@ -27,10 +27,12 @@ use super::life::Surroundings;
 use super::life::{Heard, Life};
 use super::mending::{Damages, Told, ask_master, damages, put_back};
 use super::services::LOG_FORMAT;
+use super::verdict::{Course, course};
 use crate::clock::Clock;
 use crate::core::node::{Ended, Input, Membership};
+use crate::core::recovery::RecoveryId;
 use crate::core::replica::StreamFault;
-use crate::core::rollback::{Decision, Found, Situation, decide};
+use crate::core::rollback::{Found, Situation, decide};
 use crate::core::search::Attempt;
 use crate::error::{RepError, Result};
 use crate::group::Electorate;
@@ -69,11 +71,16 @@ enum Mended {
     Superseded,
 }
 
+/// A restore that no verdict asked for: this node cannot go on with what it has.
+const BY_ITSELF: RecoveryId = RecoveryId(0);
+
 /// Whom to restore from.
 pub(super) struct RestoreFrom {
     address: String,
     master: Name,
     term: Term,
+    /// The session of the master's verdict; 0 if this node does it by itself.
+    recovery: RecoveryId,
     heard: Heard,
 }
 
@@ -169,18 +176,19 @@ impl Life {
         if !self.ask_term(&channel, welcome.term, &welcome.node, address, Arc::clone(&heard)) {
             return Ok(Established::NotThis);
         }
-        let restore = || {
+        let restore = |recovery| {
             channel.close();
             Ok(Established::Restore(RestoreFrom {
                 address: address.to_owned(),
                 master: welcome.node.clone(),
                 term: welcome.term,
+                recovery,
                 heard: Arc::clone(&heard),
             }))
         };
         if let Err(cause) = self.check_state() {
             tracing::warn!(node = %self.config.name, "{cause}");
-            return restore();
+            return restore(BY_ITSELF);
         }
         // A full disk takes no stream. A rollback it does take, and only a log that ends with an
         // entry of this master's term is known to need none.
@@ -192,7 +200,7 @@ impl Life {
         }
         match self.mend_from(&*channel, &welcome)? {
             Mended::Whole => {}
-            Mended::NeedsRestore => return restore(),
+            Mended::NeedsRestore => return restore(BY_ITSELF),
             Mended::Superseded => return Ok(Established::NotThis),
         }
         let options = SyncupOptions {
@@ -209,7 +217,7 @@ impl Life {
             Err(RepError::Log(rotten)) if is_damage(&rotten) => {
                 tracing::error!(node = %self.config.name, "ALARM: {rotten}; the log is restored");
                 self.note_error(&rotten.into());
-                return restore();
+                return restore(BY_ITSELF);
             }
             other => other?,
         };
@@ -231,10 +239,14 @@ impl Life {
             SyncupOutcome::NeedsRestore { .. } => (Found::Nothing, 0),
         };
         let ballot = self.log.control().ballot();
+        let (last, dtvlsn) = (self.log.positions().last, self.housekeeper.dtvlsn());
+        let era = Era { epoch: ballot.epoch, term: ballot.term };
+        let known_dtvlsn = ballot.commit_floor.max(dtvlsn);
+        let verdict = self.ask_verdict(&*channel, era, found, (last, known_dtvlsn))?;
         let situation = Situation {
-            last: self.log.positions().last,
+            last,
             commit_floor: ballot.commit_floor,
-            known_dtvlsn: self.housekeeper.dtvlsn(),
+            known_dtvlsn: dtvlsn,
             term: ballot.term,
             peer_term: welcome.term,
             // Only masters accept replicas, until replicas feed secondaries.
@@ -244,9 +256,9 @@ impl Life {
                 Found::Matchpoint { .. } => Vlsn::default(),
             },
         };
-        match decide(&situation, found) {
-            Decision::Stream => {}
-            Decision::RollBack { to } => {
+        match course(verdict, decide(&situation, found))? {
+            Course::Stream { roll_back_to: None } => {}
+            Course::Stream { roll_back_to: Some(to) } => {
                 let lsn = Lsn::from_u64(matchpoint_lsn);
                 let rolled = self.as_follower(&welcome.node, welcome.term, || {
                     self.roll_back(to, lsn, stats.round_trips, &welcome)
@@ -254,7 +266,7 @@ impl Life {
                 let Some(report) = rolled else { return Ok(Established::NotThis) };
                 self.note_rollback(&report);
             }
-            Decision::Refuse { matchpoint, durable } => {
+            Course::Refuse { matchpoint, durable } => {
                 tracing::error!(
                     node = %self.config.name, master = %welcome.node, %matchpoint, %durable,
                     "ALARM: the master's log lacks entries that were reported durable"
@@ -264,8 +276,8 @@ impl Life {
                     commit_floor: durable,
                 });
             }
-            Decision::Wait => return Ok(Established::NotThis),
-            Decision::Restore => return restore(),
+            Course::Wait => return Ok(Established::NotThis),
+            Course::Restore(recovery) => return restore(recovery),
         }
         if let Some(full) = self.log.read_only() {
             return Err(full.into());
@@ -310,6 +322,7 @@ impl Life {
         restoring.kind = self.config.kind;
         restoring.log = self.log.config().clone();
         restoring.limits = self.config.restore;
+        restoring.recovery = from.recovery;
         let host = Restorer { life: self, from, permitted: AtomicBool::new(false) };
         let fetched = fetch(&self.env, &self.config.dir, &restoring, &channel, &host);
         let permitted = host.permitted.into_inner();

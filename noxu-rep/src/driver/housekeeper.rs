@@ -5,7 +5,7 @@
 //! - The commit floor never passes a DTVLSN known, and follows it within `FLOOR_LAG`.
 //! - It sleeps unless something is due; nobody pays for it by the commit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use noxu_log::Log;
@@ -20,6 +20,13 @@ use crate::error::Result;
 /// [`Housekeeper::raise_floor`].
 const FLOOR_LAG: Duration = Duration::from_secs(1);
 
+/// No expiry is due.
+const NEVER: u64 = u64::MAX;
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER - 1)
+}
+
 /// Does what has to be done some time.
 pub struct Housekeeper {
     log: Log,
@@ -27,8 +34,8 @@ pub struct Housekeeper {
     state: Mutex<State>,
     changed: Condvar,
     advanced: Condvar,
-    /// Whether an expiry is due some time; a look that spares most commits the lock.
-    armed: AtomicBool,
+    /// When the next expiry is due, in nanoseconds; a look that spares most commits the lock.
+    armed: AtomicU64,
     /// Held around an update of the commit floor, so that it never falls.
     floor: Mutex<Vlsn>,
 }
@@ -37,7 +44,7 @@ struct State {
     dtvlsn: Vlsn,
     /// When the commit floor is to be moved.
     floor_due: Option<Duration>,
-    /// When the oldest commit's time runs out, or an earlier moment.
+    /// When the first time runs out, or an earlier moment.
     expiry_due: Option<Duration>,
     stop: bool,
     /// Who is in [`Housekeeper::wait_dtvlsn`].
@@ -65,21 +72,20 @@ impl Housekeeper {
             state: Mutex::new(state),
             changed: Condvar::new(),
             advanced: Condvar::new(),
-            armed: AtomicBool::new(false),
+            armed: AtomicU64::new(NEVER),
             floor: Mutex::new(floor),
         }
     }
 
-    /// A commit is pending whose time runs out at `deadline`. Deadlines only ascend, so a timer
-    /// that is armed is early enough.
+    /// Something's time runs out at `deadline`, such as that of a pending commit.
     pub fn arm(&self, deadline: Duration) {
-        if self.armed.load(Ordering::Acquire) {
+        if self.armed.load(Ordering::Acquire) <= nanos(deadline) {
             return;
         }
         let mut state = self.state.lock();
-        if state.expiry_due.is_none() {
+        if state.expiry_due.is_none_or(|due| deadline < due) {
             state.expiry_due = Some(deadline);
-            self.armed.store(true, Ordering::Release);
+            self.armed.store(nanos(deadline), Ordering::Release);
             self.changed.notify_one();
         }
     }
@@ -154,15 +160,13 @@ impl Housekeeper {
             if state.expiry_due.is_some_and(|due| due <= now) {
                 state.expiry_due = None;
                 // Before the look at the commits: one registered after it arms anew.
-                self.armed.store(false, Ordering::Release);
+                self.armed.store(NEVER, Ordering::Release);
                 drop(state);
                 let next = expire(now);
                 state = self.state.lock();
-                // An arming that came meanwhile is for a later moment than `next`.
-                state.expiry_due = next.or(state.expiry_due);
-                if state.expiry_due.is_some() {
-                    self.armed.store(true, Ordering::Release);
-                }
+                // Something may have been armed meanwhile.
+                state.expiry_due = next.into_iter().chain(state.expiry_due).min();
+                self.armed.store(state.expiry_due.map_or(NEVER, nanos), Ordering::Release);
             } else if state.floor_due.is_some_and(|due| due <= now) {
                 state.floor_due = None;
                 drop(state);

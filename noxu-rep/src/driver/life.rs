@@ -439,12 +439,15 @@ impl Life {
         self.public.lock().failure.clone()
     }
 
-    /// Asserts what the core promises.
+    /// Asserts what the cores promise.
     ///
     /// # Panics
     /// On a bug.
     pub fn check_invariants(&self) {
         self.core.lock().check_invariants();
+        if let Some(master) = self.mastership() {
+            master.recovering.check_invariants();
+        }
     }
 
     /// The mastership, for a write.

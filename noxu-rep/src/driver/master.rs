@@ -23,8 +23,10 @@ use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
 use crate::core::feeder::{FeedLimit, Feeder, Lag, StreamTiming};
 use crate::core::node::Contact;
 use crate::core::quorum::{Acked, Quorum, SessionId};
+use crate::core::recovery::{Bounds, RecoveryId};
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
+use crate::driver::recovering::{Errand, Recovering};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::outcome::{CommitId, Undecided};
@@ -72,6 +74,8 @@ pub struct Master {
     farewell: OnceLock<Farewell>,
     feeders: Mutex<BTreeMap<SessionId, Arc<FeederSession>>>,
     next_session: AtomicU64,
+    /// How each replica gets level.
+    pub(crate) recovering: Recovering,
     /// Called once, when the term's first entry is durable on a quorum.
     on_term_durable: Box<dyn Fn() + Send + Sync>,
     term_durable: AtomicBool,
@@ -188,6 +192,7 @@ impl Master {
         limits: MasterLimits,
         applier: Arc<Applier>,
         housekeeper: Arc<Housekeeper>,
+        recovering: Recovering,
         on_term_durable: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let mut commits = Commits::new(quorum, term_entry, dtvlsn);
@@ -214,6 +219,7 @@ impl Master {
             farewell: OnceLock::new(),
             feeders: Mutex::default(),
             next_session: AtomicU64::new(1),
+            recovering,
             on_term_durable,
             term_durable: AtomicBool::new(false),
         }
@@ -343,7 +349,29 @@ impl Master {
         let changed = state.commits.handle_timeout(now);
         let next = state.commits.poll_timeout();
         self.settle(state, changed);
-        next
+        let errands = self.recovering.handle_timeout(now);
+        self.run_errands(errands);
+        next.into_iter().chain(self.recovering.next_deadline()).min()
+    }
+
+    /// The log, as recoveries are decided by it.
+    pub(crate) fn recovery_bounds(&self) -> Bounds {
+        let positions = self.log.positions();
+        Bounds { first: positions.anchor.vlsn.next(), last: positions.last, dtvlsn: self.dtvlsn() }
+    }
+
+    /// Does what the engine of recoveries wants, and sees to it that it hears of its deadlines.
+    pub(crate) fn run_errands(&self, errands: Vec<Errand>) {
+        for Errand::CloseStream(link) in errands {
+            let session = self.feeders.lock().get(&SessionId(link.0)).map(Arc::clone);
+            if let Some(session) = session {
+                tracing::warn!(replica = %session.name, "its stream brings it no further and is ended");
+                session.channel.close();
+            }
+        }
+        if let Some(due) = self.recovering.next_deadline() {
+            self.housekeeper.arm(due);
+        }
     }
 
     /// A replica passed its handshake. An older session of the same node is closed.
@@ -611,6 +639,8 @@ impl MasterGate<'_> {
 pub(crate) struct SessionHost {
     pub(crate) master: Arc<Master>,
     pub(crate) session: SessionId,
+    pub(crate) replica: Name,
+    pub(crate) recovery: RecoveryId,
     /// The replica's place in the log.
     pub(crate) pin: Pin,
 }
@@ -627,6 +657,13 @@ impl FeederHost for SessionHost {
     fn handle_ack(&self, ack: Ack) {
         self.master.handle_ack(self.session, ack);
         self.pin.advance(ack.durable.next());
+        let (master, now) = (&self.master, self.master.clock.now());
+        let bounds = || master.recovery_bounds();
+        let errands =
+            master.recovering.handle_ack(now, &self.replica, self.recovery, ack.durable, bounds);
+        if let Some(errands) = errands {
+            master.run_errands(errands);
+        }
     }
 
     fn closing(&self) -> Option<Farewell> {

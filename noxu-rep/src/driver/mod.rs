@@ -12,6 +12,8 @@ pub(crate) mod links;
 pub mod master;
 pub mod mending;
 pub mod opening;
+pub(crate) mod recovering;
 pub(crate) mod running;
 pub(crate) mod seat;
 pub(crate) mod services;
+pub(crate) mod verdict;

@@ -6,19 +6,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use noxu_util::Name;
+use noxu_util::{Name, Vlsn};
 
 use super::feeding::Feeding;
 use super::life::Life;
 use super::links;
+use super::master::Master;
 use super::running::Running;
+use crate::core::commits::Now;
+use crate::core::recovery::{self, RecoveryId};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{
     Dispatcher, ELECTION_SERVICE_NAME, FEEDER_SERVICE_NAME, RESTORE_SERVICE_NAME,
     STATUS_SERVICE_NAME, SYNCUP_SERVICE_NAME,
 };
-use crate::restore::provider::{ProviderHost, RestoreProvider, Serving};
+use crate::restore::provider::{ProviderHost, RestoreEnd, RestoreProvider, Serving};
 use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{SyncupOptions, feeder_syncup};
 use crate::wire::probe::{ProbeAnswer, decode_question};
@@ -106,6 +109,15 @@ struct Giving {
     life: Weak<Life>,
 }
 
+impl Giving {
+    /// Tells the engine of the present mastership, if there is one.
+    fn with_recovering<T>(&self, tell: impl FnOnce(&Master, Now) -> T) -> Option<T> {
+        let life = self.life.upgrade()?;
+        let master = life.mastership()?;
+        Some(tell(&master, life.clock.now()))
+    }
+}
+
 impl ProviderHost for Giving {
     fn serving(&self) -> Result<Serving> {
         let life = self.life.upgrade();
@@ -120,6 +132,44 @@ impl ProviderHost for Giving {
         let replicas = master.map(|master| master.replicas()).unwrap_or_default();
         let streaming = replicas.into_iter().filter(|replica| !replica.sent.is_null());
         streaming.map(|replica| (replica.name, replica.address)).collect()
+    }
+
+    fn handle_begun(&self, node: &Name, recovery: RecoveryId) {
+        self.with_recovering(|master, now| {
+            let errands = master.recovering.handle_accepted(now, node, recovery);
+            master.run_errands(errands);
+        });
+    }
+
+    fn handle_progress(
+        &self,
+        node: &Name,
+        recovery: RecoveryId,
+        progress: recovery::Progress,
+    ) -> Result<Option<Vlsn>> {
+        let told = self.with_recovering(|master, now| {
+            let bounds = master.recovery_bounds();
+            master.recovering.handle_restore(now, node, recovery, progress, bounds)
+        });
+        let refused = |_| {
+            let reason = "it does not get on, or another one has begun".to_owned();
+            RepError::RestoreRefused { peer: node.to_string(), reason }
+        };
+        told.map_or(Ok(None), |told| told.map_err(refused))
+    }
+
+    fn handle_ended(&self, node: &Name, recovery: RecoveryId, how: RestoreEnd) {
+        self.with_recovering(|master, now| match how {
+            RestoreEnd::Done(durable) => {
+                master.recovering.handle_restored(now, node, recovery, durable);
+            }
+            RestoreEnd::Failed(why) => {
+                master.recovering.handle_restore_ended(now, node, recovery, Some(why));
+            }
+            RestoreEnd::BrokenOff => {
+                master.recovering.handle_restore_ended(now, node, recovery, None);
+            }
+        });
     }
 
     fn handle_failed(&self, cause: &RepError) {

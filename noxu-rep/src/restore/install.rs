@@ -16,15 +16,15 @@ use std::sync::Arc;
 
 use noxu_log::env::{Env, EnvFile, OpenMode};
 use noxu_log::install::{Install, StagedTail, finish_install};
-use noxu_log::{EntryRun, Log, LogConfig, LogError, LostNote};
-use noxu_util::{NULL_VLSN, Vlsn};
+use noxu_log::{Log, LogConfig, LogError, LostNote};
+use noxu_util::NULL_VLSN;
 
 use super::manifest::{CHECKPOINT, COMMIT, Commit, LIVE, MARKER, Manifest, Marker};
 use super::session::{is_committed, is_pending};
 use super::{Restored, restore_dir};
 use crate::clock::Clock;
-use crate::error::{RepError, Result};
-use crate::sync::{LogReader, StateMachine};
+use crate::error::Result;
+use crate::sync::StateMachine;
 
 /// What a node finds of a restore when it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +123,7 @@ pub fn install(
         // What the machine left unread is verified too.
         io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
     } else {
-        machine.roll_back_to(NULL_VLSN, &Empty)?;
+        machine.clear()?;
     }
 
     let (log, _) = Log::open_installed(Arc::clone(env), node_dir, config.clone())?;
@@ -175,14 +175,5 @@ impl Read for Verified {
         self.hasher.update(&buf[..read]);
         self.at += read as u64;
         Ok(read)
-    }
-}
-
-/// A log without entries, for a state machine that begins anew.
-struct Empty;
-
-impl LogReader for Empty {
-    fn read(&self, _from: Vlsn, _max_bytes: usize) -> Result<Option<EntryRun>, RepError> {
-        Ok(None)
     }
 }

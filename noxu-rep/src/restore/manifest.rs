@@ -9,6 +9,7 @@ use noxu_util::checksum::crc;
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Lsn, Name, Term, Vlsn};
 
+use crate::core::recovery::RecoveryId;
 use crate::error::Result;
 use crate::wire::restore::{ManifestHead, SegmentOffer};
 
@@ -67,19 +68,25 @@ impl Manifest {
     }
 }
 
-/// A restore was begun: its number.
+/// A restore was begun: its number, and that of the master's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Marker {
     pub(super) session: u64,
+    pub(super) recovery: RecoveryId,
 }
 
 impl Marker {
     pub(super) fn save(self, env: &dyn Env, dir: &Path) -> Result<()> {
-        save(env, &dir.join(MARKER), *b"NXMK", &self.session.to_le_bytes())
+        let mut out = Vec::new();
+        out.put_u64(self.session);
+        out.put_u64(self.recovery.0);
+        save(env, &dir.join(MARKER), *b"NXM1", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(MARKER), *b"NXMK", |r| Ok(Self { session: r.u64("session")? }))
+        load(env, &dir.join(MARKER), *b"NXM1", |r| {
+            Ok(Self { session: r.u64("session")?, recovery: RecoveryId(r.u64("recovery")?) })
+        })
     }
 }
 

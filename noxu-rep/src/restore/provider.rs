@@ -25,12 +25,15 @@ use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
 use self::checkpoints::{Checkpoints, OpenCheckpoint};
 use crate::clock::Clock;
 use crate::core::feeder::FeedLimit;
+use crate::core::recovery::{FailReason, Progress, RecoveryId};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
 use crate::sync::StateMachine;
 use crate::wire::handshake::{NodeKind, RejectReason};
-use crate::wire::restore::{BLOCK_BYTES, ManifestHead, Refused, RestoreMsg, SegmentOffer};
+use crate::wire::restore::{
+    Abandoned, BLOCK_BYTES, ManifestHead, Refused, RestoreMsg, SegmentOffer,
+};
 
 // The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
 const _: () = assert!(
@@ -67,6 +70,36 @@ pub trait ProviderHost: Send + Sync {
 
     /// A session failed for this, such as a log that cannot be read. Called with no lock held.
     fn handle_failed(&self, cause: &RepError);
+
+    /// The node of this name has begun the restore that a verdict told it to.
+    fn handle_begun(&self, _node: &Name, _recovery: RecoveryId) {}
+
+    /// It is this far. Returns where the restore is to end, once that is settled.
+    ///
+    /// # Errors
+    /// If it is to go on no more.
+    fn handle_progress(
+        &self,
+        _node: &Name,
+        _recovery: RecoveryId,
+        _progress: Progress,
+    ) -> Result<Option<Vlsn>> {
+        Ok(None)
+    }
+
+    /// It is over.
+    fn handle_ended(&self, _node: &Name, _recovery: RecoveryId, _how: RestoreEnd) {}
+}
+
+/// How a restore ended, as its master sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestoreEnd {
+    /// The node has everything through this entry.
+    Done(Vlsn),
+    /// It failed.
+    Failed(FailReason),
+    /// Nobody knows: the connection broke.
+    BrokenOff,
 }
 
 /// The mastership in which a node gives its log away.
@@ -121,42 +154,36 @@ impl RestoreProvider {
 
     fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
         let mut session = match receive(channel)? {
-            RestoreMsg::Open { group, node, kind, .. } => self.open(channel, group, &node, kind)?,
+            RestoreMsg::Open { recovery, group, node, kind, .. } => {
+                let who = (&node, RecoveryId(recovery));
+                return self.serve_master(channel, group, who, kind);
+            }
             RestoreMsg::Attach { group, node } => self.attach(channel, group, &node)?,
             other => return Err(RepError::protocol("", "Open or Attach", other.name())),
         };
-        loop {
-            let question = receive(channel)?;
-            session.check()?;
-            match question {
-                RestoreMsg::BlockRequest { request, segment, block } => {
-                    let answer = match session.block(segment, block)? {
-                        Some(bytes) => RestoreMsg::Block { request, bytes },
-                        None => RestoreMsg::Refusal { request, why: Refused::Gone },
-                    };
-                    send(channel, &answer)?;
-                }
-                RestoreMsg::Doubt { segment, block } => session.verify(segment, block)?,
-                RestoreMsg::CheckpointOpen { request, id } => {
-                    send(channel, &session.open_checkpoint(request, id)?)?;
-                }
-                RestoreMsg::CheckpointRequest { request, offset, durable } => {
-                    send(channel, &session.checkpoint_chunk(request, offset, durable)?)?;
-                }
-                RestoreMsg::LiveRequest { request, from, previous, most, needed } => {
-                    let live = session.live(from, previous, most as usize, needed)?;
-                    send_live(channel, request, live)?;
-                }
-                RestoreMsg::Done { needed } => {
-                    if let Some(role) = &session.role {
-                        role.pin.advance(needed);
-                    }
-                    session.checkpoint = None;
-                    return Ok(());
-                }
-                other => return Err(RepError::protocol("", "a question", other.name())),
+        session.answer_all(channel).map(drop)
+    }
+
+    /// A session as master, of which the node's recovery hears.
+    fn serve_master(
+        &self,
+        channel: &dyn Channel,
+        group: Option<GroupId>,
+        (node, recovery): (&Name, RecoveryId),
+        kind: NodeKind,
+    ) -> Result<()> {
+        let mut session = self.open(channel, group, (node, recovery), kind)?;
+        self.host.handle_begun(node, recovery);
+        let ended = session.answer_all(channel);
+        let how = match &ended {
+            Ok(how) => *how,
+            Err(RepError::Log(LogError::LostPlace { .. })) => {
+                RestoreEnd::Failed(FailReason::PinLost)
             }
-        }
+            Err(_) => RestoreEnd::BrokenOff,
+        };
+        self.host.handle_ended(node, recovery, how);
+        ended.map(drop)
     }
 
     /// A session with a node that restores from this master.
@@ -164,7 +191,7 @@ impl RestoreProvider {
         &self,
         channel: &dyn Channel,
         theirs: Option<GroupId>,
-        node: &Name,
+        (node, recovery): (&Name, RecoveryId),
         kind: NodeKind,
     ) -> Result<Session<'_>> {
         let group = self.group(theirs)?;
@@ -211,7 +238,8 @@ impl RestoreProvider {
         for offer in offers {
             channel.send(&RestoreMsg::Segment(offer).encode())?;
         }
-        let role = Some(AsMaster { pin, term, limit });
+        let node = node.clone();
+        let role = Some(AsMaster { pin, term, limit, node, recovery, cut: None });
         Ok(Session { provider: self, role, open: None, lengths, checkpoint: None })
     }
 
@@ -314,7 +342,14 @@ struct AsMaster {
     pin: Pin,
     term: Term,
     limit: FeedLimit,
+    node: Name,
+    recovery: RecoveryId,
+    /// Where the restore is to end.
+    cut: Option<Vlsn>,
 }
+
+/// A restore that no verdict told a node to.
+const NO_RECOVERY: RecoveryId = RecoveryId(0);
 
 /// One connection of a restoring node.
 struct Session<'a> {
@@ -337,6 +372,75 @@ impl Drop for Session<'_> {
 }
 
 impl Session<'_> {
+    /// Answers until the node has everything, or gives up.
+    fn answer_all(&mut self, channel: &dyn Channel) -> Result<RestoreEnd> {
+        loop {
+            let question = receive(channel)?;
+            self.check()?;
+            match question {
+                RestoreMsg::BlockRequest { request, segment, block } => {
+                    let answer = match self.block(segment, block)? {
+                        Some(bytes) => RestoreMsg::Block { request, bytes },
+                        None => RestoreMsg::Refusal { request, why: Refused::Gone },
+                    };
+                    send(channel, &answer)?;
+                }
+                RestoreMsg::Doubt { segment, block } => self.verify(segment, block)?,
+                RestoreMsg::CheckpointOpen { request, id } => {
+                    send(channel, &self.open_checkpoint(request, id)?)?;
+                }
+                RestoreMsg::CheckpointRequest { request, offset, durable } => {
+                    send(channel, &self.checkpoint_chunk(request, offset, durable)?)?;
+                }
+                RestoreMsg::LiveRequest { request, from, previous, most, needed, progress } => {
+                    let cut = self.settle_cut(needed, progress)?;
+                    let live = self.live(from, previous, most as usize)?;
+                    send_live(channel, request, cut, live)?;
+                }
+                RestoreMsg::Done { needed, durable } => {
+                    if let Some(role) = &self.role {
+                        role.pin.advance(needed);
+                    }
+                    self.checkpoint = None;
+                    return Ok(RestoreEnd::Done(durable));
+                }
+                RestoreMsg::Abandon { why } => {
+                    return Ok(RestoreEnd::Failed(match why {
+                        Abandoned::NoSpace => FailReason::NoSpace,
+                        Abandoned::Corrupt => FailReason::Corrupt,
+                        Abandoned::Superseded => FailReason::Cancelled,
+                    }));
+                }
+                other => return Err(RepError::protocol("", "a question", other.name())),
+            }
+        }
+    }
+
+    /// Takes note of how far the node is; says where the restore is to end. That is settled once
+    /// everything is there but the entries, so that it ends however much is written.
+    fn settle_cut(&mut self, needed: Vlsn, progress: Progress) -> Result<Option<Vlsn>> {
+        let Some(role) = &mut self.role else {
+            return Err(RepError::protocol("", "a question to a follower", "LiveRequest"));
+        };
+        let serving = self.provider.check_serving(role.term)?;
+        role.pin.advance(needed);
+        let said = if role.recovery == NO_RECOVERY {
+            None
+        } else {
+            self.provider.host.handle_progress(&role.node, role.recovery, progress)?
+        };
+        if said.is_some() {
+            role.cut = said;
+        } else if progress.base_done && role.cut.is_none() {
+            let last = self.provider.log.positions().last;
+            role.cut = Some(match role.limit {
+                FeedLimit::All => last,
+                FeedLimit::Dtvlsn => serving.dtvlsn.min(last),
+            });
+        }
+        Ok(role.cut)
+    }
+
     /// Whether what was offered is still kept for it.
     fn check(&self) -> Result<()> {
         match &self.role {
@@ -392,7 +496,10 @@ impl Session<'_> {
 
     fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg> {
         let provider = self.provider;
-        let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
+        // Below the front there is no log any more that would continue it.
+        let front = provider.log.positions().anchor.vlsn;
+        let kept = provider.checkpoints.take(id).filter(|kept| kept.vlsn() >= front);
+        let checkpoint = if let Some(kept) = kept {
             kept
         } else {
             let opened = provider.machine.open_checkpoint()?;
@@ -422,13 +529,12 @@ impl Session<'_> {
     }
 
     /// Entries from `from` on, whole.
-    fn live(&self, from: Vlsn, previous: Fingerprint, most: usize, needed: Vlsn) -> Result<Live> {
+    fn live(&self, from: Vlsn, previous: Fingerprint, most: usize) -> Result<Live> {
         let Some(role) = &self.role else {
             return Err(RepError::protocol("", "a question to a follower", "LiveRequest"));
         };
         let (provider, log) = (self.provider, &self.provider.log);
         let serving = provider.check_serving(role.term)?;
-        role.pin.advance(needed);
         let end = log.positions();
         if from.is_null() || from <= end.anchor.vlsn {
             return Ok(Live::Refused(Refused::Gone));
@@ -454,7 +560,8 @@ enum Live {
     Refused(Refused),
 }
 
-fn send_live(channel: &dyn Channel, request: u64, live: Live) -> Result<()> {
+fn send_live(channel: &dyn Channel, request: u64, cut: Option<Vlsn>, live: Live) -> Result<()> {
+    let cut = cut.unwrap_or_default();
     let (last, mut bytes) = match live {
         Live::Refused(why) => return send(channel, &RestoreMsg::Refusal { request, why }),
         Live::Run(last, bytes) => (last, bytes),
@@ -462,7 +569,7 @@ fn send_live(channel: &dyn Channel, request: u64, live: Live) -> Result<()> {
     loop {
         let rest = bytes.split_off(bytes.len().min(CHUNK_BYTES));
         let more = !rest.is_empty();
-        send(channel, &RestoreMsg::LiveRun { request, more, last, bytes })?;
+        send(channel, &RestoreMsg::LiveRun { request, more, last, cut, bytes })?;
         if !more {
             return Ok(());
         }

@@ -29,10 +29,11 @@ use self::transfer::{Transfer, Transferred};
 use super::manifest::{COMMIT, Commit, MARKER, Marker};
 use super::{Phase, Progress, restore_dir};
 use crate::clock::Clock;
+use crate::core::recovery::RecoveryId;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::wire::handshake::NodeKind;
-use crate::wire::restore::RestoreMsg;
+use crate::wire::restore::{Abandoned, RestoreMsg};
 
 /// Who restores, and how.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct Restoring {
     pub group: Option<GroupId>,
     /// The newest term it knows: an older master's data is refused.
     pub term: Term,
+    /// The session of the master's verdict; 0 if the node comes by itself.
+    pub recovery: RecoveryId,
     /// Its log, as it is opened otherwise.
     pub log: LogConfig,
     /// How it is done.
@@ -89,6 +92,7 @@ impl Restoring {
             kind: NodeKind::Electable,
             group,
             term,
+            recovery: RecoveryId(0),
             log: LogConfig::default(),
             limits: RestoreLimits::default(),
             #[cfg(test)]
@@ -146,6 +150,15 @@ pub fn fetch(
     host: &dyn RestoreHost,
 ) -> Result<Option<Progress>> {
     let fetched = Fetch::begin(env, node_dir, restoring, channel, host).and_then(Fetch::run);
+    let why = match &fetched {
+        Err(RepError::Log(cause)) if cause.is_storage_full() => Some(Abandoned::NoSpace),
+        Err(RepError::Log(_) | RepError::BadEntry { .. }) => Some(Abandoned::Corrupt),
+        Ok(None) => Some(Abandoned::Superseded),
+        _ => None,
+    };
+    if let Some(why) = why {
+        let _ = channel.send(&RestoreMsg::Abandon { why }.encode());
+    }
     channel.close();
     fetched.map_err(|error| error.with_peer(|| channel.peer()))
 }
@@ -177,7 +190,7 @@ impl<'a> Fetch<'a> {
             env.remove_dir_all(&dir).map_err(|e| LogError::io("remove", &dir, e))?;
             env.create_dir_all(&dir).map_err(|e| LogError::io("create directory", &dir, e))?;
             env.sync_dir(node_dir).map_err(|e| LogError::io("sync directory", node_dir, e))?;
-            let marker = Marker { session: env.entropy() };
+            let marker = Marker { session: env.entropy(), recovery: restoring.recovery };
             marker.save(&**env, &dir)?;
             marker
         };
@@ -198,6 +211,7 @@ impl<'a> Fetch<'a> {
         let manifest = &opening.manifest;
         let transfer = Transfer::begin(&self, manifest, staged, opening.requests)?;
         let Transferred { mut progress, commit, needed } = transfer.run()?;
+        let durable = commit.last.vlsn;
         // What it reaches was compared with what was known when the session began.
         opening.check(&self)?;
         if !self.host.permit(manifest.head.term) {
@@ -207,7 +221,7 @@ impl<'a> Fetch<'a> {
         progress.phase = Phase::Committed;
         self.host.note(&progress);
         // The provider need not hear of it: its pin goes with the connection.
-        let _ = self.channel.send(&RestoreMsg::Done { needed }.encode());
+        let _ = self.channel.send(&RestoreMsg::Done { needed, durable }.encode());
         Ok(Some(progress))
     }
 
@@ -238,6 +252,16 @@ fn decode(frame: &[u8], from: &dyn Channel) -> Result<RestoreMsg> {
 pub fn is_pending(env: &dyn Env, node_dir: &Path) -> Result<bool> {
     let path = restore_dir(node_dir).join(MARKER);
     Ok(env.exists(&path).map_err(|e| LogError::io("look for", &path, e))?)
+}
+
+/// The session of the verdict that a restore of `node_dir` was begun for, if it was begun and not
+/// finished.
+///
+/// # Errors
+/// `Log` if that cannot be found out.
+pub fn pending_recovery(env: &dyn Env, node_dir: &Path) -> Result<Option<RecoveryId>> {
+    let dir = restore_dir(node_dir);
+    Ok(Marker::load(env, &dir)?.map(|marker| marker.recovery))
 }
 
 /// Whether it was committed, and only [`super::install::install`] is left to do.

@@ -346,7 +346,8 @@ fn a_flipped_bit_a_lost_byte_and_a_wrong_answer_are_found_in_every_frame() {
             frame.pop();
             frame
         };
-        let answers_wrongly = |_: Vec<u8>| RestoreMsg::Done { needed: v(1) }.encode();
+        let answers_wrongly =
+            |_: Vec<u8>| RestoreMsg::Done { needed: v(1), durable: v(1) }.encode();
         let changes: [&(dyn Fn(Vec<u8>) -> Vec<u8> + Sync); 3] =
             [&flips, &shortens, &answers_wrongly];
         for (kind, change) in changes.into_iter().enumerate() {

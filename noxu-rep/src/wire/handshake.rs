@@ -22,9 +22,9 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    /// What this build speaks. Version 1 knew neither epochs on streams nor elections; nothing that
-    /// spoke it alone was ever released.
-    pub const SPOKEN: Self = Self { lowest: 2, highest: 2 };
+    /// What this build speaks. Version 1 knew neither epochs on streams nor elections, version 2 no
+    /// verdicts; nothing that spoke these was ever released.
+    pub const SPOKEN: Self = Self { lowest: 3, highest: 3 };
 
     /// The newest version that both speak.
     pub fn common(self, other: Self) -> Option<u16> {

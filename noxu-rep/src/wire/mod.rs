@@ -9,5 +9,6 @@ pub mod frame;
 pub mod handshake;
 pub mod message;
 pub mod probe;
+pub mod recovery;
 pub mod restore;
 pub mod syncup;

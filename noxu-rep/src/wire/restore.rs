@@ -13,6 +13,7 @@ use noxu_log::{Anchor, GroupIdentity};
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
 
+use crate::core::recovery::Progress;
 use crate::error::{RepError, Result};
 use crate::wire::handshake::{NodeKind, node_kind};
 
@@ -23,6 +24,8 @@ pub enum RestoreMsg {
     Open {
         /// Number of the session, chosen by the node.
         session: u64,
+        /// The session of the master's verdict; 0 if the node came by itself.
+        recovery: u64,
         /// Its group; `None` for a fresh node.
         group: Option<GroupId>,
         /// Its name.
@@ -123,6 +126,8 @@ pub enum RestoreMsg {
         most: u32,
         /// Nothing of the log before it is needed any more.
         needed: Vlsn,
+        /// How far the node is.
+        progress: Progress,
     },
     /// Master: whole entries, verbatim, in one or several frames; no byte if there is none yet.
     LiveRun {
@@ -132,6 +137,8 @@ pub enum RestoreMsg {
         more: bool,
         /// The last entry that could be had when it was read.
         last: Vlsn,
+        /// The node is to commit once it has this entry; NULL as long as that is not settled.
+        cut: Vlsn,
         /// A part of the run's bytes.
         bytes: Vec<u8>,
     },
@@ -151,6 +158,13 @@ pub enum RestoreMsg {
     Done {
         /// Nothing of the log before it is needed any more.
         needed: Vlsn,
+        /// The last entry that it has.
+        durable: Vlsn,
+    },
+    /// Node: it gives up for now.
+    Abandon {
+        /// Why.
+        why: Abandoned,
     },
 }
 
@@ -164,6 +178,18 @@ pub enum Refused {
     Parted = 2,
     /// What is there does not read as it should.
     Damaged = 3,
+}
+
+/// Why a node gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Abandoned {
+    /// Its disk is full.
+    NoSpace = 1,
+    /// What came does not verify.
+    Corrupt = 2,
+    /// It does not follow this master any more.
+    Superseded = 3,
 }
 
 /// What a master offers, the segments aside.
@@ -237,6 +263,7 @@ const CHECKPOINT_OPEN: u8 = 14;
 const CHECKPOINT_OPENED: u8 = 15;
 const REFUSAL: u8 = 16;
 const DOUBT: u8 = 17;
+const ABANDON: u8 = 18;
 
 impl RestoreMsg {
     /// The message's name, for errors and logs.
@@ -257,6 +284,7 @@ impl RestoreMsg {
             Self::CheckpointOpened { .. } => "CheckpointOpened",
             Self::Refusal { .. } => "Refusal",
             Self::Doubt { .. } => "Doubt",
+            Self::Abandon { .. } => "Abandon",
             Self::Failure { .. } => "Failure",
             Self::Done { .. } => "Done",
         }
@@ -267,10 +295,11 @@ impl RestoreMsg {
         let mut out = Vec::new();
         let mut payload: &[u8] = &[];
         match self {
-            Self::Open { session, group, node, kind } => {
+            Self::Open { session, recovery, group, node, kind } => {
                 out.put_u8(OPEN);
                 out.put_u8(RESTORE_VERSION);
                 out.put_u64(*session);
+                out.put_u64(*recovery);
                 out.put_bool(group.is_some());
                 out.put_bytes(group.unwrap_or_default().as_bytes());
                 out.put_text(node.as_str());
@@ -336,19 +365,23 @@ impl RestoreMsg {
                 out.put_bytes(digest);
                 payload = bytes;
             }
-            Self::LiveRequest { request, from, previous, most, needed } => {
+            Self::LiveRequest { request, from, previous, most, needed, progress } => {
                 out.put_u8(LIVE_REQUEST);
                 out.put_u64(*request);
                 out.put_vlsn(*from);
                 out.put_u64(previous.as_u64());
                 out.put_u32(*most);
                 out.put_vlsn(*needed);
+                out.put_u64(progress.base_bytes);
+                out.put_bool(progress.base_done);
+                out.put_vlsn(progress.durable);
             }
-            Self::LiveRun { request, more, last, bytes } => {
+            Self::LiveRun { request, more, last, cut, bytes } => {
                 out.put_u8(LIVE_RUN);
                 out.put_u64(*request);
                 out.put_bool(*more);
                 out.put_vlsn(*last);
+                out.put_vlsn(*cut);
                 payload = bytes;
             }
             Self::Doubt { segment, block } => {
@@ -365,9 +398,14 @@ impl RestoreMsg {
                 out.put_u8(FAILURE);
                 out.put_text(&reason[..reason.floor_char_boundary(MAX_REASON_BYTES)]);
             }
-            Self::Done { needed } => {
+            Self::Done { needed, durable } => {
                 out.put_u8(DONE);
                 out.put_vlsn(*needed);
+                out.put_vlsn(*durable);
+            }
+            Self::Abandon { why } => {
+                out.put_u8(ABANDON);
+                out.put_u8(*why as u8);
             }
         }
         (out, payload)
@@ -387,11 +425,12 @@ impl RestoreMsg {
             OPEN => {
                 version(&mut r)?;
                 let session = r.u64("Open.session")?;
+                let recovery = r.u64("Open.recovery")?;
                 let has_group = r.bool("Open.group")?;
                 let group = r.group_id("Open.group")?;
                 let node = r.name("Open.node")?;
                 let kind = node_kind(&mut r)?;
-                Self::Open { session, group: has_group.then_some(group), node, kind }
+                Self::Open { session, recovery, group: has_group.then_some(group), node, kind }
             }
             MANIFEST => Self::Manifest(Box::new(ManifestHead::read(&mut r)?)),
             SEGMENT => Self::Segment(SegmentOffer::read(&mut r)?),
@@ -443,11 +482,17 @@ impl RestoreMsg {
                 previous: Fingerprint::from_u64(r.u64("LiveRequest.previous")?),
                 most: r.u32("LiveRequest.most")?,
                 needed: r.vlsn("LiveRequest.needed")?,
+                progress: Progress {
+                    base_bytes: r.u64("LiveRequest.base bytes")?,
+                    base_done: r.bool("LiveRequest.base done")?,
+                    durable: r.vlsn("LiveRequest.durable")?,
+                },
             },
             LIVE_RUN => Self::LiveRun {
                 request: r.u64("LiveRun.request")?,
                 more: r.bool("LiveRun.more")?,
                 last: r.vlsn("LiveRun.last")?,
+                cut: r.vlsn("LiveRun.cut")?,
                 bytes: rest(&mut r)?,
             },
             DOUBT => Self::Doubt { segment: r.u32("Doubt.segment")?, block: r.u32("Doubt.block")? },
@@ -457,29 +502,35 @@ impl RestoreMsg {
                     1 => Refused::Gone,
                     2 => Refused::Parted,
                     3 => Refused::Damaged,
-                    other => {
-                        return Err(CodecError::OutOfRange {
-                            what: "Refusal.why",
-                            found: other.to_string(),
-                            expected: "1 to 3",
-                        }
-                        .into());
-                    }
+                    other => return Err(one_to_three("Refusal.why", other).into()),
                 };
                 Self::Refusal { request, why }
             }
             FAILURE => {
                 Self::Failure { reason: r.text("Failure.reason", MAX_REASON_BYTES)?.to_owned() }
             }
-            DONE => Self::Done { needed: r.vlsn("Done.needed")? },
+            DONE => Self::Done { needed: r.vlsn("Done.needed")?, durable: r.vlsn("Done.durable")? },
+            ABANDON => {
+                let why = match r.u8("Abandon.why")? {
+                    1 => Abandoned::NoSpace,
+                    2 => Abandoned::Corrupt,
+                    3 => Abandoned::Superseded,
+                    other => return Err(one_to_three("Abandon.why", other).into()),
+                };
+                Self::Abandon { why }
+            }
             unknown => {
                 let found = format!("opcode {unknown}");
-                return Err(RepError::protocol("", "a restore opcode from 1 to 17", found));
+                return Err(RepError::protocol("", "a restore opcode from 1 to 18", found));
             }
         };
         r.finish(message.name())?;
         Ok(message)
     }
+}
+
+fn one_to_three(what: &'static str, found: u8) -> CodecError {
+    CodecError::OutOfRange { what, found: found.to_string(), expected: "1 to 3" }
 }
 
 fn version(r: &mut Reader<'_>) -> Result<(), CodecError> {

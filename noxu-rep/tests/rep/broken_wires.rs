@@ -89,13 +89,14 @@ fn another_version_is_spoken_if_both_can_and_a_clock_that_is_off_only_warns() {
         hello.versions = VersionRange { lowest, highest };
         handshake_as_replica(&*channel, &hello)
     };
-    for (lowest, highest) in [(1, 2), (2, 2), (2, 3)] {
+    let spoken = VersionRange::SPOKEN.highest;
+    for (lowest, highest) in [(1, spoken), (spoken, spoken), (spoken, spoken + 1)] {
         let welcome = connect(lowest, highest).unwrap();
-        assert_eq!(welcome.version, 2);
+        assert_eq!(welcome.version, spoken);
         let skew = welcome.clock_skew_ms.expect("a clock that says 1970");
         assert!(skew < -Duration::from_hours(24).as_millis().cast_signed() as i64, "{skew}");
     }
-    for (lowest, highest) in [(1, 1), (3, 4)] {
+    for (lowest, highest) in [(1, spoken - 1), (spoken + 1, spoken + 2)] {
         let error = connect(lowest, highest).unwrap_err();
         assert!(matches!(error, RepError::Rejected(RejectReason::Version { .. })), "{error}");
     }

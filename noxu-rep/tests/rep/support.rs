@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use noxu_log::env::RealEnv;
 use noxu_log::{EntryFlags, EntryKind, EntryRun, GroupIdentity, Log, LogConfig, NewEntry};
+use noxu_rep::core::recovery::{Agreement, Facts};
 use noxu_rep::group::{Electorate, Voter, VoterKind};
+use noxu_rep::net::channel::Channel;
 use noxu_rep::net::dispatcher::{FEEDER_SERVICE_NAME, dial};
 use noxu_rep::net::tcp::TcpChannel;
 use noxu_rep::stream::syncup::{SyncupView, VlsnEntry};
@@ -17,6 +19,8 @@ use noxu_rep::stream::syncup_protocol::{SyncupOutcome, replica_syncup_handshake}
 use noxu_rep::wire::handshake::{
     Capabilities, Hello, NodeKind, VersionRange, handshake_as_replica,
 };
+use noxu_rep::wire::message::Era;
+use noxu_rep::wire::recovery::{RecoveryMsg, Verdict};
 use noxu_rep::{
     Checkpoint, Durability, ElectionTiming, LogReader, MemoryCheckpoint, Node, NodeConfig,
     RepError, Result, Role, StateMachine, StreamTiming,
@@ -405,9 +409,26 @@ impl MuteReplica {
     pub(crate) fn connect(node: &str, bound: Incarnation, master: &Member) -> Result<Self> {
         master.await_elected();
         let channel = dial(&master.address(), FEEDER_SERVICE_NAME, PATIENCE)?;
-        handshake_as_replica(&*channel, &hello(node, bound.as_u64()))?;
+        let welcome = handshake_as_replica(&*channel, &hello(node, bound.as_u64()))?;
         let outcome = replica_syncup_handshake(&*channel, &Nothing)?;
         assert!(matches!(outcome, SyncupOutcome::Matchpoint { .. }), "{outcome:?}");
+        let receive = || match channel.receive(PATIENCE)? {
+            Some(frame) => RecoveryMsg::decode(&frame),
+            None => panic!("the master says nothing"),
+        };
+        let RecoveryMsg::AskFacts { nonce } = receive()? else { panic!("no question") };
+        let facts = Facts {
+            era: Era { epoch: welcome.epoch, term: welcome.term },
+            incarnation: bound,
+            durable: NULL_VLSN,
+            known_dtvlsn: NULL_VLSN,
+            agreement: Agreement::Empty,
+            restore_marker: None,
+        };
+        channel.send(&RecoveryMsg::Facts { nonce, facts }.encode())?;
+        let verdict = receive()?;
+        let streams = matches!(verdict, RecoveryMsg::Verdict(Verdict::Stream { .. }));
+        assert!(streams, "{verdict:?}");
         Ok(Self { channel })
     }
 }

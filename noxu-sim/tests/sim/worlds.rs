@@ -45,6 +45,11 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (
+            1_100_151,
+            "a node was offered the same checkpoint again, which its log no longer reached",
+        ),
+        (1_100_594, "a restore without a checkpoint did not empty a state that was flushed"),
         (808_336, "a rollback that met rot, and was finished by the next start, was called a loss"),
         (
             748_830,

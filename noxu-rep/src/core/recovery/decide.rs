@@ -5,12 +5,12 @@
 //!
 //! | # | the replica | decision |
 //! |---|---|---|
+//! | 4 | shares nothing, although the master still holds what it holds and knows durable | refuse: foreign or corrupt |
+//! | 5 | parts from the master at M, below what it holds and knows durable | refuse |
 //! | 1 | has the marker of an unfinished restore | rebuild, resumed |
 //! | 2 | could not catch up with this master before ([`Evidence::is_sticky`]) | rebuild |
 //! | 3 | has an empty log | catch up from 1 if S is 1, else rebuild |
 //! | 4 | shares nothing, and what it holds and knows durable is below S | rebuild |
-//! | 4 | shares nothing, although the master still holds that | refuse: foreign or corrupt |
-//! | 5 | parts from the master at M, below what it holds and knows durable | refuse |
 //! | 6 | agrees up to M, and M + 1 is below S | rebuild |
 //! | 7 | ends at M, and H is close | keep up |
 //! | 8 | agrees up to M | catch up from M + 1, cutting what it has beyond M |
@@ -20,11 +20,17 @@
 //! rule 5 must not take it for one. A lagging replica hears of a DTVLSN beyond its own end; of what
 //! is durable it *holds* no more than its log, which is what rules 4 and 5 ask about.
 //!
+//! The numbers are those of RECOVERY.md. What must not be touched comes first here: neither a restore that
+//! was begun under another master nor failed attempts make a log that holds something durable of its
+//! own less worth keeping.
+//!
 //! S counts the anchor, the position before the first entry kept: a replica that ends there agrees
 //! with it, and M + 1 = S is no gap.
 //!
 //! # Not here: finding M (core/syncup.rs).
 //! # See: RECOVERY.md "Decision engine"; core/rollback.rs, the replica's own table.
+
+use std::fmt;
 
 use noxu_util::{Incarnation, NULL_VLSN, Vlsn};
 
@@ -88,6 +94,13 @@ pub struct Bounds {
     pub dtvlsn: Vlsn,
 }
 
+impl Bounds {
+    /// Where the log ends for a replica; one without a vote is given nothing beyond DTVLSN.
+    pub(super) fn end_for(&self, is_limited: bool) -> Vlsn {
+        if is_limited { self.last.min(self.dtvlsn) } else { self.last }
+    }
+}
+
 /// What earlier sessions with this master, in this era and of this incarnation, have shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Evidence {
@@ -139,6 +152,29 @@ pub enum Refusal {
     },
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Foreign { durable } => {
+                write!(f, "its log has nothing in common with this one; durable {durable}")
+            }
+            Self::BelowDurable { matchpoint, durable } => {
+                write!(f, "the logs part at {matchpoint}, durable {durable}")
+            }
+        }
+    }
+}
+
+impl Refusal {
+    /// Where the logs part, NULL if they have nothing in common; and what may not be rolled back.
+    pub const fn parts(self) -> (Vlsn, Vlsn) {
+        match self {
+            Self::Foreign { durable } => (NULL_VLSN, durable),
+            Self::BelowDurable { matchpoint, durable } => (matchpoint, durable),
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -167,30 +203,24 @@ pub fn decide(
     evidence: Evidence,
     thresholds: Thresholds,
 ) -> Decision {
+    let first = bounds.first.max(NULL_VLSN.next());
+    if let Some(refusal) = refusal(facts, first) {
+        return Decision::Refuse(refusal);
+    }
     if facts.restore_marker.is_some() {
         return Decision::Start(Kind::Rebuild { resume: facts.restore_marker });
     }
     if evidence.is_sticky(thresholds.attempts) && !mutant::is_on(Mutant::EvidenceForgotten) {
         return REBUILD;
     }
-    let first = bounds.first.max(NULL_VLSN.next());
-    let held_durable = facts.known_dtvlsn.min(facts.durable);
     let agreed = match facts.agreement {
         Agreement::Empty if first == NULL_VLSN.next() => {
             return Decision::Start(Kind::CatchUp { from: first, truncate_to: None });
         }
-        Agreement::Empty => return REBUILD,
-        Agreement::Nothing if held_durable < first => return REBUILD,
-        Agreement::Nothing => return Decision::Refuse(Refusal::Foreign { durable: held_durable }),
+        Agreement::Empty | Agreement::Nothing => return REBUILD,
         Agreement::Matchpoint { to_end: true, .. } => facts.durable,
         Agreement::Matchpoint { matchpoint, to_end: false } => matchpoint,
     };
-    if agreed < held_durable {
-        return Decision::Refuse(Refusal::BelowDurable {
-            matchpoint: agreed,
-            durable: held_durable,
-        });
-    }
     let from = agreed.next();
     if from < first {
         return REBUILD;
@@ -202,4 +232,17 @@ pub fn decide(
     }
     let truncate_to = (agreed < facts.durable).then_some(agreed);
     Decision::Start(Kind::CatchUp { from, truncate_to })
+}
+
+/// Why nothing may be done to a replica's log, if the master keeps entries from `first` on: what it
+/// holds and knows durable is not what the master has there.
+fn refusal(facts: &Facts, first: Vlsn) -> Option<Refusal> {
+    let durable = facts.known_dtvlsn.min(facts.durable);
+    match facts.agreement {
+        Agreement::Nothing if first <= durable => Some(Refusal::Foreign { durable }),
+        Agreement::Matchpoint { matchpoint, to_end: false } if matchpoint < durable => {
+            Some(Refusal::BelowDurable { matchpoint, durable })
+        }
+        Agreement::Empty | Agreement::Nothing | Agreement::Matchpoint { .. } => None,
+    }
 }

@@ -86,14 +86,15 @@ impl Desk {
     ) {
         let id = RecoveryId(self.next_session);
         self.next_session = self.next_session.wrapping_add(1);
-        let session = Session { id, era, kind, target: bounds.last };
+        let is_limited = !replica.votes();
+        let session = Session { id, era, kind, target: bounds.end_for(is_limited) };
         let from = match kind {
             Kind::KeepUp { from } | Kind::CatchUp { from, .. } => from,
             // Where its stream of live entries begins is settled later, and the base has to be
             // read; the first that is durable there moves the pin.
             Kind::Rebuild { .. } => bounds.first.max(NULL_VLSN.next()),
         };
-        let live = Live::new(session, from.prev(), self.deadline(self.limits.accept));
+        let live = Live::new(session, from.prev(), is_limited, self.deadline(self.limits.accept));
         if mutant::is_on(Mutant::PinnedOnFacts) {
             self.pin(name, facts.durable.next());
         } else if !(live.is_rebuild() && mutant::is_on(Mutant::RebuildWithoutPin)) {
@@ -110,7 +111,8 @@ impl Desk {
         }
         self.pin(name, live.progress.durable.next());
         let Some(bounds) = self.bounds else { return };
-        if let Some(cut) = live.take_cut(bounds.last, self.limits.thresholds.small_lag) {
+        let end = bounds.end_for(live.is_limited);
+        if let Some(cut) = live.take_cut(end, self.limits.thresholds.small_lag) {
             let (name, session) = (name.clone(), live.session.id);
             self.commands.push(Command::Cut { name, session, cut });
         }

@@ -3,6 +3,7 @@
 //! # Not here: their bytes in a recording (record.rs).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use noxu_util::{Incarnation, Name, Vlsn};
 
@@ -85,6 +86,20 @@ pub enum FailReason {
     Cancelled,
     /// Bytes did not verify.
     Corrupt,
+}
+
+impl fmt::Display for FailReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stalled => "nothing moved for too long",
+            Self::Disconnected => "the connection broke",
+            Self::LogRecycled => "the master's log no longer holds what is needed",
+            Self::PinLost => "its place in the log was over the budget",
+            Self::NoSpace => "no space on its disk",
+            Self::Cancelled => "it was cancelled",
+            Self::Corrupt => "bytes did not verify",
+        })
+    }
 }
 
 /// What happens to a session.

@@ -1,6 +1,8 @@
 //! Projection: what an operator is shown of each replica. Derived from the engine's state, and
 //! never looked at by it.
 
+use std::fmt;
+
 use noxu_util::Vlsn;
 
 use crate::core::recovery::decide::{Bounds, Refusal};
@@ -47,6 +49,26 @@ pub enum Projection {
     Degraded(Reason),
     /// Left as it is.
     Refused(Refusal),
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Unknown => f.write_str("unknown"),
+            Self::Healthy => f.write_str("healthy"),
+            Self::CatchingUp(Shown { progress, target, .. }) => {
+                write!(f, "catching up: durable {} of {target}", progress.durable)
+            }
+            Self::Rebuilding(Shown { progress, target, .. }) => {
+                let Progress { base_bytes, durable, .. } = progress;
+                write!(f, "rebuilding: {base_bytes} bytes copied, durable {durable} of {target}")
+            }
+            Self::Degraded(Reason::Failed(why)) => write!(f, "degraded: {why}"),
+            Self::Degraded(Reason::Lagging(lag)) => write!(f, "degraded: {lag} entries behind"),
+            Self::Refused(refusal) => write!(f, "refused: {refusal}"),
+        }
+    }
 }
 
 pub(super) fn project(replica: &Replica, bounds: Option<Bounds>, small_lag: u64) -> Projection {

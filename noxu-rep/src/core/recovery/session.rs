@@ -32,15 +32,17 @@ pub(super) struct Live {
     pub(super) phase: Phase,
     pub(super) progress: Progress,
     pub(super) cut: Option<Vlsn>,
+    /// The replica has no vote: it is given only what is durable on a quorum.
+    pub(super) is_limited: bool,
     /// Without a movement until then it has failed.
     pub(super) deadline: Now,
 }
 
 impl Live {
     /// A session that starts behind `durable`.
-    pub(super) fn new(session: Session, durable: Vlsn, deadline: Now) -> Self {
+    pub(super) fn new(session: Session, durable: Vlsn, is_limited: bool, deadline: Now) -> Self {
         let progress = Progress { durable, ..Progress::default() };
-        Self { session, phase: Phase::Issued, progress, cut: None, deadline }
+        Self { session, phase: Phase::Issued, progress, cut: None, is_limited, deadline }
     }
 
     pub(super) const fn is_rebuild(&self) -> bool {

@@ -13,9 +13,11 @@ use parking_lot::MutexGuard;
 use super::{FollowedMaster, Heard, Life, Target};
 use crate::core::node::{Input, Membership, NodeCore, Output, Promise, StateEvent};
 use crate::core::quorum::Quorum;
+use crate::core::recovery::Bounds;
 use crate::core::repair::{Damage, RepairStep};
 use crate::driver::master::Master;
 use crate::driver::mending::{answer_ask, put_back};
+use crate::driver::recovering::Recovering;
 use crate::error::Result;
 use crate::group::{Electorate, term_body};
 use crate::net::channel::Channel;
@@ -23,7 +25,7 @@ use crate::status::{Role, StateChange};
 use crate::stream::replica::{AckGate, ReplicaStream};
 use crate::wire::election::{Body, ElectionMsg, MAX_REPAIR_BYTES, NodeRole, Peer, RepairAsk};
 use crate::wire::handshake::RejectReason;
-use crate::wire::message::Leaving;
+use crate::wire::message::{Era, Leaving};
 
 /// What the core has answered to whoever asks and waits.
 #[derive(Default)]
@@ -434,6 +436,7 @@ impl Life {
         }
         let appended = self.log.append(term, &entries)?; // there is a reserve for it on a full disk
         let around = Arc::clone(&self.around);
+        let recovering = self.recovering(term, &membership.electorate);
         let master = Arc::new(Master::new(
             term,
             appended.first,
@@ -444,6 +447,7 @@ impl Life {
             self.config.limits,
             Arc::clone(&self.applier),
             Arc::clone(&self.housekeeper),
+            recovering,
             Box::new(move || around.post(Input::TermDurable { term })),
         ));
         self.public.lock().mastership = Some(Arc::clone(&master));
@@ -452,6 +456,22 @@ impl Life {
         master.handle_local_durable(self.log.positions().durable);
         tracing::info!(node = %self.config.name, %term, "master");
         Ok(Some(Input::TermAppended { first: appended.first, last: appended.last }))
+    }
+
+    /// What decides in this mastership how the others get level.
+    fn recovering(&self, term: Term, electorate: &Electorate) -> Recovering {
+        let others = electorate.voters.iter().filter(|voter| voter.name != self.me.name);
+        let members = others.map(|voter| (voter.name.clone(), Some(voter.incarnation))).collect();
+        let era = Era { epoch: self.log.control().ballot().epoch, term };
+        let positions = self.log.positions();
+        let bounds = Bounds {
+            first: positions.anchor.vlsn.next(),
+            last: positions.last,
+            dtvlsn: self.housekeeper.dtvlsn(),
+        };
+        // No session of an earlier engine has a number of this one, and none has the number 0.
+        let first_number = self.env.entropy() >> 1 | 1;
+        Recovering::new(era, members, first_number, self.clock.now(), bounds)
     }
 
     /// Tells everybody what the node has become.

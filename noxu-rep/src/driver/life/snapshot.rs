@@ -38,6 +38,7 @@ impl Life {
             sync_latencies: self.log.sync_latencies(),
             streaming,
             replicas: mastership.as_ref().map_or_else(Vec::new, |m| m.replicas()),
+            recoveries: mastership.as_ref().map_or_else(Vec::new, |m| m.recovering.projections()),
             last_syncup: notes.last_syncup.clone(),
             last_rollback: notes.last_rollback.clone(),
             restore: notes.restore.clone(),

@@ -6,6 +6,7 @@ use noxu_util::Vlsn;
 use super::super::manifest::{LIVE, Manifest};
 use super::super::staged::Staged;
 use super::Fetch;
+use crate::core::recovery::Progress;
 use crate::error::{RepError, Result};
 use crate::wire::handshake::RejectReason;
 use crate::wire::restore::{Refused, RestoreMsg};
@@ -33,6 +34,7 @@ impl Opening {
     pub(super) fn ask(fetch: &Fetch<'_>) -> Result<Self> {
         let opening = RestoreMsg::Open {
             session: fetch.marker.session,
+            recovery: fetch.restoring.recovery.0,
             group: fetch.restoring.group,
             node: fetch.restoring.node.clone(),
             kind: fetch.restoring.kind,
@@ -157,6 +159,7 @@ impl Opening {
             previous,
             most: 0,
             needed: Vlsn::default(),
+            progress: Progress::default(),
         };
         fetch.channel.send(&question.encode())?;
         match fetch.receive()? {

@@ -22,6 +22,7 @@ use super::super::staged::Staged;
 use super::super::{Phase, Progress, SourceProgress};
 use super::{Fetch, decode};
 use crate::core::block_plan::{BlockPlan, Has, SourceId};
+use crate::core::recovery;
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
@@ -51,6 +52,8 @@ struct Source {
     channel: Arc<dyn Channel>,
     /// It has said what it has.
     is_attached: bool,
+    /// Its state is older than the front of the master's log: its checkpoint is of no use.
+    is_behind: bool,
     /// When it was last heard, or asked after it had answered everything.
     heard: Duration,
 }
@@ -96,11 +99,17 @@ pub(super) struct Transfer<'a> {
     live: Option<LiveQuestion>,
     /// When entries may be asked for again.
     live_due: Duration,
+    /// The master was told that everything but entries is here.
+    base_told: bool,
+    /// Where it said that the restore is to end.
+    cut: Option<Vlsn>,
     checkpoint: Checkpoint<'a>,
     /// Number of the last question.
     requests: u64,
     /// Bytes of blocks and checkpoint that were asked for.
     asked_bytes: u64,
+    /// Bytes of blocks and checkpoint that came.
+    base_bytes: u64,
     began: Duration,
     progress: Progress,
 }
@@ -134,6 +143,7 @@ impl<'a> Transfer<'a> {
             name: manifest.head.provider.clone(),
             channel: Arc::clone(fetch.channel),
             is_attached: true,
+            is_behind: false,
             heard: now,
         };
         let needs_checkpoint = !manifest.head.anchor.vlsn.is_null();
@@ -155,9 +165,12 @@ impl<'a> Transfer<'a> {
             staged,
             live: None,
             live_due: now,
+            base_told: false,
+            cut: None,
             checkpoint: if needs_checkpoint { Checkpoint::Wanted } else { Checkpoint::None },
             requests,
             asked_bytes: 0,
+            base_bytes: 0,
             began: now,
             progress,
         };
@@ -228,7 +241,13 @@ impl<'a> Transfer<'a> {
                     let heard = self.now();
                     let name = name.clone();
                     self.progress.sources.push(SourceProgress::new(name.clone()));
-                    self.sources.push(Some(Source { name, channel, is_attached: false, heard }));
+                    self.sources.push(Some(Source {
+                        name,
+                        channel,
+                        is_attached: false,
+                        is_behind: false,
+                        heard,
+                    }));
                 }
                 Err(cause) => tracing::info!(source = %name, "no source of a restore: {cause}"),
             }
@@ -318,9 +337,13 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_live(&mut self) -> Result<()> {
-        if self.live.is_some() || self.now() < self.live_due {
+        let base_done = self.base.is_done()
+            && matches!(self.checkpoint, Checkpoint::None | Checkpoint::Whole(_));
+        let is_due = self.now() >= self.live_due || (base_done && !self.base_told);
+        if self.live.is_some() || !is_due {
             return Ok(());
         }
+        self.base_told = base_done;
         self.requests += 1;
         let end = self.staged.end();
         let needed = if self.base.is_done() {
@@ -334,6 +357,11 @@ impl<'a> Transfer<'a> {
             previous: end.fingerprint,
             most: LIVE_BYTES,
             needed,
+            progress: recovery::Progress {
+                base_bytes: self.base_bytes,
+                base_done,
+                durable: end.vlsn,
+            },
         };
         self.live = Some(LiveQuestion { request: self.requests, bytes: Vec::new() });
         self.put(MASTER, &question)
@@ -343,9 +371,12 @@ impl<'a> Transfer<'a> {
         match &mut self.checkpoint {
             Checkpoint::Wanted => {
                 // Whoever gave some of it before, then anybody but the master.
+                let front = self.manifest.head.anchor.vlsn;
                 let had = Snapshot::earlier(&**self.fetch.env, &self.fetch.dir)?;
+                let had = had.filter(|had| had.vlsn >= front);
                 let usable = |id: &SourceId| {
-                    self.sources[*id].as_ref().is_some_and(|source| source.is_attached)
+                    let source = self.sources[*id].as_ref();
+                    source.is_some_and(|source| source.is_attached && !source.is_behind)
                 };
                 let gave = |id: &SourceId| {
                     let name = self.sources[*id].as_ref().map(|source| &source.name);
@@ -462,8 +493,8 @@ impl<'a> Transfer<'a> {
                 Ok(())
             }
             RestoreMsg::Block { request, bytes } => self.handle_block(source, request, &bytes),
-            RestoreMsg::LiveRun { request, more, last, bytes } if source == MASTER => {
-                self.handle_live(request, more, last, &bytes)
+            RestoreMsg::LiveRun { request, more, last, cut, bytes } if source == MASTER => {
+                self.handle_live(request, more, (last, cut), &bytes)
             }
             RestoreMsg::Refusal { request, why } => self.handle_refusal(source, request, why),
             RestoreMsg::CheckpointOpened { id, vlsn, fingerprint, offset, .. } => {
@@ -501,6 +532,7 @@ impl<'a> Transfer<'a> {
 
     fn count(&mut self, source: SourceId, bytes: usize, blocks: u32) {
         self.progress.bytes_fetched += bytes as u64;
+        self.base_bytes += bytes as u64;
         let given = &mut self.progress.sources[source];
         given.bytes += bytes as u64;
         given.blocks += blocks;
@@ -524,7 +556,13 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    fn handle_live(&mut self, request: u64, more: bool, last: Vlsn, bytes: &[u8]) -> Result<()> {
+    fn handle_live(
+        &mut self,
+        request: u64,
+        more: bool,
+        (last, cut): (Vlsn, Vlsn),
+        bytes: &[u8],
+    ) -> Result<()> {
         let Some(live) = self.live.as_mut().filter(|live| live.request == request) else {
             return Ok(());
         };
@@ -538,6 +576,9 @@ impl<'a> Transfer<'a> {
             return Ok(());
         }
         let bytes = self.live.take().map(|live| live.bytes).unwrap_or_default();
+        if !cut.is_null() {
+            self.cut = Some(cut);
+        }
         if bytes.is_empty() {
             self.live_due = self.now() + LIVE_PAUSE;
             return Ok(());
@@ -563,7 +604,14 @@ impl<'a> Transfer<'a> {
         let (env, dir) = (&**self.fetch.env, &self.fetch.dir);
         if part.vlsn < self.manifest.head.anchor.vlsn {
             let found = format!("one through {}", part.vlsn);
-            return Err(RepError::protocol("", "a checkpoint not below the log", found));
+            if source == MASTER {
+                return Err(RepError::protocol("", "a checkpoint not below the log", found));
+            }
+            if let Some(Some(source)) = self.sources.get_mut(source) {
+                source.is_behind = true;
+            }
+            self.checkpoint = Checkpoint::Wanted;
+            return Ok(());
         }
         let earlier = Snapshot::earlier(env, dir)?;
         let snapshot = Snapshot::begin(env, dir, part, offset, earlier)?;
@@ -609,7 +657,9 @@ impl<'a> Transfer<'a> {
     /// What there is to commit, if everything is durable here and reaches the target.
     fn commit_if_whole(&mut self) -> Result<Option<Commit>> {
         let (end, head) = (self.staged.end(), &self.manifest.head);
-        if !self.base.is_done() || end.vlsn < head.target {
+        // The master says where it ends, once it knows that only entries are missing.
+        let Some(cut) = self.cut else { return Ok(None) };
+        if !self.base.is_done() || end.vlsn < head.target.max(cut) {
             return Ok(None);
         }
         let checkpoint = match &self.checkpoint {
@@ -621,6 +671,7 @@ impl<'a> Transfer<'a> {
                 }
                 if !self.is_of_this_log(snapshot.part())? {
                     // What it holds was rolled back meanwhile.
+                    self.base_told = false;
                     self.discard_checkpoint()?;
                     return Ok(None);
                 }

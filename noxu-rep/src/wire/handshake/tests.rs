@@ -36,7 +36,7 @@ fn hello() -> Hello {
 
 fn welcome() -> Welcome {
     Welcome {
-        version: 2,
+        version: 3,
         group: GROUP,
         group_name: name("orders"),
         segment_bytes: 64 << 20,
@@ -175,14 +175,14 @@ fn every_reason_has_its_code_its_words_and_comes_back_as_it_was() {
 
 #[test]
 fn hello_and_welcome_have_their_golden_bytes() {
-    let mut expected = b"NXHS\x01\x02\0\x02\0\x01group-of-sixteen\x06\0orders\x02\0n2".to_vec();
+    let mut expected = b"NXHS\x01\x03\0\x03\0\x01group-of-sixteen\x06\0orders\x02\0n2".to_vec();
     expected.extend(b"\x0e\x00127.0.0.1:7002\x22\0\0\0\0\0\0\0\0\x01\0\0\0\0\x04\x03\0\0\0");
     expected.extend(b"\x05\0\0\0\0\0\0\0\x40\x42\x0f\0\0\0\0\0\x06\0\x04\0\0\0\x05\x01");
     let bytes = HandshakeMsg::Hello(hello()).encode();
     assert_eq!(bytes, expected);
     assert_eq!(HandshakeMsg::decode(&bytes).unwrap(), HandshakeMsg::Hello(hello()));
 
-    let mut expected = b"NXHS\x02\x02\0group-of-sixteen\x06\0orders\0\0\0\x04\x01\0".to_vec();
+    let mut expected = b"NXHS\x02\x03\0group-of-sixteen\x06\0orders\0\0\0\x04\x01\0".to_vec();
     expected.extend(b"\x02\0n1\x11\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0");
     expected.extend(b"\x01\x18\xfc\xff\xff\xff\xff\xff\xff\x05\0\x04\0\0\0\x01");
     let skewed = Welcome { clock_skew_ms: Some(-1000), ..welcome() };

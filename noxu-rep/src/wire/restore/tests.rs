@@ -42,8 +42,8 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
     let node: Name = "n2".parse().unwrap();
     vec![
         (
-            RestoreMsg::Open { session: 7, group: None, node, kind: NodeKind::Secondary },
-            b"\x01\x01\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
+            RestoreMsg::Open { session: 7, recovery: 8, group: None, node, kind: NodeKind::Secondary },
+            b"\x01\x01\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
         ),
         (
             RestoreMsg::Manifest(Box::new(head())),
@@ -88,18 +88,21 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
                 previous: Fingerprint::from_u64(3),
                 most: 4,
                 needed: Vlsn::new(1),
+                progress: Progress { base_bytes: 5, base_done: true, durable: Vlsn::new(6) },
             },
             b"\x08\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
-              \x04\0\0\0\x01\0\0\0\0\0\0\0",
+              \x04\0\0\0\x01\0\0\0\0\0\0\0\
+              \x05\0\0\0\0\0\0\0\x01\x06\0\0\0\0\0\0\0",
         ),
         (
             RestoreMsg::LiveRun {
                 request: 1,
                 more: true,
                 last: Vlsn::new(9),
+                cut: Vlsn::new(8),
                 bytes: b"xyz".to_vec(),
             },
-            b"\x09\x01\0\0\0\0\0\0\0\x01\x09\0\0\0\0\0\0\0xyz",
+            b"\x09\x01\0\0\0\0\0\0\0\x01\x09\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0xyz",
         ),
         (
             RestoreMsg::Attach {
@@ -130,7 +133,11 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
         (RestoreMsg::Refusal { request: 1, why: Refused::Parted }, b"\x10\x01\0\0\0\0\0\0\0\x02"),
         (RestoreMsg::Doubt { segment: 1, block: 2 }, b"\x11\x01\0\0\0\x02\0\0\0"),
         (RestoreMsg::Failure { reason: "no".to_owned() }, b"\x0a\x02\0no"),
-        (RestoreMsg::Done { needed: Vlsn::new(1) }, b"\x0b\x01\0\0\0\0\0\0\0"),
+        (
+            RestoreMsg::Done { needed: Vlsn::new(1), durable: Vlsn::new(2) },
+            b"\x0b\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+        ),
+        (RestoreMsg::Abandon { why: Abandoned::Corrupt }, b"\x12\x02"),
     ]
 }
 
@@ -156,7 +163,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
-        opcode in 0u8..18,
+        opcode in 0u8..20,
     ) {
         let _ = RestoreMsg::decode(&bytes);
         let _ = RestoreMsg::decode(&[&[opcode][..], &bytes].concat());

@@ -40,7 +40,9 @@ fn d_the_first_row_that_matches_decides() {
     let rows = [
         (1, marked(prefix(100)), log(1, 100), NONE, resumed),
         (1, marked(empty()), log(1, 100), sticky, resumed),
-        (1, marked(diverged(10, 50, 40)), log(1, 100), NONE, resumed),
+        (1, marked(diverged(40, 50, 40)), log(1, 100), NONE, resumed),
+        (5, marked(diverged(10, 50, 40)), log(1, 100), sticky, refused(v(10), v(40))),
+        (4, marked(foreign(20, 10)), log(10, 100), sticky, foreign_at(10)),
         (2, prefix(100), log(1, 100), sticky, REBUILDS),
         (2, empty(), log(1, 100), sticky, REBUILDS),
         (3, empty(), log(1, 100), NONE, catch_up(1)),

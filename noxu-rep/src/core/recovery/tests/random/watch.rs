@@ -18,6 +18,8 @@ pub(super) struct Seen {
     pin: Option<Vlsn>,
     sticky: bool,
     failed: u32,
+    /// Who has the vote.
+    voter: Option<Incarnation>,
     /// The last session, live or not, for late events to name.
     last: Option<Session>,
 }
@@ -53,6 +55,7 @@ pub(super) struct Watch {
     pub(super) now: Now,
     pub(super) first: Vlsn,
     pub(super) last: Vlsn,
+    dtvlsn: Vlsn,
     pub(super) seen: BTreeMap<Name, Seen>,
     pub(super) links: u64,
     pub(super) incarnations: [u64; NAMES.len()],
@@ -69,6 +72,7 @@ impl Watch {
             now: Now::ZERO,
             first: v(1),
             last: NULL_VLSN,
+            dtvlsn: NULL_VLSN,
             seen: BTreeMap::new(),
             links: 0,
             incarnations: [1; NAMES.len()],
@@ -99,7 +103,9 @@ impl Watch {
             Op::Bounds { written, recycled } => {
                 let last = self.last.plus(u64::from(*written));
                 let first = self.first.plus(u64::from(*recycled)).min(last.next());
-                Event::Bounds(Bounds { first, last, dtvlsn: NULL_VLSN })
+                // A little of what was written is not durable on a quorum yet.
+                let dtvlsn = v((last.sequence() - i64::from(*written % 4)).max(0));
+                Event::Bounds(Bounds { first, last, dtvlsn })
             }
             Op::Up { who, wiped } => {
                 self.links += 1;
@@ -221,6 +227,7 @@ impl Watch {
             Event::Bounds(bounds) => {
                 self.first = self.first.max(bounds.first);
                 self.last = self.last.max(bounds.last);
+                self.dtvlsn = self.dtvlsn.max(bounds.dtvlsn);
             }
             Event::Tick { now } => self.now = self.now.max(*now),
             Event::PeerUp { name, link, incarnation } => {
@@ -268,11 +275,12 @@ impl Watch {
         }
         if self.era != Some(era) {
             (self.era, self.first, self.last) = (Some(era), v(1), NULL_VLSN);
+            self.dtvlsn = NULL_VLSN;
             self.seen.values_mut().for_each(Seen::proves_nothing);
         }
         self.seen.retain(|name, _| members.contains_key(name));
-        for name in members.keys() {
-            self.seen.entry(name.clone()).or_default();
+        for (name, voter) in members {
+            self.seen.entry(name.clone()).or_default().voter = *voter;
         }
     }
 
@@ -297,7 +305,9 @@ impl Watch {
                         Kind::KeepUp { from } | Kind::CatchUp { from, .. } => from,
                         Kind::Rebuild { .. } => self.first,
                     };
-                    prop_assert_eq!((session.target, Some(session.era)), (self.last, self.era));
+                    let votes = seen.voter.is_some() && seen.voter == seen.incarnation;
+                    let end = if votes { self.last } else { self.last.min(self.dtvlsn) };
+                    prop_assert_eq!((session.target, Some(session.era)), (end, self.era));
                     (seen.live, seen.last) = (Some(*session), Some(*session));
                     (seen.running, seen.base_done, seen.cut) = (false, false, None);
                     seen.durable = from.prev();

@@ -1,0 +1,375 @@
+//! Recovering: the decision engine of a mastership, and who tells it what happens.
+//!
+//! # Who does what the engine says
+//! | command | done by |
+//! |---|---|
+//! | AskFacts | the conversation that a replica has just begun ([`Recovering::begin`]) |
+//! | Start | the same: the verdict that it sends |
+//! | Cut | kept here, for the stream's next acknowledgement or the restore's next question |
+//! | Cancel | the replica's channel is closed, its restore refused at its next question |
+//! | Pin, Unpin | the stream and the restore, which hold a pin of their own and move it as often as something becomes durable; the engine, which hears of that now and then, only follows |
+//! | Alarm | the log |
+//!
+//! # Not here: what is decided (core/recovery.rs), the conversation itself (feeding.rs), the restore
+//! (restore/provider.rs).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use noxu_util::{Incarnation, Name, Vlsn};
+use parking_lot::Mutex;
+
+use crate::core::commits::Now;
+use crate::core::recovery::{
+    Alarm, Bounds, Command, Event, Facts, FailReason, Kind, Link, Nonce, Progress, Projection,
+    Recovery, RecoveryId, Session, SessionEvent, Setup,
+};
+use crate::wire::message::Era;
+use crate::wire::recovery::Verdict;
+
+/// How often the engine hears of what a replica acknowledged that streams.
+const ACK_PAUSE: Duration = Duration::from_millis(100);
+
+/// The engine of one mastership.
+pub(crate) struct Recovering {
+    era: Era,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    engine: Recovery,
+    members: BTreeMap<Name, Option<Incarnation>>,
+    replicas: BTreeMap<Name, Known>,
+}
+
+/// What became of the commands about one replica.
+#[derive(Default)]
+struct Known {
+    link: Option<Link>,
+    incarnation: Incarnation,
+    nonce: Option<Nonce>,
+    session: Option<Session>,
+    cut: Option<Vlsn>,
+    /// It has been accepted and has not ended.
+    runs: bool,
+    /// The last session that was cancelled.
+    cancelled: Option<RecoveryId>,
+    /// When its acknowledgements were told last.
+    told: Now,
+    durable: Vlsn,
+}
+
+/// Something that only the caller can do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Errand {
+    /// The stream of this connection is to be ended.
+    CloseStream(Link),
+}
+
+impl Recovering {
+    /// The engine of a mastership of `era`, in which `members` have the votes.
+    pub(crate) fn new(
+        era: Era,
+        members: BTreeMap<Name, Option<Incarnation>>,
+        first_number: u64,
+        now: Now,
+        bounds: Bounds,
+    ) -> Self {
+        let mut engine = Recovery::new(Setup { first_number, ..Setup::default() });
+        engine.handle(&Event::Tick { now });
+        engine.handle(&Event::Assigned { era, members: members.clone() });
+        engine.handle(&Event::Bounds(bounds));
+        let inner = Inner { engine, members, replicas: BTreeMap::new() };
+        Self { era, inner: Mutex::new(inner) }
+    }
+
+    /// A replica is connected and has been compared with this log; the question that it is to answer.
+    /// `None` if a session of it is still under way.
+    pub(crate) fn begin(
+        &self,
+        now: Now,
+        (name, incarnation, link): (&Name, Incarnation, Link),
+    ) -> (Option<Nonce>, Vec<Errand>) {
+        let mut inner = self.inner.lock();
+        let mut errands = inner.tick(now);
+        if !inner.members.contains_key(name) {
+            inner.members.insert(name.clone(), None);
+            let members = inner.members.clone();
+            errands.extend(inner.post(&Event::Assigned { era: self.era, members }));
+        }
+        let known = inner.replicas.entry(name.clone()).or_default();
+        let older = known.link.replace(link);
+        (known.incarnation, known.nonce, known.runs) = (incarnation, None, false);
+        if let Some(older) = older {
+            // A node is in one conversation at a time: whatever it was doing is over.
+            errands.extend(inner.post(&Event::PeerGone { name: name.clone(), link: older }));
+        }
+        errands.extend(inner.post(&Event::PeerUp { name: name.clone(), link, incarnation }));
+        (inner.replicas.get(name).and_then(|known| known.nonce), errands)
+    }
+
+    /// It answered: how it gets level.
+    pub(crate) fn decide(
+        &self,
+        now: Now,
+        name: &Name,
+        nonce: Nonce,
+        facts: Facts,
+        bounds: Bounds,
+    ) -> (Verdict, Vec<Errand>) {
+        let mut inner = self.inner.lock();
+        let mut errands = inner.tick(now);
+        errands.extend(inner.post(&Event::Bounds(bounds)));
+        let before = inner.replicas.get(name).and_then(|known| known.session);
+        errands.extend(inner.post(&Event::Facts { name: name.clone(), nonce, facts }));
+        let known = inner.replicas.entry(name.clone()).or_default();
+        known.durable = facts.durable;
+        let session = known.session.filter(|session| Some(*session) != before);
+        let verdict = match (session, inner.engine.projection(name)) {
+            (Some(Session { id, kind, .. }), _) => match kind {
+                Kind::KeepUp { from } => Verdict::Stream { session: id, from, truncate_to: None },
+                Kind::CatchUp { from, truncate_to } => {
+                    Verdict::Stream { session: id, from, truncate_to }
+                }
+                Kind::Rebuild { .. } => Verdict::Rebuild { session: id },
+            },
+            (None, Some(Projection::Refused(refusal))) => Verdict::Refused(refusal),
+            (None, _) => Verdict::Rest,
+        };
+        (verdict, errands)
+    }
+
+    /// The session has begun: its stream is open, or its restore asks.
+    pub(crate) fn handle_accepted(
+        &self,
+        now: Now,
+        name: &Name,
+        session: RecoveryId,
+    ) -> Vec<Errand> {
+        let mut inner = self.inner.lock();
+        let mut errands = inner.tick(now);
+        let known = inner.replicas.entry(name.clone()).or_default();
+        known.runs = known.session.is_some_and(|known| known.id == session);
+        errands.extend(self.tell(&mut inner, name, session, SessionEvent::Accepted));
+        let durable = inner.replicas.get(name).map(|known| known.durable).unwrap_or_default();
+        errands.extend(self.complete(&mut inner, name, session, durable));
+        errands
+    }
+
+    /// A stream that `session` opened acknowledged everything through `durable`. Does nothing, and says
+    /// so, unless the session is about to end or nothing was told for a while.
+    pub(crate) fn handle_ack(
+        &self,
+        now: Now,
+        name: &Name,
+        session: RecoveryId,
+        durable: Vlsn,
+        bounds: impl FnOnce() -> Bounds,
+    ) -> Option<Vec<Errand>> {
+        let mut inner = self.inner.lock();
+        let known = inner.replicas.get_mut(name)?;
+        let ends = known.runs && known.cut.is_none_or(|cut| durable >= cut);
+        if !ends && now < known.told + ACK_PAUSE {
+            return None;
+        }
+        known.told = now;
+        known.durable = durable;
+        let (incarnation, runs) = (known.incarnation, known.runs);
+        let mut errands = inner.tick(now);
+        errands.extend(inner.post(&Event::Bounds(bounds())));
+        let era = self.era;
+        let (name, vlsn) = (name.clone(), durable);
+        errands.extend(inner.post(&Event::DurableAck {
+            name: name.clone(),
+            incarnation,
+            session,
+            era,
+            vlsn,
+        }));
+        if runs {
+            errands.extend(self.complete(&mut inner, &name, session, durable));
+        }
+        Some(errands)
+    }
+
+    /// A restore is this far. `Ok` with where it is to end, once that is settled; `Err` if it is
+    /// cancelled.
+    pub(crate) fn handle_restore(
+        &self,
+        now: Now,
+        name: &Name,
+        session: RecoveryId,
+        progress: Progress,
+        bounds: Bounds,
+    ) -> Result<Option<Vlsn>, Cancelled> {
+        let mut inner = self.inner.lock();
+        inner.tick(now);
+        inner.post(&Event::Bounds(bounds));
+        self.tell(&mut inner, name, session, SessionEvent::Progress(progress));
+        let Some(known) = inner.replicas.get(name) else { return Ok(None) };
+        if known.cancelled == Some(session) {
+            return Err(Cancelled);
+        }
+        let ours = known.session.is_some_and(|known| known.id == session);
+        Ok(known.cut.filter(|_| ours))
+    }
+
+    /// A restore has everything through `durable`.
+    pub(crate) fn handle_restored(
+        &self,
+        now: Now,
+        name: &Name,
+        session: RecoveryId,
+        durable: Vlsn,
+    ) {
+        let mut inner = self.inner.lock();
+        inner.tick(now);
+        self.complete(&mut inner, name, session, durable);
+        inner.leave(name, session);
+    }
+
+    /// A restore broke off; with a reason it is evidence.
+    pub(crate) fn handle_restore_ended(
+        &self,
+        now: Now,
+        name: &Name,
+        session: RecoveryId,
+        why: Option<FailReason>,
+    ) {
+        let mut inner = self.inner.lock();
+        inner.tick(now);
+        match why {
+            Some(FailReason::PinLost) => {
+                let name = name.clone();
+                inner.post(&Event::PinDropped { name, session });
+            }
+            Some(why) => {
+                self.tell(&mut inner, name, session, SessionEvent::Failed(why));
+            }
+            None => {}
+        }
+        inner.leave(name, session);
+    }
+
+    /// A connection is gone.
+    pub(crate) fn handle_gone(&self, now: Now, name: &Name, link: Link, pin_lost: bool) {
+        let mut inner = self.inner.lock();
+        inner.tick(now);
+        let Some(known) = inner.replicas.get_mut(name) else { return };
+        let session = known.session.map(|session| session.id);
+        if known.link == Some(link) {
+            known.runs = false;
+        }
+        if let Some(session) = session.filter(|_| pin_lost) {
+            inner.post(&Event::PinDropped { name: name.clone(), session });
+        }
+        inner.post(&Event::PeerGone { name: name.clone(), link });
+    }
+
+    /// Time passed.
+    pub(crate) fn handle_timeout(&self, now: Now) -> Vec<Errand> {
+        self.inner.lock().tick(now)
+    }
+
+    /// When [`Recovering::handle_timeout`] is due.
+    pub(crate) fn next_deadline(&self) -> Option<Now> {
+        self.inner.lock().engine.next_deadline()
+    }
+
+    /// What an operator is shown of each replica.
+    pub(crate) fn projections(&self) -> Vec<(Name, Projection)> {
+        let inner = self.inner.lock();
+        inner.engine.projections().map(|(name, shown)| (name.clone(), shown)).collect()
+    }
+
+    /// Asserts what the engine promises.
+    pub(crate) fn check_invariants(&self) {
+        self.inner.lock().engine.check_invariants();
+    }
+
+    fn tell(
+        &self,
+        inner: &mut Inner,
+        name: &Name,
+        session: RecoveryId,
+        what: SessionEvent,
+    ) -> Vec<Errand> {
+        inner.post(&Event::Session { name: name.clone(), session, era: self.era, what })
+    }
+
+    /// The session is over if it is durable through its cut.
+    fn complete(
+        &self,
+        inner: &mut Inner,
+        name: &Name,
+        session: RecoveryId,
+        durable: Vlsn,
+    ) -> Vec<Errand> {
+        let Some(known) = inner.replicas.get_mut(name) else { return Vec::new() };
+        if !known.runs || known.cut.is_none_or(|cut| durable < cut) {
+            return Vec::new();
+        }
+        known.runs = false;
+        self.tell(inner, name, session, SessionEvent::Completed { durable })
+    }
+}
+
+/// A session is to go on no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cancelled;
+
+impl Inner {
+    fn tick(&mut self, now: Now) -> Vec<Errand> {
+        self.post(&Event::Tick { now })
+    }
+
+    /// A restore is over, one way or the other: its node comes back, or is gone.
+    fn leave(&mut self, name: &Name, session: RecoveryId) {
+        let Some(known) = self.replicas.get_mut(name) else { return };
+        if known.session.is_some_and(|known| known.id == session) {
+            known.runs = false;
+            if let Some(link) = known.link {
+                self.post(&Event::PeerGone { name: name.clone(), link });
+            }
+        }
+    }
+
+    fn post(&mut self, event: &Event) -> Vec<Errand> {
+        let mut errands = Vec::new();
+        for command in self.engine.handle(event) {
+            self.perform(command, &mut errands);
+        }
+        errands
+    }
+
+    fn perform(&mut self, command: Command, errands: &mut Vec<Errand>) {
+        let known = self.replicas.entry(command.name().clone()).or_default();
+        match command {
+            Command::AskFacts { nonce, .. } => known.nonce = Some(nonce),
+            Command::Start { session, .. } => {
+                (known.session, known.cut, known.runs) = (Some(session), None, false);
+            }
+            Command::Cut { session, cut, .. } => {
+                if known.session.is_some_and(|known| known.id == session) {
+                    known.cut = Some(cut);
+                }
+            }
+            Command::Cancel { session, .. } => {
+                known.cancelled = Some(session);
+                known.runs = false;
+                let streams = |of: Session| of.id == session && !is_rebuild(of.kind);
+                if known.session.is_some_and(streams) {
+                    errands.extend(known.link.map(Errand::CloseStream));
+                }
+            }
+            Command::Alarm { name, what: Alarm::Refused(refusal) } => {
+                tracing::error!(replica = %name, ?refusal, "ALARM: this replica is left as it is");
+            }
+            Command::Pin { .. } | Command::Unpin { .. } => {}
+        }
+    }
+}
+
+const fn is_rebuild(kind: Kind) -> bool {
+    matches!(kind, Kind::Rebuild { .. })
+}
