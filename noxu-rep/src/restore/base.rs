@@ -15,14 +15,18 @@ use noxu_log::env::{Env, EnvFile, OpenMode};
 use noxu_log::install::{ExpectedSegment, stage_segment};
 use noxu_log::segment::name::{parse_segment_name, segment_name};
 use noxu_log::segment::side_file::Digests;
-use noxu_log::{ChainState, LogError};
-use noxu_util::{Lsn, Vlsn};
+use noxu_log::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use noxu_log::{ChainState, EntryFault, LogError};
+use noxu_util::{Fingerprint, Lsn, Vlsn};
 
 use super::bitmap::Bitmap;
-use super::manifest::{BITMAP, Manifest};
+use super::manifest::{BITMAP, Manifest, hint};
 use crate::core::block_plan::BlockId;
 use crate::error::{RepError, Result};
 use crate::wire::restore::{BLOCK_BYTES, SegmentOffer};
+
+/// Bytes of a segment read at once to find an entry of it.
+const FIND_BYTES: u64 = 1 << 20;
 
 /// Segments that are being fetched.
 pub(super) struct Base<'a> {
@@ -236,6 +240,28 @@ impl<'a> Base<'a> {
         self.durable.next()
     }
 
+    /// The fingerprint of an entry of the segments, all of which are here; `None` if they do not have it.
+    pub(super) fn fingerprint(&self, vlsn: Vlsn) -> Result<Option<Fingerprint>> {
+        for at in (0..self.manifest.segments.len()).rev() {
+            let path = self.path(at);
+            let wrap = |e| LogError::io("read", &path, e);
+            let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
+            let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+            let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+            let Ok(header) = SegmentHeader::decode(&raw[..read]) else { return Ok(None) };
+            if header.first <= vlsn {
+                let before = ChainState {
+                    vlsn: header.first.prev(),
+                    term: header.previous_term,
+                    fingerprint: header.previous_fingerprint,
+                };
+                return Ok(find(&*file, before, vlsn).map_err(wrap)?);
+            }
+        }
+        let anchor = &self.manifest.head.anchor;
+        Ok((vlsn == anchor.vlsn).then_some(anchor.fingerprint))
+    }
+
     /// A claim is a hint: every block of it is read and verified.
     fn verify_claims(&mut self) -> Result<()> {
         for (at, segment) in self.manifest.segments.iter().enumerate() {
@@ -265,10 +291,40 @@ impl<'a> Base<'a> {
     }
 }
 
+/// The fingerprint of entry `vlsn` in the file of a segment that continues `chain`.
+fn find(
+    file: &dyn EnvFile,
+    mut chain: ChainState,
+    vlsn: Vlsn,
+) -> std::io::Result<Option<Fingerprint>> {
+    let (mut at, mut bytes, mut taken) = (u64::from(SEGMENT_HEADER_BYTES), Vec::new(), 0);
+    loop {
+        match chain.check_next(&bytes[taken..], u32::MAX) {
+            Ok(entry) if entry.header.vlsn == vlsn => return Ok(Some(entry.header.fingerprint)),
+            Ok(entry) => taken += entry.header.entry_bytes(),
+            Err(EntryFault::Short { needed, .. }) => {
+                at += taken as u64;
+                taken = 0;
+                let left = file.len()?.saturating_sub(at);
+                if (needed as u64) > left {
+                    return Ok(None);
+                }
+                bytes.resize(left.min(FIND_BYTES.max(needed as u64)) as usize, 0);
+                let read = file.read_at(&mut bytes, at)?;
+                bytes.truncate(read);
+                if read < needed {
+                    return Ok(None);
+                }
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
 /// The bitmap for `manifest`, which is saved.
 fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap> {
     let path = dir.join(BITMAP);
-    let old = Manifest::load(env, dir)?;
+    let old = hint(Manifest::load(env, dir))?;
     let blocks = manifest.blocks();
     if old.as_ref().is_some_and(|old| old.segments_id() == manifest.segments_id()) {
         manifest.save(env, dir)?;

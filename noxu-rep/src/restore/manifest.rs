@@ -10,7 +10,7 @@ use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Lsn, Name, Term, Vlsn};
 
 use crate::core::recovery::RecoveryId;
-use crate::error::Result;
+use crate::error::{RepError, Result};
 use crate::wire::restore::{ManifestHead, SegmentOffer};
 
 pub(super) const MARKER: &str = "MARKER";
@@ -103,9 +103,16 @@ pub(super) struct CheckpointPart {
     pub(super) fingerprint: Fingerprint,
     /// Bytes from its front on.
     pub(super) durable: u64,
+    /// BLAKE3 of these.
+    pub(super) digest: [u8; 32],
 }
 
 impl CheckpointPart {
+    /// Whether `opened` is the same, so that what is had of this one is its front.
+    pub(super) fn continues(&self, opened: &Self) -> bool {
+        (self.id, &self.source) == (opened.id, &opened.source)
+    }
+
     pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
         let mut out = Vec::new();
         out.put_text(self.source.as_str());
@@ -113,17 +120,19 @@ impl CheckpointPart {
         out.put_vlsn(self.vlsn);
         out.put_u64(self.fingerprint.as_u64());
         out.put_u64(self.durable);
-        save(env, &dir.join(CHECKPOINT_PART), *b"NXC1", &out)
+        out.put_bytes(&self.digest);
+        save(env, &dir.join(CHECKPOINT_PART), *b"NXC3", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(CHECKPOINT_PART), *b"NXC1", |r| {
+        load(env, &dir.join(CHECKPOINT_PART), *b"NXC3", |r| {
             Ok(Self {
                 source: r.name("source")?,
                 id: r.u64("checkpoint")?,
                 vlsn: r.vlsn("checkpoint VLSN")?,
                 fingerprint: Fingerprint::from_u64(r.u64("checkpoint fingerprint")?),
                 durable: r.u64("checkpoint bytes")?,
+                digest: r.array("checkpoint digest")?,
             })
         })
     }
@@ -216,6 +225,17 @@ fn read_end(r: &mut Reader<'_>) -> Result<(ChainState, Lsn), CodecError> {
         fingerprint: Fingerprint::from_u64(r.u64("fingerprint")?),
     };
     Ok((chain, Lsn::from_u64(r.u64("LSN")?)))
+}
+
+/// What says only what is had is a hint: damaged, it says nothing.
+pub(super) fn hint<T>(loaded: Result<Option<T>>) -> Result<Option<T>> {
+    match loaded {
+        Err(RepError::Log(LogError::DamagedFile { path, reason })) => {
+            tracing::warn!(path = %path.display(), reason, "the restore does without it");
+            Ok(None)
+        }
+        loaded => loaded,
+    }
 }
 
 /// Magic, crc32c of the rest, then the body; written so that the file is there whole or not at all.

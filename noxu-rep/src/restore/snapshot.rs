@@ -2,7 +2,7 @@
 //! source; a later session goes on where the last sync was, as long as that source keeps it.
 //!
 //! # Invariants
-//! - What is written down as had was synced before.
+//! - What is written down as had was synced before; it is a hint, and verified before it is gone on with.
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use noxu_log::LogError;
 use noxu_log::env::{Env, EnvFile, OpenMode};
 
-use super::manifest::{CHECKPOINT, CheckpointPart, CommittedCheckpoint};
-use crate::error::{RepError, Result};
+use super::manifest::{CHECKPOINT, CheckpointPart, CommittedCheckpoint, hint};
+use crate::error::Result;
 
 /// Bytes of a checkpoint between two syncs.
 const SYNC_BYTES: u64 = 8 << 20;
@@ -32,49 +32,40 @@ pub(super) struct Snapshot<'a> {
 impl<'a> Snapshot<'a> {
     /// What an earlier session had of one, so that its source can be asked to go on.
     pub(super) fn earlier(env: &dyn Env, dir: &Path) -> Result<Option<CheckpointPart>> {
-        CheckpointPart::load(env, dir)
+        hint(CheckpointPart::load(env, dir))
     }
 
     /// Begins to fetch `part`, or goes on with it, if `first_offset` and what is on disk let it:
-    /// `earlier` is what [`Snapshot::earlier`] said.
+    /// `earlier` is what [`Snapshot::earlier`] said. `None` if what is needed before `first_offset` is
+    /// not here.
     pub(super) fn begin(
         env: &'a dyn Env,
         dir: &Path,
         mut part: CheckpointPart,
         first_offset: u64,
-        earlier: Option<CheckpointPart>,
-    ) -> Result<Self> {
+        earlier: Option<&CheckpointPart>,
+    ) -> Result<Option<Self>> {
         let path = dir.join(CHECKPOINT);
         let wrap = |e| LogError::io("open", &path, e);
         let file = env.open(&path, OpenMode::CreateOrOpen).map_err(wrap)?;
-        let had = earlier.filter(|had| had.id == part.id && had.source == part.source);
-        let durable = had.map_or(0, |had| had.durable);
-        let kept = if durable >= first_offset && file.len().map_err(wrap)? >= durable {
-            durable
-        } else {
-            0
-        };
+        let had = earlier.filter(|had| had.continues(&part) && had.durable >= first_offset);
+        let (mut kept, mut hasher) = (0, blake3::Hasher::new());
+        if let Some(had) = had {
+            hasher = digest_front(&*file, had.durable).map_err(wrap)?;
+            kept = had.durable;
+            if *hasher.finalize().as_bytes() != had.digest {
+                (kept, hasher) = (0, blake3::Hasher::new());
+            }
+        }
         if kept < first_offset {
-            let found = format!("a checkpoint from offset {first_offset} on");
-            return Err(RepError::protocol("", "one that begins at 0", found));
+            return Ok(None);
         }
         // What is behind it on disk belongs to nothing.
-        part.durable = kept;
+        (part.durable, part.digest) = (kept, *hasher.finalize().as_bytes());
         part.save(env, dir)?;
         file.set_len(kept).map_err(wrap)?;
-        let mut hasher = blake3::Hasher::new();
-        let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
-        while at < kept {
-            let most = (kept - at).min(buffer.len() as u64) as usize;
-            let read = file.read_at(&mut buffer[..most], at).map_err(wrap)?;
-            if read == 0 {
-                return Err(wrap(std::io::ErrorKind::UnexpectedEof.into()).into());
-            }
-            hasher.update(&buffer[..read]);
-            at += read as u64;
-        }
         let dir = dir.to_owned();
-        Ok(Self { env, dir, file, part, written: kept, hasher, is_whole: false })
+        Ok(Some(Self { env, dir, file, part, written: kept, hasher, is_whole: false }))
     }
 
     /// Which it is.
@@ -99,6 +90,7 @@ impl<'a> Snapshot<'a> {
         if is_last || self.written - self.part.durable >= SYNC_BYTES {
             self.file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
             self.part.durable = self.written;
+            self.part.digest = *self.hasher.finalize().as_bytes();
             self.part.save(self.env, &self.dir)?;
         }
         Ok(())
@@ -118,4 +110,20 @@ impl<'a> Snapshot<'a> {
         let Self { env, dir, .. } = self;
         CheckpointPart::remove(env, &dir)
     }
+}
+
+/// The digest of the first `len` bytes of a file, or of all if it is shorter.
+fn digest_front(file: &dyn EnvFile, len: u64) -> std::io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
+    while at < len {
+        let most = (len - at).min(buffer.len() as u64) as usize;
+        let read = file.read_at(&mut buffer[..most], at)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        at += read as u64;
+    }
+    Ok(hasher)
 }

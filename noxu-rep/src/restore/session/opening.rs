@@ -3,7 +3,8 @@
 use noxu_log::install::known_floor;
 use noxu_util::Vlsn;
 
-use super::super::manifest::{LIVE, Manifest};
+use super::super::base::Base;
+use super::super::manifest::{LIVE, Manifest, hint};
 use super::super::staged::Staged;
 use super::Fetch;
 use crate::core::recovery::Progress;
@@ -103,6 +104,9 @@ impl Opening {
             return Ok(None);
         };
         let anchor = staged.anchor();
+        if self.manifest.head.anchor.vlsn > anchor.vlsn {
+            return self.keep_base(fetch, staged);
+        }
         let head = &mut self.manifest.head;
         let offered = head.anchor.next_segment()..=head.base.next_segment();
         let is_within = head.anchor.vlsn <= anchor.vlsn && anchor.vlsn <= head.base.vlsn;
@@ -110,7 +114,7 @@ impl Opening {
             staged.discard()?;
             return Ok(None);
         }
-        if !self.cut_at_matchpoint(fetch, &staged)? {
+        if !self.cut_at_matchpoint(fetch, &staged, anchor.vlsn)? {
             staged.discard()?;
             return Ok(None);
         }
@@ -122,15 +126,47 @@ impl Opening {
         Ok(Some(staged))
     }
 
-    /// Cuts off what the master does not have. False if that is all of it.
-    fn cut_at_matchpoint(&mut self, fetch: &Fetch<'_>, staged: &Staged) -> Result<bool> {
-        let (mut same, mut end) = (staged.anchor().vlsn, staged.end().vlsn);
+    /// The master's log begins behind the segments by now: it need not keep what is durable here. If
+    /// they all are, and the staged log reaches to where the master's begins, they stay, and it goes on.
+    fn keep_base(&mut self, fetch: &Fetch<'_>, staged: Staged) -> Result<Option<Staged>> {
+        let env = &**fetch.env;
+        let (anchor, front) = (staged.anchor(), self.manifest.head.anchor.vlsn);
+        let had = hint(Manifest::load(env, &fetch.dir))?;
+        let Some(had) =
+            had.filter(|had| had.head.base == anchor && had.head.group == self.manifest.head.group)
+        else {
+            staged.discard()?;
+            return Ok(None);
+        };
+        if staged.end().vlsn < front
+            || !Base::open(env, &fetch.dir, &had)?.is_done()
+            || !self.cut_at_matchpoint(fetch, &staged, front)?
+        {
+            staged.discard()?;
+            return Ok(None);
+        }
+        let head = &mut self.manifest.head;
+        head.anchor = had.head.anchor;
+        head.base = anchor;
+        head.segments = had.head.segments;
+        self.manifest.segments = had.segments;
+        Ok(Some(staged))
+    }
+
+    /// Cuts off what the master does not have behind `from`. False if that is all of it.
+    fn cut_at_matchpoint(
+        &mut self,
+        fetch: &Fetch<'_>,
+        staged: &Staged,
+        from: Vlsn,
+    ) -> Result<bool> {
+        let (mut same, mut end) = (from, staged.end().vlsn);
         // Most often all of it agrees; what does not is searched for by halving.
         let mut probe = end;
         loop {
             match self.ask_lineage(fetch, staged, probe)? {
                 Lineage::Same => same = probe,
-                Lineage::Other if probe == staged.anchor().vlsn => return Ok(false),
+                Lineage::Other if probe == from => return Ok(false),
                 Lineage::Other => end = probe.prev(),
                 Lineage::Gone => return Ok(false),
             }
@@ -140,9 +176,7 @@ impl Opening {
             let half = end.since(same).div_ceil(2);
             probe = Vlsn::new(same.sequence() + half as i64);
         }
-        if same == staged.anchor().vlsn
-            && !matches!(self.ask_lineage(fetch, staged, same)?, Lineage::Same)
-        {
+        if same == from && !matches!(self.ask_lineage(fetch, staged, same)?, Lineage::Same) {
             return Ok(false);
         }
         staged.cut_after(same)?;

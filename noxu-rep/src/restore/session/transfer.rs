@@ -43,6 +43,9 @@ const LIVE_BYTES: u32 = 1 << 20;
 /// Pause between two questions for entries, when there were none the last time.
 const LIVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long the master is spared for sources that have not said yet what they have.
+const ATTACH_GRACE: Duration = Duration::from_secs(1);
+
 /// Bytes that a limited rate may run ahead.
 const BURST_BYTES: u64 = 1 << 20;
 
@@ -52,9 +55,9 @@ struct Source {
     channel: Arc<dyn Channel>,
     /// It has said what it has.
     is_attached: bool,
-    /// Its state is older than the front of the master's log: its checkpoint is of no use.
+    /// Its checkpoint is of no use: older than the front of the master's log, or of another history.
     is_behind: bool,
-    /// When it was last heard, or asked after it had answered everything.
+    /// When it last answered something, or was asked after it had answered everything.
     heard: Duration,
 }
 
@@ -254,7 +257,18 @@ impl<'a> Transfer<'a> {
         }
     }
 
+    /// Whether sources may yet say what they have.
+    fn awaits_sources(&self) -> bool {
+        let is_early = self.now().saturating_sub(self.began) < ATTACH_GRACE;
+        is_early && self.sources.iter().flatten().any(|source| !source.is_attached)
+    }
+
     fn handle_holdings(&mut self, source: SourceId, holdings: &[(u32, [u8; 32])]) {
+        // A second time it would be a source that was asked for nothing.
+        if self.sources[source].as_ref().is_none_or(|source| source.is_attached) {
+            return;
+        }
+        self.touch(source);
         let holdings: BTreeSet<_> = holdings.iter().copied().collect();
         let segments = self.manifest.segments.iter().enumerate();
         let has = segments
@@ -318,6 +332,9 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_blocks(&mut self, source: SourceId) -> Result<()> {
+        if source == MASTER && self.awaits_sources() {
+            return Ok(());
+        }
         while self.may_ask() && self.sources.get(source).is_some_and(Option::is_some) {
             let request = self.requests + 1;
             let was_idle = self.plan.under_way(source) == 0;
@@ -368,8 +385,11 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_checkpoint(&mut self) -> Result<()> {
-        match &mut self.checkpoint {
+        match &self.checkpoint {
             Checkpoint::Wanted => {
+                if self.awaits_sources() {
+                    return Ok(());
+                }
                 // Whoever gave some of it before, then anybody but the master.
                 let front = self.manifest.head.anchor.vlsn;
                 let had = Snapshot::earlier(&**self.fetch.env, &self.fetch.dir)?;
@@ -410,7 +430,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// It was asked something: from now on it has to answer.
+    /// It was asked something, or answered: from now on it has to answer what else it was asked.
     fn touch(&mut self, source: SourceId) {
         let now = self.now();
         if let Some(Some(source)) = self.sources.get_mut(source) {
@@ -472,7 +492,6 @@ impl<'a> Transfer<'a> {
         let Some(channel) = self.channel(source) else { return Ok(false) };
         let taken = channel.receive(timeout).and_then(|frame| {
             let Some(frame) = frame else { return Ok(false) };
-            self.touch(source);
             self.handle(source, decode(&frame, &*channel)?)?;
             Ok(true)
         });
@@ -500,7 +519,8 @@ impl<'a> Transfer<'a> {
             RestoreMsg::CheckpointOpened { id, vlsn, fingerprint, offset, .. } => {
                 let name = self.sources[source].as_ref().map(|source| source.name.clone());
                 let Some(name) = name else { return Ok(()) };
-                let part = CheckpointPart { source: name, id, vlsn, fingerprint, durable: 0 };
+                let (durable, digest) = (0, [0; 32]);
+                let part = CheckpointPart { source: name, id, vlsn, fingerprint, durable, digest };
                 self.handle_checkpoint_opened(source, part, offset)
             }
             RestoreMsg::CheckpointChunk { offset, last, digest, bytes, .. } => {
@@ -513,6 +533,7 @@ impl<'a> Transfer<'a> {
     fn handle_block(&mut self, source: SourceId, request: u64, bytes: &[u8]) -> Result<()> {
         // What was not asked, or was answered before, is dropped.
         let Some(block) = self.plan.take(source, request) else { return Ok(()) };
+        self.touch(source);
         if !self.base.is_block(block, bytes) {
             let segment = self.manifest.segments[block.0].number;
             let is_banned = self.plan.strike(source, block);
@@ -540,6 +561,7 @@ impl<'a> Transfer<'a> {
 
     fn handle_refusal(&mut self, source: SourceId, request: u64, why: Refused) -> Result<()> {
         if let Some(block) = self.plan.take(source, request) {
+            self.touch(source);
             if source != MASTER {
                 self.plan.refuse(source, block);
                 return Ok(());
@@ -572,6 +594,7 @@ impl<'a> Transfer<'a> {
             let found = format!("a run of more than {most} bytes");
             return Err(RepError::protocol("", "an entry or 1 MiB", found));
         }
+        self.touch(MASTER);
         if more {
             return Ok(());
         }
@@ -601,23 +624,37 @@ impl<'a> Transfer<'a> {
         if !matches!(self.checkpoint, Checkpoint::Opening(from) if from == source) {
             return Ok(());
         }
+        self.touch(source);
         let (env, dir) = (&**self.fetch.env, &self.fetch.dir);
-        if part.vlsn < self.manifest.head.anchor.vlsn {
-            let found = format!("one through {}", part.vlsn);
-            if source == MASTER {
-                return Err(RepError::protocol("", "a checkpoint not below the log", found));
-            }
+        let earlier = Snapshot::earlier(env, dir)?;
+        let is_resumed = earlier.as_ref().is_some_and(|had| had.continues(&part));
+        let through = part.vlsn;
+        let is_not_below = through >= self.manifest.head.anchor.vlsn;
+        // Of what has not come yet it is found out later.
+        let fits =
+            is_not_below && (through > self.staged.end().vlsn || self.is_of_this_log(&part)?);
+        let snapshot =
+            if fits { Snapshot::begin(env, dir, part, offset, earlier.as_ref())? } else { None };
+        if let Some(snapshot) = snapshot {
+            self.progress.checkpoint_reused = snapshot.offset();
+            self.checkpoint = Checkpoint::Coming(source, snapshot, false);
+            return Ok(());
+        }
+        if is_resumed {
+            // Not the one that was begun, then; that would be given again and again.
+            CheckpointPart::remove(env, dir)?;
+            self.checkpoint = Checkpoint::Wanted;
+            return Ok(());
+        }
+        if source != MASTER {
             if let Some(Some(source)) = self.sources.get_mut(source) {
                 source.is_behind = true;
             }
             self.checkpoint = Checkpoint::Wanted;
             return Ok(());
         }
-        let earlier = Snapshot::earlier(env, dir)?;
-        let snapshot = Snapshot::begin(env, dir, part, offset, earlier)?;
-        self.progress.checkpoint_reused = snapshot.offset();
-        self.checkpoint = Checkpoint::Coming(source, snapshot, false);
-        Ok(())
+        let found = format!("one through {through} from offset {offset} on");
+        Err(RepError::protocol("", "a whole checkpoint of this log", found))
     }
 
     fn handle_chunk(
@@ -634,8 +671,8 @@ impl<'a> Transfer<'a> {
         if *from != source || snapshot.offset() != offset || !*asked {
             return Ok(());
         }
-        if blake3::hash(bytes) != digest {
-            let found = "bytes with another digest";
+        if blake3::hash(bytes) != digest || (bytes.is_empty() && !last) {
+            let found = "bytes with another digest, or none";
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
         snapshot.write(bytes, last)?;
@@ -643,6 +680,7 @@ impl<'a> Transfer<'a> {
         self.asked_bytes += bytes.len() as u64;
         self.progress.checkpoint_bytes = snapshot.offset();
         self.count(source, bytes.len(), 0);
+        self.touch(source);
         if last
             && let Checkpoint::Coming(_, snapshot, _) =
                 std::mem::replace(&mut self.checkpoint, Checkpoint::Wanted)
@@ -698,11 +736,11 @@ impl<'a> Transfer<'a> {
         }))
     }
 
-    /// Whether the entry through which a checkpoint goes is the one that the log has there. Of what is in
-    /// sealed segments there is but one.
+    /// Whether the entry through which a checkpoint goes is the one that the log has there: who gives it
+    /// may have another history, or have had one when it was taken. Every segment is here.
     fn is_of_this_log(&self, part: &CheckpointPart) -> Result<bool> {
         if part.vlsn < self.manifest.head.base.vlsn {
-            return Ok(true);
+            return Ok(self.base.fingerprint(part.vlsn)? == Some(part.fingerprint));
         }
         Ok(self.staged.fingerprint(part.vlsn)? == Some(part.fingerprint))
     }
