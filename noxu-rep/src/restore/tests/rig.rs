@@ -1,18 +1,20 @@
 //! Rig: a real log and provider on one side, a disk that can crash at every call on the other.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use noxu_log::env::{Env, MemoryEnv, read_whole, write_whole};
+use noxu_log::env::{Env, FaultEnv, MemoryEnv, read_whole, write_whole};
 use noxu_log::{
     EntryFlags, EntryKind, EntryRun, GroupIdentity, Log, LogConfig, NewEntry, RetentionConfig,
 };
 use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
 
+use super::super::install::install;
 use super::super::provider::{ProviderHost, RestoreProvider, Serving};
 use super::super::session::{RestoreHost, RestoreLimits, Restoring, fetch, is_pending};
 use super::super::*;
@@ -24,6 +26,7 @@ use crate::stream::syncup_protocol::{
     SyncupOptions, SyncupOutcome, feeder_syncup_handshake, replica_syncup,
 };
 use crate::sync::{Checkpoint, LogReader, StateMachine};
+use crate::wire::restore::RestoreMsg;
 
 pub(super) const DIR: &str = "/n2";
 
@@ -137,7 +140,13 @@ pub(super) fn build_log(
 ) -> Log {
     let (log, _) = Log::open(Arc::clone(env), dir, config()).unwrap();
     log.found(group(segment_bytes)).unwrap();
-    for n in 1..=count {
+    extend(&log, (count, common, lineage), floor);
+    log
+}
+
+/// Appends as [`build_log`] does, through entry `count`.
+pub(super) fn extend(log: &Log, (count, common, lineage): (i64, i64, u8), floor: i64) {
+    for n in log.positions().last.next().sequence()..=count {
         let own = if n > common { lineage } else { 0 };
         let body = vec![own ^ n as u8; 150 + (n % 7) as usize * 30];
         let flags = if n % 3 == 1 { EntryFlags::COMMIT } else { EntryFlags::NONE };
@@ -145,15 +154,19 @@ pub(super) fn build_log(
         log.append(term, &[NewEntry::new(EntryKind(16), flags, &body)]).unwrap();
     }
     log.sync_now().unwrap();
+    settle(log, floor);
+}
+
+/// Everything through `floor` will never be rolled back.
+pub(super) fn settle(log: &Log, floor: i64) {
     log.control().update(|control| control.commit_floor = v(floor)).unwrap();
     log.seal_through(v(floor)).unwrap();
-    log
 }
 
 /// What a provider is told of its node.
 #[derive(Default)]
 pub(super) struct Told {
-    pub(super) term: Term,
+    pub(super) term: Mutex<Term>,
     pub(super) dtvlsn: AtomicI64,
     /// How often it was asked whether it is master.
     pub(super) asked: AtomicU64,
@@ -173,7 +186,7 @@ impl ProviderHost for ToldHost {
         if !told.is_master.load(Ordering::Acquire) {
             return Err(RepError::NotMaster { master: None });
         }
-        Ok(Serving { term: told.term, dtvlsn: v(told.dtvlsn.load(Ordering::Acquire)) })
+        Ok(Serving { term: *told.term.lock(), dtvlsn: v(told.dtvlsn.load(Ordering::Acquire)) })
     }
 
     fn sources(&self) -> Vec<(Name, String)> {
@@ -204,27 +217,78 @@ impl Master {
     pub(super) fn with(segment_bytes: u32, count: i64, floor: i64, dropped: i64) -> Self {
         let env: Arc<dyn Env> = Arc::new(MemoryEnv::new());
         let log = build_log(&env, Path::new("/n1"), segment_bytes, (count, count, 0), floor);
-        let machine = Machine::open(&env, "/n1/state");
-        machine.set(v(floor), CHECKPOINT_TEXT).unwrap();
-        if dropped > 0 {
-            let anchor = log.drop_front(v(dropped), |_| b"configuration".to_vec()).unwrap();
-            assert!(anchor > NULL_VLSN && anchor <= v(dropped), "anchor {anchor}");
-        }
+        let master = Self::of("n1", &env, log);
+        master.machine.set(v(floor), CHECKPOINT_TEXT).unwrap();
+        master.drop_front(dropped);
+        master
+    }
+
+    /// The node `node`, whose log this is; its state machine is empty.
+    pub(super) fn of(node: &str, env: &Arc<dyn Env>, log: Log) -> Self {
+        let machine = Machine::open(env, &format!("/{node}-state"));
         let told = Arc::new(Told {
-            term: log.control().ballot().term,
-            dtvlsn: AtomicI64::new(floor),
+            term: Mutex::new(log.control().ballot().term),
+            dtvlsn: AtomicI64::new(log.control().state().commit_floor.sequence()),
             is_master: AtomicBool::new(true),
             ..Told::default()
         });
         let host = Box::new(ToldHost(Arc::clone(&told)));
         let state = Arc::clone(&machine);
-        let provider = RestoreProvider::new(name("n1"), log.clone(), state, Clock::start(), host);
+        let clock = Clock::start();
+        let provider = RestoreProvider::new(name(node), log.clone(), state, clock, host);
         Self { provider: Arc::new(provider), log, machine, told }
+    }
+
+    /// A log of segments of 4 KiB with its front, as [`build_log`] makes it; its state is the usual one.
+    pub(super) fn built(node: &str, what: (i64, i64, u8), floor: i64) -> Self {
+        let env: Arc<dyn Env> = Arc::new(MemoryEnv::new());
+        let log = build_log(&env, Path::new("/log"), 4096, what, floor);
+        let master = Self::of(node, &env, log);
+        master.machine.set(v(floor), CHECKPOINT_TEXT).unwrap();
+        master
+    }
+
+    /// A node that has the same as [`Master::new`] and is no master.
+    pub(super) fn follower(node: &str) -> Self {
+        let follower = Self::built(node, (200, 200, 0), 190);
+        follower.told.is_master.store(false, Ordering::Release);
+        follower
+    }
+
+    /// Names these as sources to who restores: each is reached at its name.
+    pub(super) fn name_sources(&self, names: &[&str]) {
+        let named = names.iter().map(|node| (name(node), (*node).to_owned()));
+        *self.told.sources.lock() = named.collect();
+    }
+
+    pub(super) fn drop_front(&self, dropped: i64) {
+        if dropped > 0 {
+            let anchor = self.log.drop_front(v(dropped), |_| b"configuration".to_vec()).unwrap();
+            assert!(anchor > NULL_VLSN && anchor <= v(dropped), "anchor {anchor}");
+        }
     }
 
     /// Drops everything below what is settled from under whoever holds it.
     pub(super) fn run_out_of_budget(&self) {
         self.log.set_checkpoint(self.log.control().state().commit_floor);
+        assert!(self.log.retain().unwrap() > NULL_VLSN);
+    }
+
+    /// What a provider of its own for this node would ask.
+    pub(super) fn host(&self) -> Box<dyn ProviderHost> {
+        Box::new(ToldHost(Arc::clone(&self.told)))
+    }
+
+    /// Waits until no node that restores from it is connected.
+    pub(super) fn await_absence(&self) {
+        while self.log.retention().holders.iter().any(|holder| !holder.is_away) {
+            thread::yield_now();
+        }
+    }
+
+    /// Drops everything through `vlsn` from under whoever holds it.
+    pub(super) fn drop_below(&self, vlsn: i64) {
+        self.log.set_checkpoint(v(vlsn));
         assert!(self.log.retain().unwrap() > NULL_VLSN);
     }
 
@@ -256,14 +320,17 @@ impl Master {
 
 type Watch<'a> = Box<dyn Fn(&Progress) + Sync + 'a>;
 
+/// How a peer is reached.
+type Dial<'a> = Box<dyn Fn() -> Arc<dyn Channel> + Sync + 'a>;
+
 /// The node that restores.
 pub(super) struct Node<'a> {
     pub(super) watch: Watch<'a>,
     pub(super) permits: bool,
     /// Terms for which leave was asked.
     pub(super) asked: Mutex<Vec<Term>>,
-    /// Who is reached at which address.
-    pub(super) peers: Vec<(&'static str, &'a Master)>,
+    /// Who is reached at which address, and how.
+    pub(super) peers: Vec<(&'static str, Dial<'a>)>,
     pub(super) clock: Clock,
 }
 
@@ -278,12 +345,26 @@ impl<'a> Node<'a> {
     pub(super) fn watching(watch: impl Fn(&Progress) + Sync + 'a) -> Self {
         Self { watch: Box::new(watch), ..Self::default() }
     }
+
+    /// Reaches `peer` at `address`.
+    pub(super) fn reaching(self, address: &'static str, peer: &'a Master) -> Self {
+        self.dialling(address, || peer.connect())
+    }
+
+    pub(super) fn dialling(
+        mut self,
+        address: &'static str,
+        dial: impl Fn() -> Arc<dyn Channel> + Sync + 'a,
+    ) -> Self {
+        self.peers.push((address, Box::new(dial)));
+        self
+    }
 }
 
 impl RestoreHost for Node<'_> {
     fn dial(&self, address: &str) -> Result<Arc<dyn Channel>> {
         match self.peers.iter().find(|(at, _)| *at == address) {
-            Some((_, peer)) => Ok(peer.connect()),
+            Some((_, dial)) => Ok(dial()),
             None => Err(RepError::network(address, "connecting to", ErrorKind::NotFound.into())),
         }
     }
@@ -347,7 +428,7 @@ pub(super) fn check_restored(env: &Arc<dyn Env>, master: &Master, with_checkpoin
     // And the log goes on, in the same segments as the master's.
     for log in [&log, &master.log] {
         let entry = NewEntry::new(EntryKind(16), EntryFlags::COMMIT, b"next");
-        log.append(Term::new(2), &[entry]).unwrap();
+        log.append(Term::new(100), &[entry]).unwrap();
     }
     assert_eq!(log.positions().last_lsn, master.log.positions().last_lsn);
     log.close().unwrap();
@@ -355,4 +436,108 @@ pub(super) fn check_restored(env: &Arc<dyn Env>, master: &Master, with_checkpoin
 
 pub(super) fn memory() -> Arc<dyn Env> {
     Arc::new(MemoryEnv::new())
+}
+
+/// A disk whose crashes can be seen, and the same for those who use it.
+pub(super) fn fault_disk() -> (FaultEnv, Arc<dyn Env>) {
+    let faulty = FaultEnv::new();
+    (faulty.clone(), Arc::new(faulty))
+}
+
+/// Installs what was committed, and compares the restored log with the one of `master`.
+pub(super) fn install_and_check(env: &Arc<dyn Env>, master: &Master, with_checkpoint: bool) {
+    let machine = Machine::open(env, "/n2-state");
+    install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    check_restored(env, master, with_checkpoint);
+}
+
+/// The restored log holds what the log of `master` does, from where both do through the end of the
+/// restored one, and no hole. Returns that end.
+pub(super) fn check_same_entries(env: &Arc<dyn Env>, master: &Master) -> Vlsn {
+    let (log, _) = Log::open(Arc::clone(env), dir(), config()).unwrap();
+    let (ours, theirs) = (log.positions(), master.log.positions());
+    let from = ours.anchor.vlsn.max(theirs.anchor.vlsn).next();
+    assert!(
+        ours.last <= theirs.last,
+        "it ends with {}, its master with {}",
+        ours.last,
+        theirs.last
+    );
+    assert_eq!(log.retention().first, ours.anchor.vlsn.next());
+    for n in from.sequence()..=ours.last.sequence() {
+        let at = |log: &Log| log.header(v(n)).unwrap().map(|(header, _)| header.fingerprint);
+        assert!(at(&log).is_some() && at(&log) == at(&master.log), "entry {n}");
+    }
+    log.close().unwrap();
+    ours.last
+}
+
+/// How many blocks came in this session.
+pub(super) fn blocks_fetched(progress: &Progress) -> u32 {
+    progress.sources.iter().map(|source| source.blocks).sum()
+}
+
+/// What one source gave.
+pub(super) fn given<'a>(progress: &'a Progress, node: &str) -> &'a SourceProgress {
+    let found = progress.sources.iter().find(|source| source.name.as_str() == node);
+    found.unwrap_or_else(|| panic!("no source {node}: {progress:?}"))
+}
+
+/// What becomes of one frame: the frames that take its place.
+pub(super) type Change<'a> = Box<dyn Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'a>;
+
+/// A channel that changes what passes: between the node that restores, which has it, and a provider.
+pub(super) struct Relay {
+    inner: Arc<dyn Channel>,
+    questions: Change<'static>,
+    answers: Change<'static>,
+    due: Mutex<VecDeque<RestoreMsg>>,
+}
+
+impl Relay {
+    /// Changes answers.
+    pub(super) fn of_answers(
+        inner: Arc<dyn Channel>,
+        answers: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+    ) -> Arc<dyn Channel> {
+        Self::of(inner, |question| vec![question], answers)
+    }
+
+    /// Changes questions.
+    pub(super) fn of_questions(
+        inner: Arc<dyn Channel>,
+        questions: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+    ) -> Arc<dyn Channel> {
+        Self::of(inner, questions, |answer| vec![answer])
+    }
+
+    pub(super) fn of(
+        inner: Arc<dyn Channel>,
+        questions: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+        answers: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+    ) -> Arc<dyn Channel> {
+        let (questions, answers) = (Box::new(questions), Box::new(answers));
+        Arc::new(Self { inner, questions, answers, due: Mutex::default() })
+    }
+}
+
+impl Channel for Relay {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        let changed = (self.questions)(RestoreMsg::decode(frame).unwrap());
+        changed.into_iter().try_for_each(|question| self.inner.send(&question.encode()))
+    }
+
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        let mut due = self.due.lock();
+        if due.is_empty()
+            && let Some(frame) = self.inner.receive(timeout)?
+        {
+            due.extend((self.answers)(RestoreMsg::decode(&frame).unwrap()));
+        }
+        Ok(due.pop_front().map(|message| message.encode()))
+    }
+
+    fn close(&self) {
+        self.inner.close();
+    }
 }
