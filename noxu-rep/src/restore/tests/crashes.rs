@@ -1,24 +1,64 @@
 //! Crashes: what a restore leaves when the power goes, at every call to the disk. Rows X.
 
+use std::collections::BTreeMap;
+
+use noxu_log::env::Survivors;
+
+use super::super::manifest::{BITMAP, COMMIT, MARKER};
 use super::*;
 
-/// Restores on a disk that crashes at its `call`-th call; false when it got through without.
-/// Whatever the crash left, either the old log is whole or the restore ends.
-fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (bool, u32) {
-    let faulty = FaultEnv::new();
-    let env: Arc<dyn Env> = Arc::new(faulty.clone());
-    let old = build_log(&env, dir(), 4096, (120, 60, 9), 50);
+/// A master, and a follower that gives segments and checkpoint too.
+struct Givers {
+    master: Master,
+    follower: Master,
+}
+
+impl Givers {
+    fn new() -> Self {
+        let (master, follower) = (Master::new(100), Master::follower("n3"));
+        master.name_sources(&["n3"]);
+        Self { master, follower }
+    }
+
+    /// A session while the master's log grows, as long as it has fewer than `until` entries.
+    fn restore(&self, env: &Arc<dyn Env>, restoring: &Restoring, until: i64) -> Result<Progress> {
+        let log = &self.master.log;
+        let writes = |_: &Progress| {
+            let end = log.positions().last.sequence() + 1;
+            if end <= until {
+                extend(log, (end, end, 0), 190);
+            }
+        };
+        let node = Node::watching(writes).reaching("n3", &self.follower);
+        self.master.restore_watched(env, restoring, &node)
+    }
+}
+
+/// A node with an old log, which another history parts from the master's.
+fn with_old_log(env: &Arc<dyn Env>) -> noxu_util::Fingerprint {
+    let old = build_log(env, dir(), 4096, (120, 60, 9), 50);
     let old_end = old.positions().last_fingerprint;
     old.close().unwrap();
     drop(old);
-    Machine::open(&env, "/n2-state").set(v(50), b"old state").unwrap();
+    Machine::open(env, "/n2-state").set(v(50), b"old state").unwrap();
     env.sync_dir(Path::new("/")).unwrap();
+    old_end
+}
+
+/// Restores on a disk that crashes at its `call`-th call; false when it got through without.
+/// Whatever the crash left, either the old log is whole or the restore ends.
+fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (bool, u32) {
+    let faulty = FaultEnv::new();
+    let env: Arc<dyn Env> = Arc::new(faulty.clone());
+    let master = &givers.master;
+    let old_end = with_old_log(&env);
     let restoring = Restoring { bitmap_before_data: mutated, ..restoring() };
 
     faulty.crash_at(faulty.calls() + call);
     let machine = Machine::open(&env, "/n2-state");
-    let through = master
-        .restore(&env, &restoring)
+    let until = master.log.positions().last.sequence() + 2;
+    let through = givers
+        .restore(&env, &restoring, until)
         .and_then(|_| install(&env, dir(), &config(), &*machine, &Clock::start()));
     if through.is_ok() && !faulty.has_crashed() {
         return (false, 0);
@@ -26,7 +66,8 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
     // The power goes, and comes back: twice, to crash in the recovery too.
     let mut faulty = faulty.crash(seed);
     let mut false_claims = 0;
-    for again in [true, false] {
+    // With the mutation it shows in the first session after the crash.
+    for again in [true, false].into_iter().skip(usize::from(mutated)) {
         let env: Arc<dyn Env> = Arc::new(faulty.clone());
         if again {
             faulty.crash_at(1 + (seed * 31 + call * 7) % 60);
@@ -42,12 +83,11 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
                 let end = log.positions().last_fingerprint;
                 log.close()?;
                 drop(log);
-                if end == master.log.positions().last_fingerprint {
-                    assert_eq!(recovered, Recovered::Nothing);
+                if end != old_end {
+                    assert_eq!(recovered, Recovered::Nothing, "call {call}, seed {seed}");
                     return Ok(());
                 }
-                assert_eq!(end, old_end, "call {call}, seed {seed}");
-                let progress = master.restore(&env, &restoring)?;
+                let progress = givers.restore(&env, &restoring, 0)?;
                 false_claims += progress.false_claims;
                 install(&env, dir(), &config(), &*machine, &Clock::start()).map(|_| ())
             });
@@ -55,9 +95,9 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
             faulty = faulty.crash(seed + 1);
         } else {
             outcome.unwrap_or_else(|err| panic!("call {call}, seed {seed}: {err}"));
-            let (log, _) = Log::open(Arc::clone(&env), dir(), config()).unwrap();
-            assert_eq!(all_bytes(&log), all_bytes(&master.log), "call {call}, seed {seed}");
-            assert_eq!(log.positions().anchor, master.log.positions().anchor);
+            // Through what was there when its last session began.
+            let last = check_same_entries(&env, master);
+            assert!(last >= v(until - 2), "call {call}, seed {seed}: {last}");
             let machine = Machine::open(&env, "/n2-state");
             assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
             let names = LostEntries::list(&*env, dir()).unwrap();
@@ -68,15 +108,18 @@ fn crash_and_recover(master: &Master, call: u64, seed: u64, mutated: bool) -> (b
     (true, false_claims)
 }
 
+/// X "crash at each of ...": every call to the disk, with a source, a checkpoint and live entries; and
+/// "two crashes": at a call of the recovery again.
 #[test]
-fn a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
-    let master = Master::new(100);
+fn x_a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
     let mut call = 1;
     let mut false_claims = 0;
     loop {
+        // Anew, for its log grows meanwhile.
+        let givers = Givers::new();
         let mut crashed = false;
         for seed in 0..3 {
-            let (hit, claims) = crash_and_recover(&master, call, seed * 1000 + call, false);
+            let (hit, claims) = crash_and_recover(&givers, call, seed * 1000 + call, false);
             crashed |= hit;
             false_claims += claims;
         }
@@ -89,14 +132,258 @@ fn a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
     assert_eq!(false_claims, 0, "the bitmap claimed blocks that were not on disk");
 }
 
+/// X "mutation: bitmap before data must fail the suite".
 #[test]
-fn saving_the_bitmap_before_its_data_would_be_caught() {
-    let master = Master::new(100);
+fn x_saving_the_bitmap_before_its_data_would_be_caught() {
+    let givers = Givers::new();
     let mut false_claims = 0;
     for call in 1..200 {
         for seed in 0..3 {
-            false_claims += crash_and_recover(&master, call, seed * 1000 + call, true).1;
+            false_claims += crash_and_recover(&givers, call, seed * 1000 + call, true).1;
         }
     }
     assert!(false_claims > 0, "the crash test cannot tell the wrong order from the right one");
+}
+
+/// What one crash of a loop leaves: the next machine, with a random part of what was not synced.
+fn restarted(faulty: &FaultEnv, seed: u64) -> (FaultEnv, Arc<dyn Env>) {
+    let faulty = faulty.crash(seed);
+    (faulty.clone(), Arc::new(faulty))
+}
+
+/// X "crash loop of 200 rounds always progresses": no round is in vain for good, and no block is
+/// fetched again but those of the last batch that was not synced.
+#[test]
+fn x_crash_loop_of_200_rounds_always_progresses() {
+    let (mut ended, mut rounds) = (0, 0);
+    let givers = Givers::new();
+    for seed in 0.. {
+        if rounds >= 200 {
+            break;
+        }
+        let (mut faulty, mut env) = fault_disk();
+        with_old_log(&env);
+        let mut had = 0;
+        // More and more calls, so that it ends; in the first rounds not even a marker comes about.
+        for round in 1_u64.. {
+            rounds += 1;
+            let calls = 20 + (seed * 7919 + round * 104_729) % (40 + round * 10);
+            faulty.crash_at(faulty.calls() + calls);
+            let machine = Machine::open(&env, "/n2-state");
+            let seen = Mutex::new(Progress::default());
+            let node = Node::watching(|progress| *seen.lock() = progress.clone());
+            let node = node.reaching("n3", &givers.follower);
+            let recovered = recover(&env, dir(), &config(), &*machine, &Clock::start());
+            let is_installed = matches!(recovered, Ok(Recovered::Installed(_)));
+            let outcome = recovered.and_then(|_| {
+                if is_installed {
+                    return Ok(());
+                }
+                givers.master.restore_watched(&env, &restoring(), &node)?;
+                install(&env, dir(), &config(), &*machine, &Clock::start()).map(|_| ())
+            });
+            drop(node);
+            let seen = seen.into_inner();
+            assert_eq!(seen.false_claims, 0);
+            // What was shown as had was synced: it is there again.
+            if seen.blocks_total > 0 {
+                assert!(
+                    seen.blocks_reused >= had,
+                    "seed {seed}, round {round}: {had} had, {seen:?}"
+                );
+                had = seen.blocks_done;
+            }
+            if outcome.is_ok() {
+                break;
+            }
+            assert!(faulty.has_crashed(), "seed {seed}, round {round}: {outcome:?}");
+            assert!(round < 100, "seed {seed} makes no progress");
+            (faulty, env) = restarted(&faulty, seed * 1000 + round);
+        }
+        ended += 1;
+        let env: Arc<dyn Env> = Arc::new(faulty.kill());
+        assert_eq!(check_same_entries(&env, &givers.master), v(200));
+        let machine = Machine::open(&env, "/n2-state");
+        assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
+    }
+    assert!(ended > 5, "{ended} ended");
+}
+
+/// X "block before sync", "sync before bitmap": of what came, all but the last batch is there again.
+#[test]
+fn x_a_crash_costs_no_more_than_the_last_batch() {
+    let master = Master::new(0);
+    let total = master.log.sealed_segments().len() as u32;
+    for stop_at in 1..total {
+        let (faulty, env) = fault_disk();
+        let channel = master.connect();
+        let had = Mutex::new(0);
+        let node = Node::watching(|progress| {
+            *had.lock() = progress.blocks_done;
+            if progress.blocks_done >= stop_at {
+                channel.close();
+            }
+        });
+        let _ = fetch(&env, dir(), &restoring(), &channel, &node);
+        let (_, env) =
+            (faulty.clone(), Arc::new(faulty.crash_keeping(Survivors::None)) as Arc<dyn Env>);
+        if is_committed(&*env, dir()).unwrap() {
+            continue; // all of it came in the turn in which the connection broke
+        }
+        let progress = master.restore(&env, &restoring()).unwrap();
+        let had = *had.lock();
+        // At most what one turn takes from its source: the window.
+        assert!(progress.blocks_reused + 3 >= had, "{stop_at}: {had} had, {progress:?}");
+        assert!(progress.blocks_reused <= had + 3 && progress.false_claims == 0);
+        assert_eq!(blocks_fetched(&progress) + progress.blocks_reused, total);
+    }
+}
+
+/// X "torn bitmap slot, both slots bad": the newest slot, then both.
+#[test]
+fn x_torn_bitmap_slots_claim_less_and_never_wrongly() {
+    let master = Master::new(0);
+    let reused = |slots: &[u64]| {
+        let (faulty, env) = fault_disk();
+        let node = Node { permits: false, ..Node::default() };
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        for slot in slots {
+            faulty.corrupt(&restore_dir(dir()).join(BITMAP), slot * 4096 + 8, 0xff).unwrap();
+        }
+        let progress = master.restore(&env, &restoring()).unwrap();
+        assert_eq!(progress.false_claims, 0);
+        assert_eq!(blocks_fetched(&progress) + progress.blocks_reused, progress.blocks_total);
+        install_and_check_entries(&env, &master);
+        progress.blocks_reused
+    };
+    let whole = reused(&[]);
+    let torn = [reused(&[0]), reused(&[1])];
+    assert_eq!(whole, master.log.sealed_segments().len() as u32);
+    assert!(torn.contains(&whole), "one slot is older: {torn:?}");
+    assert!(torn.iter().all(|reused| *reused > 0), "{torn:?}");
+    assert_eq!(reused(&[0, 1]), 0);
+}
+
+fn install_and_check_entries(env: &Arc<dyn Env>, master: &Master) {
+    let machine = Machine::open(env, "/n2-state");
+    install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    assert_eq!(check_same_entries(env, master), master.log.positions().last);
+}
+
+/// X "torn live append": what was acknowledged of the staged log is there again, the rest comes anew.
+#[test]
+fn x_torn_live_append_loses_nothing_that_was_acknowledged() {
+    for seed in 0..30 {
+        let givers = Givers::new();
+        let (faulty, env) = fault_disk();
+        let needed = Arc::new(Mutex::new(noxu_util::Vlsn::default()));
+        let said = Arc::clone(&needed);
+        let channel = Relay::of_questions(givers.master.connect(), move |question| {
+            if let RestoreMsg::LiveRequest { needed, .. } = &question {
+                *said.lock() = *needed;
+            }
+            vec![question]
+        });
+        // In the middle of a write to the staged log, once it holds something.
+        let node = Node::watching(|progress| {
+            let end = givers.master.log.positions().last.sequence() + 1;
+            if end < 260 {
+                extend(&givers.master.log, (end, end, 0), 190);
+            }
+            if progress.live_entries > 20 {
+                faulty.crash_at(faulty.calls() + 1 + seed % 6);
+            }
+        });
+        let broken = fetch(&env, dir(), &restoring(), &channel, &node);
+        if !faulty.has_crashed() {
+            broken.unwrap();
+        }
+        let needed = *needed.lock();
+        let image: Arc<dyn Env> = Arc::new(faulty.crash(seed));
+        let live = restore_dir(dir()).join(super::super::manifest::LIVE);
+        if let Ok((staged, _)) = Log::open(Arc::clone(&image), &live, config()) {
+            assert!(staged.positions().last.next() >= needed, "seed {seed}: {needed}");
+            staged.close().unwrap();
+        } else {
+            assert!(
+                is_committed(&*image, dir()).unwrap() || needed < v(191),
+                "seed {seed}: {needed}"
+            );
+        }
+        givers.restore(&image, &restoring(), 0).unwrap();
+        install_and_check_entries(&image, &givers.master);
+    }
+}
+
+/// X "open with marker", "before COMMIT", "COMMIT only": what a node that starts finds, and that the old
+/// log is there until then.
+#[test]
+fn x_open_with_marker_resumes_and_with_commit_finishes() {
+    let givers = Givers::new();
+    let (_, env) = fault_disk();
+    let old_end = with_old_log(&env);
+    let machine = Machine::open(&env, "/n2-state");
+    let start = || recover(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let old_is_whole = || {
+        let (log, _) = Log::open(Arc::clone(&env), dir(), config()).unwrap();
+        let end = log.positions().last_fingerprint;
+        log.close().unwrap();
+        end == old_end
+    };
+    assert_eq!(start(), Recovered::Nothing);
+    let node = Node { permits: false, ..Node::default() };
+    let channel = givers.master.connect();
+    assert_eq!(fetch(&env, dir(), &restoring(), &channel, &node).unwrap(), None);
+    let has = |file: &str| env.exists(&restore_dir(dir()).join(file)).unwrap();
+    assert!(has(MARKER) && !has(COMMIT));
+    assert_eq!(start(), Recovered::Begun);
+    assert!(old_is_whole());
+    givers.restore(&env, &restoring(), 0).unwrap();
+    assert!(has(MARKER) && has(COMMIT) && old_is_whole());
+    assert!(matches!(start(), Recovered::Installed(_)));
+    assert!(!has(MARKER) && !has(COMMIT));
+    assert_eq!(start(), Recovered::Nothing);
+    assert_eq!(check_same_entries(&env, &givers.master), v(200));
+}
+
+/// X "after each move", "two crashes in install", "before marker removal, after it": every pair of calls
+/// of the installation.
+#[test]
+fn x_two_crashes_in_install_at_any_two_calls() {
+    let givers = Givers::new();
+    let (faulty, env) = fault_disk();
+    let old_end = with_old_log(&env);
+    givers.restore(&env, &restoring(), 0).unwrap();
+    let committed = |seed| {
+        let faulty = faulty.clone_image(Survivors::Random(seed));
+        (faulty.clone(), Arc::new(faulty) as Arc<dyn Env>)
+    };
+    let go = |env: &Arc<dyn Env>| {
+        let machine = Machine::open(env, "/n2-state");
+        recover(env, dir(), &config(), &*machine, &Clock::start())
+    };
+    let mut met = BTreeMap::new();
+    for first in 1.. {
+        let (one, env) = committed(first);
+        one.crash_at(one.calls() + first);
+        let _ = go(&env);
+        if !one.has_crashed() {
+            break;
+        }
+        let second = 1 + first * 37 % 90;
+        let (two, env) = restarted(&one, first);
+        two.crash_at(two.calls() + second);
+        let _ = go(&env);
+        let (_, env) = restarted(&two, first + second);
+        *met.entry(go(&env).is_ok()).or_insert(0) += 1;
+        assert_eq!(go(&env).unwrap(), Recovered::Nothing, "calls {first} and {second}");
+        assert_eq!(check_same_entries(&env, &givers.master), v(200), "calls {first} and {second}");
+        let machine = Machine::open(&env, "/n2-state");
+        assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
+        let names = LostEntries::list(&*env, dir()).unwrap();
+        assert_eq!(names.len(), 1, "calls {first} and {second}");
+        let lost = LostEntries::read(&*env, dir(), &names[0]).unwrap();
+        assert_eq!(lost.header.end.fingerprint, old_end, "calls {first} and {second}");
+    }
+    assert!(met[&true] > 60 && met.len() == 1, "{met:?}");
 }
