@@ -316,7 +316,7 @@ fn r_empty_replies_are_no_answer() {
             if *count <= 2 {
                 match &mut answer {
                     RestoreMsg::Block { bytes, .. } | RestoreMsg::LiveRun { bytes, .. } => {
-                        bytes.clear()
+                        bytes.clear();
                     }
                     RestoreMsg::CheckpointChunk { bytes, last, digest, .. } => {
                         bytes.clear();
