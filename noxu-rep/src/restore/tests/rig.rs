@@ -281,7 +281,9 @@ impl Master {
 
     /// Waits until no node that restores from it is connected.
     pub(super) fn await_absence(&self) {
-        while self.log.retention().holders.iter().any(|holder| !holder.is_away) {
+        let is_held = || self.log.retention().holders.iter().any(|holder| !holder.is_away);
+        // The thread of each connection holds the provider.
+        while is_held() || Arc::strong_count(&self.provider) > 1 {
             thread::yield_now();
         }
     }
