@@ -496,10 +496,7 @@ impl Session<'_> {
 
     fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg> {
         let provider = self.provider;
-        // Below the front there is no log any more that would continue it.
-        let front = provider.log.positions().anchor.vlsn;
-        let kept = provider.checkpoints.take(id).filter(|kept| kept.vlsn() >= front);
-        let checkpoint = if let Some(kept) = kept {
+        let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
             kept
         } else {
             let opened = provider.machine.open_checkpoint()?;

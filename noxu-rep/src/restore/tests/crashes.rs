@@ -136,13 +136,11 @@ fn x_a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
 #[test]
 fn x_saving_the_bitmap_before_its_data_would_be_caught() {
     let givers = Givers::new();
-    let mut false_claims = 0;
-    for call in 1..200 {
-        for seed in 0..3 {
-            false_claims += crash_and_recover(&givers, call, seed * 1000 + call, true).1;
-        }
-    }
-    assert!(false_claims > 0, "the crash test cannot tell the wrong order from the right one");
+    // Which crash shows it depends on how many blocks came between two syncs.
+    let found = (0..30).any(|seed| {
+        (1..200).any(|call| crash_and_recover(&givers, call, seed * 1000 + call, true).1 > 0)
+    });
+    assert!(found, "the crash test cannot tell the wrong order from the right one");
 }
 
 /// What one crash of a loop leaves: the next machine, with a random part of what was not synced.
@@ -243,10 +241,12 @@ fn x_a_crash_costs_no_more_than_the_last_batch() {
 #[test]
 fn x_torn_bitmap_slots_claim_less_and_never_wrongly() {
     let master = Master::new(0);
+    let (fetched, env) = fault_disk();
+    let node = Node { permits: false, ..Node::default() };
+    assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
     let reused = |slots: &[u64]| {
-        let (faulty, env) = fault_disk();
-        let node = Node { permits: false, ..Node::default() };
-        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        let faulty = fetched.clone_image(Survivors::All);
+        let env: Arc<dyn Env> = Arc::new(faulty.clone());
         for slot in slots {
             faulty.corrupt(&restore_dir(dir()).join(BITMAP), slot * 4096 + 8, 0xff).unwrap();
         }

@@ -274,7 +274,7 @@ fn l_no_ack_before_sync() {
     let (image_of, noted, log) = (disk.clone(), Arc::clone(&asked), master.log.clone());
     let channel = Relay::of_questions(master.connect(), move |question| {
         let needed = match &question {
-            RestoreMsg::LiveRequest { needed, .. } | RestoreMsg::Done { needed } => *needed,
+            RestoreMsg::LiveRequest { needed, .. } | RestoreMsg::Done { needed, .. } => *needed,
             _ => return vec![question],
         };
         let holders = log.retention().holders;
