@@ -601,6 +601,12 @@ impl Log {
         Ok(self.shared.appended(state, run.first, run.byte_len()))
     }
 
+    /// A number that changes whenever another entry may stand at a VLSN than before: with each
+    /// truncation.
+    pub fn rewrites(&self) -> u64 {
+        self.shared.state.lock().truncations
+    }
+
     /// All positions at one moment.
     pub fn positions(&self) -> Positions {
         let state = self.shared.state.lock();

@@ -38,6 +38,8 @@ pub enum Has {
 struct Source {
     has: Has,
     asked: BTreeMap<u64, BlockId>,
+    /// Blocks that it sent wrong.
+    wrong: BTreeSet<BlockId>,
     strikes: u32,
 }
 
@@ -74,7 +76,10 @@ impl BlockPlan {
 
     /// `source` gives what it `has` from now on.
     pub fn add_source(&mut self, source: SourceId, has: Has) {
-        self.sources.insert(source, Source { has, asked: BTreeMap::new(), strikes: 0 });
+        self.sources.insert(
+            source,
+            Source { has, asked: BTreeMap::new(), wrong: BTreeSet::new(), strikes: 0 },
+        );
     }
 
     /// `source` is gone: what it was asked for is wanted again.
@@ -93,19 +98,39 @@ impl BlockPlan {
             return None;
         }
         let is_last_resort = one.has == Has::All;
-        let given_elsewhere = |segment: usize| {
+        // Whether another one gives it, which did not send it wrong.
+        let given_elsewhere = |block: BlockId| {
             self.sources.iter().any(|(id, other)| {
-                *id != source && other.has != Has::All && other.is_usable() && other.gives(segment)
+                *id != source
+                    && (other.has != Has::All || one.wrong.contains(&block))
+                    && other.is_usable()
+                    && other.gives(block.0)
+                    && !other.wrong.contains(&block)
             })
         };
-        let mut segments = self.wanted.keys().copied();
-        let segment = segments.find(|segment| {
-            one.gives(*segment) && !(is_last_resort && given_elsewhere(*segment))
-        })?;
-        let blocks = self.wanted.get_mut(&segment)?;
-        let block = (segment, blocks.pop_first()?);
-        if blocks.is_empty() {
-            self.wanted.remove(&segment);
+        let is_for_it = |block: &BlockId| {
+            let is_left = is_last_resort || one.wrong.contains(block);
+            !(is_left && given_elsewhere(*block))
+        };
+        // A look at the segment spares one at each of its blocks.
+        let is_anothers = |segment: usize| {
+            is_last_resort
+                && self.sources.values().any(|other| {
+                    let is_sound = other.is_usable() && other.wrong.is_empty();
+                    other.has != Has::All && is_sound && other.gives(segment)
+                })
+        };
+        let given = self
+            .wanted
+            .iter()
+            .filter(|(segment, _)| one.gives(**segment) && !is_anothers(**segment));
+        let mut blocks =
+            given.flat_map(|(segment, blocks)| blocks.iter().map(|block| (*segment, *block)));
+        let block = blocks.find(is_for_it)?;
+        let left = self.wanted.get_mut(&block.0)?;
+        left.remove(&block.1);
+        if left.is_empty() {
+            self.wanted.remove(&block.0);
         }
         self.sources.get_mut(&source)?.asked.insert(request, block);
         Some(block)
@@ -121,6 +146,7 @@ impl BlockPlan {
         self.want(block);
         let Some(source) = self.sources.get_mut(&source) else { return true };
         source.strikes += 1;
+        source.wrong.insert(block);
         !source.is_usable()
     }
 
@@ -195,13 +221,27 @@ mod tests {
         plan.add_source(1, Has::Segments([0, 1, 2].into()));
         for strike in 1..=MAX_STRIKES {
             let request = u64::from(strike);
-            assert_eq!(plan.poll(1, request), Some((0, 0)));
-            assert_eq!(plan.poll(MASTER, 99), None, "another one has it");
+            assert_eq!(plan.poll(1, request), Some((0, strike - 1)), "not the same again");
             let block = plan.take(1, request).unwrap();
             assert_eq!(plan.strike(1, block), strike == MAX_STRIKES);
+            assert_eq!(plan.poll(MASTER, 90 + request), Some(block), "nobody else has it right");
+            plan.take(MASTER, 90 + request);
+            if strike < MAX_STRIKES {
+                assert_eq!(plan.poll(MASTER, 99), None, "another one has the rest");
+            }
         }
         assert_eq!(plan.poll(1, 10), None);
-        assert_eq!(plan.poll(MASTER, 11), Some((0, 0)));
+        assert_eq!(plan.poll(MASTER, 11), Some((0, 3)));
+    }
+
+    #[test]
+    fn who_alone_has_a_block_is_asked_for_it_again_though_it_came_wrong() {
+        let mut plan = plan(1);
+        for strike in 1..=MAX_STRIKES {
+            assert_eq!(plan.poll(MASTER, 1), Some((0, 0)));
+            let block = plan.take(MASTER, 1).unwrap();
+            assert_eq!(plan.strike(MASTER, block), strike == MAX_STRIKES);
+        }
     }
 
     #[test]

@@ -312,6 +312,20 @@ impl RestoreProvider {
         found.ok_or_else(|| RepError::protocol("", "an entry of the log", format!("entry {vlsn}")))
     }
 
+    /// A checkpoint of the state as it is, and the entry through which it goes: the one that was there
+    /// when it was taken.
+    fn new_checkpoint(&self) -> Result<OpenCheckpoint> {
+        loop {
+            let before = self.log.rewrites();
+            let opened = self.machine.open_checkpoint()?;
+            let fingerprint = self.fingerprint_at(opened.vlsn())?;
+            if self.log.rewrites() == before {
+                let id = self.log.env().entropy().max(1);
+                return Ok(OpenCheckpoint::new(id, opened, fingerprint));
+            }
+        }
+    }
+
     /// Refuses if this node is not master of `term`, or not any more.
     fn check_serving(&self, term: Term) -> Result<Serving> {
         let serving = self.host.serving()?;
@@ -499,9 +513,7 @@ impl Session<'_> {
         let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
             kept
         } else {
-            let opened = provider.machine.open_checkpoint()?;
-            let fingerprint = provider.fingerprint_at(opened.vlsn())?;
-            OpenCheckpoint::new(provider.log.env().entropy().max(1), opened, fingerprint)
+            provider.new_checkpoint()?
         };
         let answer = RestoreMsg::CheckpointOpened {
             request,

@@ -151,7 +151,11 @@ pub fn fetch(
 ) -> Result<Option<Progress>> {
     let fetched = Fetch::begin(env, node_dir, restoring, channel, host).and_then(Fetch::run);
     let why = match &fetched {
-        Err(RepError::Log(cause)) if cause.is_storage_full() => Some(Abandoned::NoSpace),
+        Err(RepError::Log(cause))
+            if cause.is_storage_full() || matches!(cause, LogError::ReadOnly { .. }) =>
+        {
+            Some(Abandoned::NoSpace)
+        }
         Err(RepError::Log(_) | RepError::BadEntry { .. }) => Some(Abandoned::Corrupt),
         Ok(None) => Some(Abandoned::Superseded),
         _ => None,
