@@ -46,6 +46,7 @@ use crate::driver::opening::{HousekeeperSlot, NodeContext, Opened, open_director
 use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
+use crate::restore::provider::KeptCheckpoints;
 use crate::restore::{Progress, Restored};
 use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
@@ -132,6 +133,8 @@ pub struct Life {
     /// Where others reach this node.
     pub(crate) address: String,
     pub(crate) around: Arc<dyn Surroundings>,
+    /// Checkpoints that nodes may return for.
+    pub(in crate::driver) kept_checkpoints: Arc<KeptCheckpoints>,
     slot: HousekeeperSlot,
     open_report: OpenReport,
     me: Peer,
@@ -257,6 +260,7 @@ impl Life {
             housekeeper,
             address,
             around,
+            kept_checkpoints: Arc::new(KeptCheckpoints::new(clock.clone())),
             slot,
             open_report: report,
             me,
@@ -358,9 +362,10 @@ impl Life {
         self.housekeeper.step(|now| self.expire(now))
     }
 
-    /// Gives up on commits whose time ran out; returns when the next one's does.
+    /// Gives up on what has run out of time, such as commits; returns when the next does.
     pub(crate) fn expire(&self, now: Now) -> Option<Now> {
-        self.mastership().and_then(|master| master.handle_timeout(now))
+        let next = self.mastership().and_then(|master| master.handle_timeout(now));
+        next.into_iter().chain(self.kept_checkpoints.expire()).min()
     }
 
     /// Has the state machine take a checkpoint; returns the VLSN through which the state is in it.

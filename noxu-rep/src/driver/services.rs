@@ -77,7 +77,7 @@ impl Life {
         let host = Giving { life: Arc::downgrade(self) };
         let machine = Arc::clone(self.applier.machine());
         let (name, log) = (self.config.name.clone(), self.log.clone());
-        RestoreProvider::new(name, log, machine, self.clock.clone(), Box::new(host))
+        RestoreProvider::new(name, log, machine, Arc::clone(&self.kept_checkpoints), Box::new(host))
     }
 
     /// Tells whoever asks over `channel` what this node is and what its log holds, until it is closed
@@ -156,6 +156,12 @@ impl ProviderHost for Giving {
             RepError::RestoreRefused { peer: node.to_string(), reason }
         };
         told.map_or(Ok(None), |told| told.map_err(refused))
+    }
+
+    fn expect_timeout(&self, due: Now) {
+        if let Some(life) = self.life.upgrade() {
+            life.housekeeper.arm(due);
+        }
     }
 
     fn handle_ended(&self, node: &Name, recovery: RecoveryId, how: RestoreEnd) {

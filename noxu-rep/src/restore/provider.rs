@@ -22,8 +22,8 @@ use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_log::{Anchor, GroupIdentity, Holder, HolderKind, Log, LogError, Pin};
 use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
 
-use self::checkpoints::{Checkpoints, OpenCheckpoint};
-use crate::clock::Clock;
+pub use self::checkpoints::KeptCheckpoints;
+use self::checkpoints::OpenCheckpoint;
 use crate::core::feeder::FeedLimit;
 use crate::core::recovery::{FailReason, Progress, RecoveryId};
 use crate::error::{RepError, Result};
@@ -87,6 +87,9 @@ pub trait ProviderHost: Send + Sync {
         Ok(None)
     }
 
+    /// [`KeptCheckpoints::expire`] is due then.
+    fn expect_timeout(&self, _due: Duration) {}
+
     /// It is over.
     fn handle_ended(&self, _node: &Name, _recovery: RecoveryId, _how: RestoreEnd) {}
 }
@@ -117,20 +120,20 @@ pub struct RestoreProvider {
     log: Log,
     machine: Arc<dyn StateMachine>,
     host: Box<dyn ProviderHost>,
-    checkpoints: Checkpoints,
+    checkpoints: Arc<KeptCheckpoints>,
     sessions: AtomicUsize,
 }
 
 impl RestoreProvider {
-    /// A provider for the log and state machine of the node named `node`.
+    /// A provider for the log and state machine of the node named `node`. Whoever made `checkpoints`
+    /// has them expire.
     pub fn new(
         node: Name,
         log: Log,
         machine: Arc<dyn StateMachine>,
-        clock: Clock,
+        checkpoints: Arc<KeptCheckpoints>,
         host: Box<dyn ProviderHost>,
     ) -> Self {
-        let checkpoints = Checkpoints::new(clock);
         Self { node, log, machine, host, checkpoints, sessions: AtomicUsize::new(0) }
     }
 
@@ -380,7 +383,8 @@ struct Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if let Some(checkpoint) = self.checkpoint.take() {
-            self.provider.checkpoints.keep(checkpoint);
+            let until = self.provider.checkpoints.keep(checkpoint);
+            self.provider.host.expect_timeout(until);
         }
     }
 }

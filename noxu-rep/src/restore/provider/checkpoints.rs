@@ -88,18 +88,19 @@ impl OpenCheckpoint {
 }
 
 /// Those of nodes that are away.
-pub(super) struct Checkpoints {
+pub struct KeptCheckpoints {
     clock: Clock,
     kept: Mutex<BTreeMap<u64, (Duration, OpenCheckpoint)>>,
 }
 
-impl Checkpoints {
-    pub(super) fn new(clock: Clock) -> Self {
+impl KeptCheckpoints {
+    /// None yet.
+    pub fn new(clock: Clock) -> Self {
         Self { clock, kept: Mutex::default() }
     }
 
-    /// Its node may return for it.
-    pub(super) fn keep(&self, checkpoint: OpenCheckpoint) {
+    /// Its node may return for it. Returns until when.
+    pub(super) fn keep(&self, checkpoint: OpenCheckpoint) -> Duration {
         let until = self.clock.now() + KEPT_FOR;
         let mut kept = self.kept.lock();
         if kept.len() >= MAX_KEPT
@@ -109,6 +110,7 @@ impl Checkpoints {
             kept.remove(&oldest);
         }
         kept.insert(checkpoint.id, (until, checkpoint));
+        until
     }
 
     /// The one of this number, for its node.
@@ -118,7 +120,7 @@ impl Checkpoints {
     }
 
     /// Gives up those for which nobody has come. Returns when the next one goes.
-    pub(super) fn expire(&self) -> Option<Duration> {
+    pub fn expire(&self) -> Option<Duration> {
         let now = self.clock.now();
         let mut kept = self.kept.lock();
         kept.retain(|_, (until, _)| *until > now);
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn a_checkpoint_is_kept_a_minute_for_its_node_and_no_other() {
         let (clock, hand) = Clock::manual();
-        let kept = Checkpoints::new(clock);
+        let kept = KeptCheckpoints::new(clock);
         kept.keep(opened(10).1);
         assert!(kept.take(8).is_none());
         hand.set(Duration::from_secs(59));

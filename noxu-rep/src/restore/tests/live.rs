@@ -9,7 +9,7 @@ use noxu_log::{LogConfig, RetentionConfig};
 use noxu_util::Vlsn;
 
 use super::super::manifest::{CHECKPOINT, LIVE};
-use super::super::provider::RestoreProvider;
+use super::super::provider::{KeptCheckpoints, RestoreProvider};
 use super::*;
 
 /// One session through `channel`.
@@ -398,7 +398,13 @@ fn p_a_slow_copy_with_live_writes_keeps_the_masters_log_short() {
     let host = slow.host();
     let machine = Arc::new(Slow(Arc::clone(&may_come)));
     let log = slow.log.clone();
-    let provider = Arc::new(RestoreProvider::new(name("n3"), log, machine, Clock::start(), host));
+    let provider = Arc::new(RestoreProvider::new(
+        name("n3"),
+        log,
+        machine,
+        Arc::new(KeptCheckpoints::new(Clock::start())),
+        host,
+    ));
     master.name_sources(&["n3"]);
     let reach = || {
         let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();

@@ -15,7 +15,7 @@ use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
 
 use super::super::install::install;
-use super::super::provider::{ProviderHost, RestoreProvider, Serving};
+use super::super::provider::{KeptCheckpoints, ProviderHost, RestoreProvider, Serving};
 use super::super::session::{RestoreHost, RestoreLimits, Restoring, fetch, is_pending};
 use super::super::*;
 use crate::clock::Clock;
@@ -235,7 +235,13 @@ impl Master {
         let host = Box::new(ToldHost(Arc::clone(&told)));
         let state = Arc::clone(&machine);
         let clock = Clock::start();
-        let provider = RestoreProvider::new(name(node), log.clone(), state, clock, host);
+        let provider = RestoreProvider::new(
+            name(node),
+            log.clone(),
+            state,
+            Arc::new(KeptCheckpoints::new(clock)),
+            host,
+        );
         Self { provider: Arc::new(provider), log, machine, told }
     }
 
