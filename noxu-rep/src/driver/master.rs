@@ -14,7 +14,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use noxu_log::{Log, NewEntry, Pin};
-use noxu_util::{Fingerprint, Incarnation, Name, Term, Vlsn};
+use noxu_util::{Fingerprint, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock::Clock;
@@ -604,7 +604,14 @@ impl Master {
                 durable: core.acked().durable,
             })
         });
-        streaming.collect()
+        // A long restore must not cost the mastership that it comes from.
+        let restoring = self.recovering.restoring().into_iter();
+        let restoring = restoring.map(|(name, incarnation, heard)| Contact {
+            peer: Peer { name, incarnation },
+            heard,
+            durable: NULL_VLSN,
+        });
+        streaming.chain(restoring).collect()
     }
 
     /// Cuts all streams.

@@ -52,6 +52,8 @@ struct Known {
     cut: Option<Vlsn>,
     /// It has been accepted and has not ended.
     runs: bool,
+    /// When its restore was last heard, while it runs.
+    restore_heard: Option<Now>,
     /// The last session that was cancelled.
     cancelled: Option<RecoveryId>,
     /// When its acknowledgements were told last.
@@ -100,6 +102,7 @@ impl Recovering {
         let known = inner.replicas.entry(name.clone()).or_default();
         let older = known.link.replace(link);
         (known.incarnation, known.nonce, known.runs) = (incarnation, None, false);
+        known.restore_heard = None;
         if let Some(older) = older {
             // A node is in one conversation at a time: whatever it was doing is over.
             errands.extend(inner.post(&Event::PeerGone { name: name.clone(), link: older }));
@@ -150,6 +153,8 @@ impl Recovering {
         let mut errands = inner.tick(now);
         let known = inner.replicas.entry(name.clone()).or_default();
         known.runs = known.session.is_some_and(|known| known.id == session);
+        let rebuilds = known.session.is_some_and(|known| is_rebuild(known.kind));
+        known.restore_heard = (known.runs && rebuilds).then_some(now);
         errands.extend(self.tell(&mut inner, name, session, SessionEvent::Accepted));
         let durable = inner.replicas.get(name).map(|known| known.durable).unwrap_or_default();
         errands.extend(self.complete(&mut inner, name, session, durable));
@@ -204,6 +209,11 @@ impl Recovering {
     ) -> Result<Option<Vlsn>, Cancelled> {
         let mut inner = self.inner.lock();
         inner.tick(now);
+        if let Some(known) = inner.replicas.get_mut(name)
+            && known.session.is_some_and(|known| known.id == session)
+        {
+            known.restore_heard = known.restore_heard.map(|_| now);
+        }
         inner.post(&Event::Bounds(bounds));
         self.tell(&mut inner, name, session, SessionEvent::Progress(progress));
         let Some(known) = inner.replicas.get(name) else { return Ok(None) };
@@ -264,6 +274,16 @@ impl Recovering {
             inner.post(&Event::PinDropped { name: name.clone(), session });
         }
         inner.post(&Event::PeerGone { name: name.clone(), link });
+    }
+
+    /// Those whose restore runs, and when each was last heard: they follow this master, though it feeds
+    /// them no stream.
+    pub(crate) fn restoring(&self) -> Vec<(Name, Incarnation, Now)> {
+        let inner = self.inner.lock();
+        let heard = |(name, known): (&Name, &Known)| {
+            Some((name.clone(), known.incarnation, known.restore_heard?))
+        };
+        inner.replicas.iter().filter_map(heard).collect()
     }
 
     /// Time passed.
@@ -328,6 +348,7 @@ impl Inner {
         let Some(known) = self.replicas.get_mut(name) else { return };
         if known.session.is_some_and(|known| known.id == session) {
             known.runs = false;
+            known.restore_heard = None;
             if let Some(link) = known.link {
                 self.post(&Event::PeerGone { name: name.clone(), link });
             }

@@ -45,6 +45,7 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (1_502_607, "a voter that restored did not count as heard, and its master stepped down"),
         (
             1_100_151,
             "a node was offered the same checkpoint again, which its log no longer reached",
