@@ -10,8 +10,9 @@ use noxu_util::Name;
 use crate::core::feeder::StreamTiming;
 use crate::core::node::ElectionTiming;
 use crate::driver::master::MasterLimits;
-use crate::restore::session::RestoreLimits;
+use crate::restore::session::{RestoreLimits, default_methods};
 use crate::status::{RollbackReport, StateChange};
+use crate::sync::method::StateSync;
 use crate::wire::handshake::NodeKind;
 
 /// Which group a node belongs to.
@@ -86,6 +87,9 @@ pub struct NodeConfig {
     pub absence_grace: Duration,
     /// How much of what a network restore takes.
     pub restore: RestoreLimits,
+    /// By which methods this node gives its state to one that restores, and takes one if it restores
+    /// itself, those it prefers first. Default [`default_methods`].
+    pub sync: Vec<Arc<dyn StateSync>>,
     /// The log.
     pub log: LogConfig,
     /// Called after each rollback, by a thread of the node.
@@ -113,6 +117,7 @@ impl NodeConfig {
             shutdown_grace: Duration::from_secs(1),
             absence_grace: Duration::from_hours(24),
             restore: RestoreLimits::default(),
+            sync: default_methods(),
             log: LogConfig::default(),
             on_rollback: None,
             on_state: None,

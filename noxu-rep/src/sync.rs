@@ -3,6 +3,9 @@
 //! An engine reports its own failures as [`RepError::state_machine`](crate::RepError::state_machine);
 //! the node then stops loudly, because it can no longer say what its state is.
 
+pub mod method;
+pub mod stream;
+
 use noxu_log::{EntryRun, Log};
 use noxu_util::{NULL_VLSN, Vlsn};
 

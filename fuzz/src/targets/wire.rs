@@ -19,7 +19,9 @@ use noxu_rep::wire::handshake::{
 use noxu_rep::wire::message::{Ack, Dtvlsn, Era, Farewell, Head, Leaving, Position, StreamMessage};
 use noxu_rep::wire::probe::{self, ProbeAnswer};
 use noxu_rep::wire::recovery::{RecoveryMsg, Verdict as RecoveryVerdict};
-use noxu_rep::wire::restore::{Abandoned, ManifestHead, Refused, RestoreMsg, SegmentOffer};
+use noxu_rep::wire::restore::{
+    Abandoned, ManifestHead, MethodId, Refused, RestoreMsg, SegmentOffer,
+};
 use noxu_rep::wire::syncup::{SyncupMsg, Verdict};
 use noxu_util::{Fingerprint, GroupId, Incarnation, Lsn, Name, Term, Vlsn};
 
@@ -240,6 +242,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
         },
         provider: name("n1"),
         term: Term::new(3),
+        method: name("segments"),
         anchor: anchor.clone(),
         group_config: b"config".to_vec().into(),
         base: Anchor { vlsn: Vlsn::new(65), next_lsn: Lsn::new(4, 64), ..anchor },
@@ -251,6 +254,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
     let offer =
         SegmentOffer { number: 3, bytes: 300 << 10, digest: [1; 32], blocks: vec![[2; 32]; 2] };
     let bytes: Cow<'static, [u8]> = b"bytes".into();
+    let method = MethodId { name: name("segments"), signature: 1 };
     let messages = [
         RestoreMsg::Open {
             session: 1,
@@ -258,17 +262,18 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             group: Some(GroupId::from_bytes([3; 16])),
             node: name("n1"),
             kind: NodeKind::Electable,
+            methods: vec![method.clone(), method.clone()],
         },
         RestoreMsg::Manifest(Box::new(head.clone())),
         RestoreMsg::Manifest(Box::new(ManifestHead { sources: Vec::new(), ..head })),
         RestoreMsg::Segment(offer),
         RestoreMsg::BlockRequest { request: 1, segment: 3, block: 1 },
         RestoreMsg::Block { request: 1, bytes: bytes.clone() },
-        RestoreMsg::CheckpointRequest { request: 2, offset: 9, bytes: 7, durable: 8 },
-        RestoreMsg::CheckpointChunk {
+        RestoreMsg::StateRequest { request: 2, question: bytes.clone() },
+        RestoreMsg::StateAnswer {
             request: 2,
-            offset: 9,
-            last: true,
+            vlsn,
+            fingerprint: Fingerprint::from_u64(9),
             digest: [4; 32],
             bytes: bytes.clone(),
         },
@@ -280,17 +285,23 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             needed: Vlsn::new(61),
             progress: Progress { base_bytes: 9, base_done: true, durable: vlsn },
         },
-        RestoreMsg::LiveRun { request: 3, more: false, last: vlsn, cut: vlsn, bytes },
-        RestoreMsg::Attach { group: GroupId::from_bytes([3; 16]), node: name("n1") },
-        RestoreMsg::Holdings { segments: vec![(3, [1; 32]), (4, [2; 32])] },
+        RestoreMsg::LiveRun {
+            request: 3,
+            more: false,
+            last: vlsn,
+            cut: vlsn,
+            bytes: bytes.clone(),
+        },
+        RestoreMsg::Attach { group: GroupId::from_bytes([3; 16]), node: name("n1"), method },
+        RestoreMsg::Holdings { state: true, segments: vec![(3, [1; 32]), (4, [2; 32])] },
         RestoreMsg::Doubt { segment: 3, block: 1 },
-        RestoreMsg::CheckpointOpen { request: 4, id: 0 },
-        RestoreMsg::CheckpointOpened {
+        RestoreMsg::StateOpen { request: 4, id: 0 },
+        RestoreMsg::StateOpened {
             request: 4,
             id: 7,
             vlsn,
             fingerprint: Fingerprint::from_u64(2),
-            offset: 0,
+            head: bytes,
         },
         RestoreMsg::Refusal { request: 5, why: Refused::Parted },
         RestoreMsg::Failure { reason: "gone".into() },

@@ -292,6 +292,26 @@ impl Log {
         self.shared.drop_ordered(vlsn, Some(&mut once))
     }
 
+    /// The anchor that the log would have if it began right behind sealed segment `segment`; nothing is
+    /// dropped.
+    ///
+    /// # Errors
+    /// `NotSealed`; `Corrupt`, `Io`, `Closed`.
+    pub fn anchor_behind(&self, segment: u32) -> Result<Anchor> {
+        let shared = &*self.shared;
+        let sealed = shared.sealed(segment).ok_or(LogError::NotSealed { segment })?;
+        let found = self.header(sealed.last.vlsn)?;
+        let (header, lsn) = found.ok_or(LogError::NotSealed { segment })?;
+        Ok(Anchor {
+            vlsn: header.vlsn,
+            lsn,
+            term: header.term,
+            fingerprint: header.fingerprint,
+            next_lsn: Lsn::new(segment + 1, SEGMENT_HEADER_BYTES),
+            group_config: shared.group_config_behind(segment)?,
+        })
+    }
+
     /// How long the log is and who keeps it so. Reads nothing from disk unless something is damaged.
     pub fn retention(&self) -> Retention {
         let shared = &*self.shared;

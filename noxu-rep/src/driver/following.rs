@@ -344,6 +344,7 @@ impl Life {
         restoring.kind = self.config.kind;
         restoring.log = self.log.config().clone();
         restoring.limits = self.config.restore;
+        restoring.methods.clone_from(&self.config.sync);
         restoring.recovery = from.recovery;
         let (permitted, shown) = (AtomicBool::new(false), Mutex::default());
         let host = Restorer { life: self, from, permitted, shown };

@@ -46,11 +46,12 @@ use crate::driver::opening::{HousekeeperSlot, NodeContext, Opened, open_director
 use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
-use crate::restore::provider::KeptCheckpoints;
+use crate::restore::provider::StateOffers;
 use crate::restore::{Progress, Restored};
 use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
+use crate::sync::method::SyncNode;
 use crate::wire::election::link::{Introduction, LINK_VERSIONS};
 use crate::wire::election::{ElectionMsg, MAX_REPAIR_BYTES, NodeRole, Peer};
 use crate::wire::handshake::{Capabilities, RejectReason};
@@ -133,8 +134,8 @@ pub struct Life {
     /// Where others reach this node.
     pub(crate) address: String,
     pub(crate) around: Arc<dyn Surroundings>,
-    /// Checkpoints that nodes may return for.
-    pub(in crate::driver) kept_checkpoints: Arc<KeptCheckpoints>,
+    /// The state, as it is given to nodes that restore.
+    pub(in crate::driver) offers: Arc<StateOffers>,
     slot: HousekeeperSlot,
     open_report: OpenReport,
     me: Peer,
@@ -237,6 +238,8 @@ impl Life {
         } else {
             housekeeper.dtvlsn().min(positions.last)
         };
+        let giving = SyncNode { env: Arc::clone(&env), machine: Arc::clone(&machine) };
+        let offers = StateOffers::new(clock.clone(), &config.sync, &giving);
         let applier = Arc::new(Applier::new(log.clone(), machine, limit));
         let membership = membership(&log)?;
         let ballot = log.control().ballot();
@@ -260,7 +263,7 @@ impl Life {
             housekeeper,
             address,
             around,
-            kept_checkpoints: Arc::new(KeptCheckpoints::new(clock.clone())),
+            offers: Arc::new(offers),
             slot,
             open_report: report,
             me,
@@ -365,7 +368,7 @@ impl Life {
     /// Gives up on what has run out of time, such as commits; returns when the next does.
     pub(crate) fn expire(&self, now: Now) -> Option<Now> {
         let next = self.mastership().and_then(|master| master.handle_timeout(now));
-        next.into_iter().chain(self.kept_checkpoints.expire()).min()
+        next.into_iter().chain(self.offers.expire()).min()
     }
 
     /// Has the state machine take a checkpoint; returns the VLSN through which the state is in it.

@@ -108,7 +108,8 @@ pub(crate) fn open_directory(
     if is_committed(&*env, &config.dir)? {
         let opened = open.take().map(|open| open(&context)).transpose()?;
         if let Some(machine) = &opened {
-            let restored = install::install(&env, &config.dir, &config.log, &**machine, &clock)?;
+            let restored =
+                install::install(&env, &config.dir, &config.log, &config.sync, &**machine, &clock)?;
             tracing::info!(node = %config.name, ?restored, "finished a restore");
         }
         machine = opened;

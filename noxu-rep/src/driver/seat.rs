@@ -85,7 +85,8 @@ impl Seat {
         let life = &old.life;
         let machine = Arc::clone(life.applier.machine());
         let (config, clock) = (life.config.clone(), life.clock.clone());
-        let restored = install::install(&self.env, &config.dir, &config.log, &*machine, &clock)?;
+        let restored =
+            install::install(&self.env, &config.dir, &config.log, &config.sync, &*machine, &clock)?;
         tracing::info!(node = %config.name, ?restored, "restored");
         let (log, report) = open_log(&self.env, &config)?;
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));

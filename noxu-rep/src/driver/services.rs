@@ -75,9 +75,8 @@ impl Life {
     /// What gives restoring nodes the log and the state of this one.
     pub fn restore_provider(self: &Arc<Self>) -> RestoreProvider {
         let host = Giving { life: Arc::downgrade(self) };
-        let machine = Arc::clone(self.applier.machine());
         let (name, log) = (self.config.name.clone(), self.log.clone());
-        RestoreProvider::new(name, log, machine, Arc::clone(&self.kept_checkpoints), Box::new(host))
+        RestoreProvider::new(name, log, Arc::clone(&self.offers), Box::new(host))
     }
 
     /// Tells whoever asks over `channel` what this node is and what its log holds, until it is closed

@@ -4,27 +4,27 @@
 //! 1. `COMMIT` is durable, and so is everything it speaks of; from here on the restore only goes
 //!    forward.
 //! 2. The log is replaced ([`noxu_log::install`]); from its first step on nobody else can open it.
-//! 3. The state machine takes the checkpoint, or forgets everything where there is none.
-//! 4. The log is opened, as far as it is committed, to see that it is whole; then anybody may open it
-//!    again.
+//! 3. The log is opened, as far as it is committed, to see that it is whole.
+//! 4. The method replaces the state by what came, or the state machine forgets everything where the log
+//!    begins with the first entry; then anybody may open the log again.
 //! 5. `MARKER` is removed, durably. A crash before repeats from 2, where the files that were moved
 //!    are in place; one after it finds garbage in `restore/` and removes it.
 
-use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use noxu_log::env::{Env, EnvFile, OpenMode};
+use noxu_log::env::Env;
 use noxu_log::install::{Install, StagedTail, finish_install};
 use noxu_log::{Log, LogConfig, LogError, LostNote};
 use noxu_util::NULL_VLSN;
 
-use super::manifest::{CHECKPOINT, COMMIT, Commit, LIVE, MARKER, Manifest, Marker};
+use super::manifest::{COMMIT, Commit, LIVE, MARKER, Manifest, Marker, STATE};
 use super::session::{is_committed, is_pending};
 use super::{Restored, restore_dir};
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{RepError, Result};
 use crate::sync::StateMachine;
+use crate::sync::method::{StateSync, SyncOrder};
 
 /// What a node finds of a restore when it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +45,13 @@ pub fn recover(
     env: &Arc<dyn Env>,
     node_dir: &Path,
     config: &LogConfig,
+    methods: &[Arc<dyn StateSync>],
     machine: &dyn StateMachine,
     clock: &Clock,
 ) -> Result<Recovered> {
     if is_committed(&**env, node_dir)? {
-        return install(env, node_dir, config, machine, clock).map(Recovered::Installed);
+        let restored = install(env, node_dir, config, methods, machine, clock)?;
+        return Ok(Recovered::Installed(restored));
     }
     if is_pending(&**env, node_dir)? {
         return Ok(Recovered::Begun);
@@ -65,11 +67,13 @@ pub fn recover(
 /// dropped.
 ///
 /// # Errors
-/// `Log`, with `Locked` if the old log is open; `StateMachine`.
+/// `Log`, with `Locked` if the old log is open; `StateMachine`; `BadConfig` if the method by which the
+/// state came is not among `methods`.
 pub fn install(
     env: &Arc<dyn Env>,
     node_dir: &Path,
     config: &LogConfig,
+    methods: &[Arc<dyn StateSync>],
     machine: &dyn StateMachine,
     clock: &Clock,
 ) -> Result<Restored> {
@@ -109,27 +113,22 @@ pub fn install(
     };
     let lost = replacement.run(env, node_dir, &dir)?;
 
-    if let Some(checkpoint) = commit.checkpoint {
-        let path = dir.join(CHECKPOINT);
-        let file = env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
-        let mut source = Verified {
-            file,
-            at: 0,
-            len: checkpoint.bytes,
-            hasher: blake3::Hasher::new(),
-            expected: checkpoint.digest,
-        };
-        machine.install_checkpoint(checkpoint.vlsn, &mut source)?;
-        // What the machine left unread is verified too.
-        io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
-    } else {
-        machine.clear()?;
-    }
-
     let (log, _) = Log::open_installed(Arc::clone(env), node_dir, config.clone())?;
     let end = log.positions().chain();
     if end != commit.last || !log.faulty().is_empty() {
         return Err(missing("whole log").into());
+    }
+    if let Some(state) = &commit.state {
+        let method = methods.iter().find(|method| method.name() == state.method);
+        let method = method.ok_or_else(|| RepError::BadConfig {
+            field: "sync",
+            found: "other methods".to_owned(),
+            expected: format!("{}, by which a restore was committed", state.method),
+        })?;
+        let order = SyncOrder { env: Arc::clone(env), dir: dir.join(STATE) };
+        method.install(&order, &state.sealed, machine, &log)?;
+    } else {
+        machine.clear()?;
     }
     log.close()?;
     drop(log);
@@ -141,39 +140,8 @@ pub fn install(
     Ok(Restored {
         anchor: head.anchor.vlsn,
         last: end.vlsn,
-        checkpoint: commit.checkpoint.map_or(NULL_VLSN, |checkpoint| checkpoint.vlsn),
+        checkpoint: commit.state.map_or(NULL_VLSN, |state| state.through),
         segments: head.segments,
         lost,
     })
-}
-
-/// Reads a file and fails at its end if its digest is not the expected one.
-struct Verified {
-    file: Arc<dyn EnvFile>,
-    at: u64,
-    len: u64,
-    hasher: blake3::Hasher,
-    expected: [u8; 32],
-}
-
-impl Read for Verified {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let wanted = (self.len - self.at).min(buf.len() as u64) as usize;
-        if wanted == 0 {
-            if self.at == self.len && self.hasher.finalize() != self.expected && !buf.is_empty() {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the checkpoint's bytes have another digest than those that came",
-                ));
-            }
-            return Ok(0);
-        }
-        let read = self.file.read_at(&mut buf[..wanted], self.at)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.hasher.update(&buf[..read]);
-        self.at += read as u64;
-        Ok(read)
-    }
 }

@@ -1,6 +1,7 @@
-//! Manifest, MARKER, COMMIT and what is had of a checkpoint: the small files of a restore.
+//! Manifest, MARKER, COMMIT and what is had of the state: the small files of a restore.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use noxu_log::env::{Env, read_whole, write_whole};
@@ -11,14 +12,16 @@ use noxu_util::{Fingerprint, Lsn, Name, Term, Vlsn};
 
 use crate::core::recovery::RecoveryId;
 use crate::error::{RepError, Result};
+use crate::sync::method::StateSync;
 use crate::wire::restore::{ManifestHead, SegmentOffer};
 
 pub(super) const MARKER: &str = "MARKER";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const BITMAP: &str = "bitmap";
-pub(super) const CHECKPOINT: &str = "checkpoint";
+/// The directory of the method by which the state comes.
+pub(super) const STATE: &str = "state";
 pub(super) const LIVE: &str = "live";
-const CHECKPOINT_PART: &str = "checkpoint.part";
+const SAVED: &str = "state.saved";
 pub(super) const COMMIT: &str = "COMMIT";
 
 /// What is to be fetched.
@@ -53,11 +56,11 @@ impl Manifest {
         for segment in &self.segments {
             segment.put(&mut out);
         }
-        save(env, &dir.join(MANIFEST), *b"NXM2", &out)
+        save(env, &dir.join(MANIFEST), *b"NXM3", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(MANIFEST), *b"NXM2", |r| {
+        load(env, &dir.join(MANIFEST), *b"NXM3", |r| {
             let head = ManifestHead::read(r)?;
             let mut segments = Vec::new();
             for _ in 0..head.segments {
@@ -90,74 +93,52 @@ impl Marker {
     }
 }
 
-/// A checkpoint, and how much of it is durable here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CheckpointPart {
-    /// Who gives it.
-    pub(super) source: Name,
-    /// Its number there.
-    pub(super) id: u64,
-    /// Everything through it is in it.
-    pub(super) vlsn: Vlsn,
-    /// The fingerprint of that entry.
-    pub(super) fingerprint: Fingerprint,
-    /// Bytes from its front on.
-    pub(super) durable: u64,
-    /// BLAKE3 of these.
-    pub(super) digest: [u8; 32],
+/// What a session of a method keeps for the next one.
+#[derive(Debug)]
+pub(super) struct Saved {
+    env: Arc<dyn Env>,
+    dir: PathBuf,
+    method: Name,
+    signature: u64,
 }
 
-impl CheckpointPart {
-    /// Whether `opened` is the same, so that what is had of this one is its front.
-    pub(super) fn continues(&self, opened: &Self) -> bool {
-        (self.id, &self.source) == (opened.id, &opened.source)
+impl Saved {
+    pub(super) fn new(env: Arc<dyn Env>, dir: &Path, method: &dyn StateSync) -> Self {
+        let (method, signature) = (method.name(), method.signature());
+        Self { env, dir: dir.to_owned(), method, signature }
     }
 
-    pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
+    /// Replaces what was kept; durable on return.
+    pub(super) fn save(&self, bytes: &[u8]) -> Result<()> {
         let mut out = Vec::new();
-        out.put_text(self.source.as_str());
-        out.put_u64(self.id);
-        out.put_vlsn(self.vlsn);
-        out.put_u64(self.fingerprint.as_u64());
-        out.put_u64(self.durable);
-        out.put_bytes(&self.digest);
-        save(env, &dir.join(CHECKPOINT_PART), *b"NXC3", &out)
+        out.put_text(self.method.as_str());
+        out.put_u64(self.signature);
+        out.put_bytes(bytes);
+        save(&*self.env, &self.dir.join(SAVED), *b"NXS1", &out)
     }
 
-    pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(CHECKPOINT_PART), *b"NXC3", |r| {
-            Ok(Self {
-                source: r.name("source")?,
-                id: r.u64("checkpoint")?,
-                vlsn: r.vlsn("checkpoint VLSN")?,
-                fingerprint: Fingerprint::from_u64(r.u64("checkpoint fingerprint")?),
-                durable: r.u64("checkpoint bytes")?,
-                digest: r.array("checkpoint digest")?,
-            })
-        })
-    }
-
-    /// Nothing of it counts any more.
-    pub(super) fn remove(env: &dyn Env, dir: &Path) -> Result<()> {
-        let path = dir.join(CHECKPOINT_PART);
-        match env.remove(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(LogError::io("remove", &path, e).into())
-            }
-            _ => Ok(env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?),
-        }
+    /// What is kept of the same method in the same form. It is a hint: damaged, there is none.
+    pub(super) fn load(&self) -> Result<Option<Vec<u8>>> {
+        let loaded = load(&*self.env, &self.dir.join(SAVED), *b"NXS1", |r| {
+            let of = (r.name("method")?, r.u64("signature")?);
+            let bytes = r.bytes("saved", r.remaining())?;
+            Ok((of, bytes.to_vec()))
+        });
+        let ours = |((name, signature), bytes): ((Name, u64), Vec<u8>)| {
+            (name == self.method && signature == self.signature).then_some(bytes)
+        };
+        Ok(hint(loaded)?.and_then(ours))
     }
 }
 
-/// A whole checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct CommittedCheckpoint {
-    /// Everything through it is in it.
-    pub(super) vlsn: Vlsn,
-    /// Its length.
-    pub(super) bytes: u64,
-    /// BLAKE3 of its bytes.
-    pub(super) digest: [u8; 32],
+/// The whole state, as its method knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CommittedState {
+    pub(super) method: Name,
+    /// All of it is right once the log is applied through it.
+    pub(super) through: Vlsn,
+    /// What the method needs to know to install it.
+    pub(super) sealed: Vec<u8>,
 }
 
 /// Everything is fetched, verified and synced: what there is besides the manifest.
@@ -174,7 +155,7 @@ pub(super) struct Commit {
     /// The configuration of the group at the end.
     pub(super) group_config: Bytes,
     /// `None` if the log is whole and the state begins with it.
-    pub(super) checkpoint: Option<CommittedCheckpoint>,
+    pub(super) state: Option<CommittedState>,
 }
 
 impl Commit {
@@ -188,32 +169,32 @@ impl Commit {
             out.put_u64(lsn.as_u64());
         }
         out.put_short_bytes(&self.group_config);
-        out.put_bool(self.checkpoint.is_some());
-        if let Some(checkpoint) = &self.checkpoint {
-            out.put_vlsn(checkpoint.vlsn);
-            out.put_u64(checkpoint.bytes);
-            out.put_bytes(&checkpoint.digest);
+        out.put_bool(self.state.is_some());
+        if let Some(state) = &self.state {
+            out.put_text(state.method.as_str());
+            out.put_vlsn(state.through);
+            out.put_u32(state.sealed.len() as u32);
+            out.put_bytes(&state.sealed);
         }
-        save(env, &dir.join(COMMIT), *b"NXC2", &out)
+        save(env, &dir.join(COMMIT), *b"NXC4", &out)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
-        load(env, &dir.join(COMMIT), *b"NXC2", |r| {
+        load(env, &dir.join(COMMIT), *b"NXC4", |r| {
             let session = r.u64("session")?;
             let (base, base_lsn) = read_end(r)?;
             let (last, last_lsn) = read_end(r)?;
             let most = noxu_log::MAX_GROUP_CONFIG_BYTES;
             let group_config = Bytes::copy_from_slice(r.short_bytes("configuration", most)?);
-            let checkpoint = if r.bool("checkpoint")? {
-                Some(CommittedCheckpoint {
-                    vlsn: r.vlsn("checkpoint VLSN")?,
-                    bytes: r.u64("checkpoint bytes")?,
-                    digest: r.array("checkpoint digest")?,
-                })
+            let state = if r.bool("state")? {
+                let (method, through) = (r.name("method")?, r.vlsn("state VLSN")?);
+                let len = r.u32("sealed")? as usize;
+                let sealed = r.bytes("sealed", len)?.to_vec();
+                Some(CommittedState { method, through, sealed })
             } else {
                 None
             };
-            Ok(Self { session, base, base_lsn, last, last_lsn, group_config, checkpoint })
+            Ok(Self { session, base, base_lsn, last, last_lsn, group_config, state })
         })
     }
 }

@@ -1,5 +1,5 @@
 //! Network restore: replaces the log and the state of a node that has no matchpoint with its
-//! master, from the master's sealed segments, a checkpoint, and the entries after them.
+//! master, from sealed segments, the state of a node, and the entries after them.
 //!
 //! # How to call it
 //! On every node with a log, register a [`provider::RestoreProvider`] for
@@ -16,8 +16,8 @@
 //!
 //! # What is fetched
 //! *Base*: the master's sealed segments, which are the same on every node, in blocks with digests, from
-//! any node that has them; and, if the front of the master's log is gone, a checkpoint of the state. *Live*:
-//! the entries behind the segments, from the master, into a log of their own, as they are written. The
+//! any node that has them; and, if the front of the log is gone, the state, by a method
+//! ([`crate::sync::method`]). *Live*: the entries behind the segments, from the master, into a log of their own, as they are written. The
 //! master's log is pinned at what is not durable here yet, so that a slow checkpoint holds none of it.
 //!
 //! # Disk order
@@ -34,7 +34,6 @@ pub mod install;
 mod manifest;
 pub mod provider;
 pub mod session;
-mod snapshot;
 mod staged;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
-//! RestoreProvider: what a node gives to one that restores: its sealed segments, a checkpoint of its
-//! state, and, as master, the manifest and the entries after the segments.
+//! RestoreProvider: what a node gives to one that restores: its sealed segments, its state, and, as master, the manifest and the entries after the segments.
 //!
 //! # Invariants
 //! - What a master offered stays in its log until the restoring node has said that it is durable there,
@@ -7,11 +6,11 @@
 //! - A question is answered from what was offered or not at all.
 //! - A node without a vote is given nothing that is not durable on a quorum.
 //!
-//! # Not here: what only a master gives (provider/as_master.rs); what becomes of a checkpoint whose
-//! connection broke (provider/checkpoints.rs).
+//! # Not here: what only a master gives (provider/as_master.rs); what becomes of an offer of the
+//! state whose connection broke (provider/offers.rs).
 
 mod as_master;
-mod checkpoints;
+mod offers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,15 +23,15 @@ use noxu_log::{GroupIdentity, Log, LogError};
 use noxu_util::{Fingerprint, GroupId, Name, Term, Vlsn};
 
 use self::as_master::AsMaster;
-pub use self::checkpoints::KeptCheckpoints;
-use self::checkpoints::OpenCheckpoint;
+use self::offers::OpenOffer;
+pub use self::offers::StateOffers;
 use crate::core::recovery::{FailReason, Progress, RecoveryId};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
-use crate::sync::StateMachine;
+use crate::sync::method::{MAX_ANSWER_BYTES, Proof};
 use crate::wire::handshake::{NodeKind, RejectReason};
-use crate::wire::restore::{Abandoned, BLOCK_BYTES, MAX_PIECE_BYTES, Refused, RestoreMsg};
+use crate::wire::restore::{Abandoned, BLOCK_BYTES, MethodId, Refused, RestoreMsg};
 
 // The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
 const _: () = assert!(
@@ -76,7 +75,7 @@ pub trait ProviderHost: Send + Sync {
         Ok(None)
     }
 
-    /// [`KeptCheckpoints::expire`] is due then.
+    /// [`StateOffers::expire`] is due then.
     fn expect_timeout(&self, _due: Duration) {}
 
     /// It is over.
@@ -107,23 +106,21 @@ pub struct Serving {
 pub struct RestoreProvider {
     node: Name,
     log: Log,
-    machine: Arc<dyn StateMachine>,
+    offers: Arc<StateOffers>,
     host: Box<dyn ProviderHost>,
-    checkpoints: Arc<KeptCheckpoints>,
     sessions: AtomicUsize,
 }
 
 impl RestoreProvider {
-    /// A provider for the log and state machine of the node named `node`. Whoever made `checkpoints`
-    /// has them expire.
+    /// A provider for the log and the state of the node named `node`. Whoever made `offers` has them
+    /// expire.
     pub fn new(
         node: Name,
         log: Log,
-        machine: Arc<dyn StateMachine>,
-        checkpoints: Arc<KeptCheckpoints>,
+        offers: Arc<StateOffers>,
         host: Box<dyn ProviderHost>,
     ) -> Self {
-        Self { node, log, machine, host, checkpoints, sessions: AtomicUsize::new(0) }
+        Self { node, log, offers, host, sessions: AtomicUsize::new(0) }
     }
 
     /// Serves one connection to its end.
@@ -147,11 +144,13 @@ impl RestoreProvider {
     fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
         let mut frame = Vec::new();
         let mut session = match receive(channel, &mut frame)? {
-            RestoreMsg::Open { recovery, group, node, kind, .. } => {
-                let who = (&node, RecoveryId(recovery));
-                return self.serve_master(channel, group, who, kind);
+            RestoreMsg::Open { recovery, group, node, kind, methods, .. } => {
+                let who = Taker { node, recovery: RecoveryId(recovery), kind, methods };
+                return self.serve_master(channel, group, who);
             }
-            RestoreMsg::Attach { group, node } => self.attach(channel, group, &node)?,
+            RestoreMsg::Attach { group, node, method } => {
+                self.attach(channel, group, &node, &method)?
+            }
             other => return Err(RepError::protocol("", "Open or Attach", other.name())),
         };
         session.answer_all(channel).map(drop)
@@ -162,11 +161,11 @@ impl RestoreProvider {
         &self,
         channel: &dyn Channel,
         group: Option<GroupId>,
-        (node, recovery): (&Name, RecoveryId),
-        kind: NodeKind,
+        who: Taker,
     ) -> Result<()> {
-        let ended = self.open(channel, group, (node, recovery), kind).and_then(|mut session| {
-            self.host.handle_begun(node, recovery);
+        let (node, recovery) = (who.node.clone(), who.recovery);
+        let ended = self.open(channel, group, who).and_then(|mut session| {
+            self.host.handle_begun(&node, recovery);
             session.answer_all(channel)
         });
         let how = match &ended {
@@ -176,19 +175,27 @@ impl RestoreProvider {
             }
             Err(_) => RestoreEnd::BrokenOff,
         };
-        self.host.handle_ended(node, recovery, how);
+        self.host.handle_ended(&node, recovery, how);
         ended.map(drop)
     }
 
     /// A session with a node that restores what another one named.
-    fn attach(&self, channel: &dyn Channel, theirs: GroupId, node: &Name) -> Result<Session<'_>> {
+    fn attach(
+        &self,
+        channel: &dyn Channel,
+        theirs: GroupId,
+        node: &Name,
+        method: &MethodId,
+    ) -> Result<Session<'_>> {
         self.group(Some(theirs))?;
         let sealed = self.log.sealed_segments();
         tracing::info!(%node, segments = sealed.len(), "gives to a restore");
+        let method = self.offers.find(method);
         let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
-        send(channel, &RestoreMsg::Holdings { segments: segments.collect() })?;
+        let (state, segments) = (method.is_some(), segments.collect());
+        send(channel, &RestoreMsg::Holdings { state, segments })?;
         let lengths = sealed.iter().map(|sealed| (sealed.number, sealed.bytes)).collect();
-        Ok(Session::new(self, None, lengths))
+        Ok(Session::new(self, None, lengths, method))
     }
 
     /// This node's group, which has to be theirs.
@@ -203,34 +210,28 @@ impl RestoreProvider {
             _ => Ok(mine),
         }
     }
+}
 
-    /// The fingerprint of an entry of the log, or of its anchor.
-    fn fingerprint_at(&self, vlsn: Vlsn) -> Result<Fingerprint> {
-        let anchor = self.log.positions().anchor;
-        if vlsn <= anchor.vlsn {
-            return if vlsn == anchor.vlsn {
-                Ok(anchor.fingerprint)
-            } else {
-                Err(LogError::Gap { requested: vlsn, first: anchor.vlsn.next() }.into())
-            };
-        }
-        let found = self.log.header(vlsn)?.map(|(header, _)| header.fingerprint);
-        found.ok_or_else(|| RepError::protocol("", "an entry of the log", format!("entry {vlsn}")))
-    }
+/// A node that restores from this one as its master.
+struct Taker {
+    node: Name,
+    recovery: RecoveryId,
+    kind: NodeKind,
+    methods: Vec<MethodId>,
+}
 
-    /// A checkpoint of the state as it is, and the entry through which it goes: the one that was there
-    /// when it was taken.
-    fn new_checkpoint(&self) -> Result<OpenCheckpoint> {
-        loop {
-            let before = self.log.rewrites();
-            let opened = self.machine.open_checkpoint()?;
-            let fingerprint = self.fingerprint_at(opened.vlsn())?;
-            if self.log.rewrites() == before {
-                let id = self.log.env().entropy().max(1);
-                return Ok(OpenCheckpoint::new(id, opened, fingerprint));
-            }
-        }
+/// The fingerprint of an entry of the log, or of its anchor.
+fn fingerprint_at(log: &Log, vlsn: Vlsn) -> Result<Fingerprint> {
+    let anchor = log.positions().anchor;
+    if vlsn <= anchor.vlsn {
+        return if vlsn == anchor.vlsn {
+            Ok(anchor.fingerprint)
+        } else {
+            Err(LogError::Gap { requested: vlsn, first: anchor.vlsn.next() }.into())
+        };
     }
+    let found = log.header(vlsn)?.map(|(header, _)| header.fingerprint);
+    found.ok_or_else(|| RepError::protocol("", "an entry of the log", format!("entry {vlsn}")))
 }
 
 impl ServiceHandler for RestoreProvider {
@@ -259,27 +260,31 @@ struct Session<'a> {
     open: Option<(u32, Arc<dyn EnvFile>)>,
     /// Lengths of the segments offered.
     lengths: BTreeMap<u32, u32>,
-    checkpoint: Option<OpenCheckpoint>,
-    /// The block read last.
+    /// By which the state comes, if this node has it.
+    method: Option<usize>,
+    state: Option<OpenOffer>,
+    /// The block or answer read last.
     buffer: Vec<u8>,
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if let Some(checkpoint) = self.checkpoint.take() {
-            let until = self.provider.checkpoints.keep(checkpoint);
+        if let Some(state) = self.state.take() {
+            let until = self.provider.offers.keep(state);
             self.provider.host.expect_timeout(until);
         }
     }
 }
 
 impl<'a> Session<'a> {
-    const fn new(
+    fn new(
         provider: &'a RestoreProvider,
         role: Option<AsMaster>,
         lengths: BTreeMap<u32, u32>,
+        method: Option<usize>,
     ) -> Self {
-        Self { provider, role, open: None, lengths, checkpoint: None, buffer: Vec::new() }
+        let (open, state, buffer) = (None, None, Vec::new());
+        Self { provider, role, open, lengths, method, state, buffer }
     }
 
     /// Answers until the node has everything, or gives up.
@@ -297,12 +302,11 @@ impl<'a> Session<'a> {
                     send(channel, &answer)?;
                 }
                 RestoreMsg::Doubt { segment, block } => self.verify(segment, block)?,
-                RestoreMsg::CheckpointOpen { request, id } => {
-                    send(channel, &self.open_checkpoint(request, id)?)?;
+                RestoreMsg::StateOpen { request, id } => {
+                    send(channel, &self.open_state(request, id)?)?;
                 }
-                RestoreMsg::CheckpointRequest { request, offset, bytes, durable } => {
-                    let bytes = bytes.min(MAX_PIECE_BYTES) as usize;
-                    send(channel, &self.checkpoint_chunk(request, offset, durable, bytes)?)?;
+                RestoreMsg::StateRequest { request, question } => {
+                    send(channel, &self.answer_state(request, &question)?)?;
                 }
                 RestoreMsg::LiveRequest { request, from, previous, most, needed, progress } => {
                     let Some(role) = &mut self.role else {
@@ -321,7 +325,9 @@ impl<'a> Session<'a> {
                     if let Some(role) = &self.role {
                         role.release(needed);
                     }
-                    self.checkpoint = None;
+                    if let Some(state) = self.state.take() {
+                        provider.offers.release(&state);
+                    }
                     return Ok(RestoreEnd::Done(durable));
                 }
                 RestoreMsg::Abandon { why } => {
@@ -364,7 +370,7 @@ impl<'a> Session<'a> {
             }
         }
         let (_, file) = self.open.as_ref().expect("opened before or now");
-        self.buffer.resize(BLOCK_BYTES as usize, 0);
+        self.buffer.resize(self.buffer.len().max(BLOCK_BYTES as usize), 0);
         let read = file.read_at(&mut self.buffer[..left as usize], offset).map_err(wrap)?;
         Ok(Some(&self.buffer[..read]))
     }
@@ -390,39 +396,32 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg<'static>> {
+    fn open_state(&mut self, request: u64, id: u64) -> Result<RestoreMsg<'_>> {
         let provider = self.provider;
-        let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
-            kept
-        } else {
-            provider.new_checkpoint()?
-        };
-        let answer = RestoreMsg::CheckpointOpened {
-            request,
-            id: checkpoint.id,
-            vlsn: checkpoint.vlsn(),
-            fingerprint: checkpoint.fingerprint,
-            offset: checkpoint.first_offset(),
-        };
-        self.checkpoint = Some(checkpoint);
-        Ok(answer)
+        let none = || RepError::protocol("", "a method that is here", "StateOpen");
+        let method = self.method.ok_or_else(none)?;
+        if let Some(former) = self.state.take() {
+            provider.offers.release(&former);
+        }
+        let open = self.state.insert(provider.offers.open(&provider.log, method, id)?);
+        let Proof { vlsn, fingerprint } = open.proof;
+        let (id, head) = (open.offer.id, open.offer.head.as_slice().into());
+        Ok(RestoreMsg::StateOpened { request, id, vlsn, fingerprint, head })
     }
 
-    fn checkpoint_chunk(
-        &mut self,
-        request: u64,
-        offset: u64,
-        durable: u64,
-        most: usize,
-    ) -> Result<RestoreMsg<'_>> {
-        let none = || {
-            let found = format!("a request for the checkpoint at {offset}");
-            RepError::protocol("", "one of a piece that is there", found)
-        };
-        let checkpoint = self.checkpoint.as_mut().ok_or_else(none)?;
-        let (bytes, last) = checkpoint.chunk(offset, durable, most)?.ok_or_else(none)?;
-        let digest = *blake3::hash(bytes).as_bytes();
-        Ok(RestoreMsg::CheckpointChunk { request, offset, last, digest, bytes: bytes.into() })
+    fn answer_state(&mut self, request: u64, question: &[u8]) -> Result<RestoreMsg<'_>> {
+        let provider = self.provider;
+        let none = || RepError::protocol("", "StateOpen", "StateRequest");
+        let open = self.state.as_ref().ok_or_else(none)?;
+        let proof = provider.offers.read(&provider.log, open, question, &mut self.buffer)?;
+        if self.buffer.len() > MAX_ANSWER_BYTES {
+            let found = format!("{} bytes", self.buffer.len());
+            let expected = format!("an answer of at most {MAX_ANSWER_BYTES} bytes");
+            return Err(RepError::protocol("", expected, found));
+        }
+        let Proof { vlsn, fingerprint } = proof;
+        let (digest, bytes) = (*blake3::hash(&self.buffer).as_bytes(), (&self.buffer[..]).into());
+        Ok(RestoreMsg::StateAnswer { request, vlsn, fingerprint, digest, bytes })
     }
 }
 

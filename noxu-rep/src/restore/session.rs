@@ -2,7 +2,7 @@
 //!
 //! One session has one master, which says what there is (session/opening.rs). Then everything comes at
 //! once, each from who has it (session/transfer.rs): blocks of sealed segments from any node, the
-//! checkpoint from one of them, and from the master the entries that come after the segments, so that
+//! state from one of them (session/state_lane.rs), and from the master the entries that come after the segments, so that
 //! the master's log need not wait for a slow copy.
 //!
 //! # Invariants
@@ -14,6 +14,7 @@
 //!   master of that term any more must keep the log that it votes with.
 
 mod opening;
+mod state_lane;
 mod transfer;
 
 use std::path::{Path, PathBuf};
@@ -32,8 +33,10 @@ use crate::clock::Clock;
 use crate::core::recovery::RecoveryId;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
+use crate::sync::method::StateSync;
+use crate::sync::stream::StreamSync;
 use crate::wire::handshake::NodeKind;
-use crate::wire::restore::{Abandoned, RestoreMsg};
+use crate::wire::restore::{Abandoned, MethodId, RestoreMsg};
 
 /// Who restores, and how.
 #[derive(Debug, Clone)]
@@ -52,6 +55,8 @@ pub struct Restoring {
     pub log: LogConfig,
     /// How it is done.
     pub limits: RestoreLimits,
+    /// By which methods its state may come, those it prefers first. Default [`default_methods`].
+    pub methods: Vec<Arc<dyn StateSync>>,
     /// A mutation that the tests must catch: the bitmap is saved before its data is synced.
     #[cfg(test)]
     pub(super) bitmap_before_data: bool,
@@ -84,6 +89,11 @@ impl Default for RestoreLimits {
     }
 }
 
+/// The methods that ship with Noxu and need nothing of a state machine but its checkpoint.
+pub fn default_methods() -> Vec<Arc<dyn StateSync>> {
+    vec![Arc::new(StreamSync::SEGMENTS), Arc::new(StreamSync::SNAPSHOT)]
+}
+
 impl Restoring {
     /// With the usual limits.
     pub fn new(node: Name, group: Option<GroupId>, term: Term) -> Self {
@@ -95,9 +105,19 @@ impl Restoring {
             recovery: RecoveryId::NONE,
             log: LogConfig::default(),
             limits: RestoreLimits::default(),
+            methods: default_methods(),
             #[cfg(test)]
             bitmap_before_data: false,
         }
+    }
+
+    /// What the methods are called.
+    fn method_ids(&self) -> Vec<MethodId> {
+        let id = |method: &Arc<dyn StateSync>| MethodId {
+            name: method.name(),
+            signature: method.signature(),
+        };
+        self.methods.iter().map(id).collect()
     }
 
     /// How the log of the entries after the segments is opened: nothing of it is ever dropped, filled

@@ -17,7 +17,7 @@ use noxu_util::{GroupId, NULL_VLSN, Term};
 use parking_lot::Mutex;
 
 use self::rig::*;
-use super::install::{Recovered, install, recover};
+use super::install::Recovered;
 use super::session::{Restoring, fetch, is_committed, is_pending};
 use super::*;
 use crate::clock::Clock;
@@ -35,7 +35,7 @@ fn a_fresh_node_gets_a_whole_log_without_a_checkpoint() {
     assert_eq!((progress.phase, progress.blocks_reused), (Phase::Committed, 0));
     assert_eq!(progress.blocks_done, progress.blocks_total);
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.checkpoint, restored.lost), (NULL_VLSN, None));
     assert_eq!(restored.last, v(200));
     check_restored(&env, &master, false);
@@ -49,7 +49,7 @@ fn a_node_behind_a_dropped_front_gets_the_checkpoint_and_what_follows() {
     master.restore(&env, &Restoring { group, ..restoring() }).unwrap();
     let machine = Machine::open(&env, "/n2-state");
     machine.set(v(40), b"old state").unwrap();
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.checkpoint, restored.lost), (v(190), None));
     check_restored(&env, &master, true);
 }
@@ -71,7 +71,7 @@ fn a_node_without_a_vote_gets_nothing_that_is_not_durable() {
         restored.join().unwrap().unwrap();
     });
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.checkpoint, restored.last), (v(195), v(197)));
 }
 
@@ -81,7 +81,7 @@ fn segments_of_many_blocks_and_large_tails_arrive_whole() {
     let progress = master.restore(&env, &restoring()).unwrap();
     assert!(progress.blocks_total > 4, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     check_restored(&env, &master, false);
 }
 
@@ -91,7 +91,7 @@ fn a_log_that_has_no_sealed_segment_left_is_restored_from_its_tail() {
     assert!(master.log.sealed_segments().len() <= 1);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     check_restored(&env, &master, true);
 }
 
@@ -104,7 +104,7 @@ fn what_the_old_log_had_above_its_commit_floor_becomes_a_lost_entries_file() {
     drop(old);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     let path = restored.lost.expect("a lost-entries file");
     let names = LostEntries::list(&*env, dir()).unwrap();
     assert_eq!(path.file_stem().unwrap().to_str().unwrap(), names[0]);
@@ -144,7 +144,7 @@ fn a_session_that_broke_off_is_resumed_and_no_block_is_fetched_twice() {
     assert_eq!(fetched + progress.blocks_reused, total, "{progress:?}");
     assert!(progress.blocks_total == total && progress.false_claims == 0, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     check_restored(&env, &master, false);
 }
 
@@ -203,7 +203,7 @@ fn a_session_that_has_lost_its_place_ends_and_says_so() {
     // The next session begins from the new front.
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     check_restored(&env, &master, true);
 }
 
@@ -238,11 +238,11 @@ fn a_log_that_is_being_replaced_is_opened_by_nobody_else() {
     // Committed, not begun: the old log is whole.
     assert!(Log::open(Arc::clone(&env), dir(), config()).is_ok());
     // Replacing it fails in the middle: a state machine that cannot.
-    assert!(install(&env, dir(), &config(), &Broken, &Clock::start()).is_err());
+    assert!(install(&env, &Broken).is_err());
     let refused = Log::open(Arc::clone(&env), dir(), config());
     assert!(matches!(refused, Err(LogError::RestorePending { .. })), "{refused:?}");
     let machine = Machine::open(&env, "/n2-state");
-    let recovered = recover(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let recovered = recover(&env, &machine).unwrap();
     assert!(matches!(recovered, Recovered::Installed(_)));
     check_restored(&env, &master, false);
 }
@@ -253,7 +253,7 @@ fn an_open_log_is_not_replaced() {
     let old = build_log(&env, dir(), 4096, (40, 40, 0), 40);
     master.restore(&env, &restoring()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    let refused = install(&env, dir(), &config(), &*machine, &Clock::start());
+    let refused = install(&env, &*machine);
     assert!(matches!(refused, Err(RepError::Log(LogError::Locked { .. }))), "{refused:?}");
     assert_eq!(old.positions().last, v(40));
 }
@@ -360,7 +360,7 @@ fn a_flipped_bit_a_lost_byte_and_a_wrong_answer_are_found_in_every_frame() {
                 // A bad block is asked for again; of an answer without entries the last byte tells
                 // nothing that is kept.
                 let machine = Machine::open(&env, "/n2-state");
-                install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+                install(&env, &*machine).unwrap();
                 let what = format!("frame {nth}, change {kind} went unnoticed");
                 assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()), "{what}");
                 let (log, _) = Log::open(Arc::clone(&env), dir(), config()).unwrap();
@@ -418,6 +418,6 @@ fn a_full_disk_ends_the_session_and_it_resumes_when_there_is_space() {
     let progress = master.restore(&env, &restoring()).unwrap();
     assert!(progress.blocks_reused > 0, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     check_restored(&env, &master, true);
 }

@@ -34,6 +34,8 @@ pub enum RestoreMsg<'a> {
         node: Name,
         /// What it is for: a node without a vote is given only what is durable.
         kind: NodeKind,
+        /// The methods that it has, those it prefers first.
+        methods: Vec<MethodId>,
     },
     /// Node, to any other node: what do you have of what the master named?
     Attach {
@@ -41,9 +43,13 @@ pub enum RestoreMsg<'a> {
         group: GroupId,
         /// Its name.
         node: Name,
+        /// The method of the restore.
+        method: MethodId,
     },
-    /// Provider: these segments, as many as follow in messages of their own, and a checkpoint.
+    /// Provider: these.
     Holdings {
+        /// Whether it has that method, so that it can give its state by it.
+        state: bool,
         /// Number and digest of each sealed segment.
         segments: Vec<(u32, [u8; 32])>,
     },
@@ -74,49 +80,44 @@ pub enum RestoreMsg<'a> {
         /// Number of the block in it.
         block: u32,
     },
-    /// Node: a checkpoint is wanted, that of this number if it is still there.
-    CheckpointOpen {
+    /// Node: an offer of the state is wanted, that of this number if it is still there.
+    StateOpen {
         /// Number of the question.
         request: u64,
-        /// Its number; 0 for any.
+        /// Its number; 0 for a new one.
         id: u64,
     },
     /// Provider: this one.
-    CheckpointOpened {
+    StateOpened {
         /// The question's number.
         request: u64,
         /// Its number, new at each opening.
         id: u64,
-        /// Everything through it is in the checkpoint, and nothing above.
+        /// Everything through it is in it.
         vlsn: Vlsn,
         /// The fingerprint of that entry.
         fingerprint: Fingerprint,
-        /// First offset that can be asked for.
-        offset: u64,
+        /// What else the method says of it.
+        head: Cow<'a, [u8]>,
     },
-    /// Node: the checkpoint from `offset` on.
-    CheckpointRequest {
+    /// Node: a question about the offer that was opened last.
+    StateRequest {
         /// Number of the question.
         request: u64,
-        /// Where to begin: where the question before it ends, or behind `durable` after a new
-        /// connection.
-        offset: u64,
-        /// How many, fewer only at the end: at most [`MAX_PIECE_BYTES`].
-        bytes: u32,
-        /// Nothing before it is asked for any more.
-        durable: u64,
+        /// As the method has it.
+        question: Cow<'a, [u8]>,
     },
-    /// Provider: a piece of the checkpoint.
-    CheckpointChunk {
+    /// Provider: the answer.
+    StateAnswer {
         /// The question's number.
         request: u64,
-        /// Where it begins.
-        offset: u64,
-        /// Whether it is the last one.
-        last: bool,
+        /// Everything through it is in what it says.
+        vlsn: Vlsn,
+        /// The fingerprint of that entry.
+        fingerprint: Fingerprint,
         /// BLAKE3 of the bytes.
         digest: [u8; 32],
-        /// The bytes.
+        /// As the method has it.
         bytes: Cow<'a, [u8]>,
     },
     /// Node, to the master: entries behind the sealed segments.
@@ -174,6 +175,15 @@ pub enum RestoreMsg<'a> {
     },
 }
 
+/// A way to bring the state of a node level ([`StateSync`](crate::sync::method::StateSync)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MethodId {
+    /// Its name.
+    pub name: Name,
+    /// What stands for its form.
+    pub signature: u64,
+}
+
 /// Why one question is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -205,6 +215,8 @@ pub struct ManifestHead {
     pub provider: Name,
     /// The provider's term.
     pub term: Term,
+    /// The method by which the state comes.
+    pub method: Name,
     /// The position before the first segment.
     pub anchor: Anchor,
     /// The group configuration in force.
@@ -215,7 +227,7 @@ pub struct ManifestHead {
     pub target: Vlsn,
     /// Its fingerprint.
     pub target_fingerprint: Fingerprint,
-    /// Nodes that may have the same segments and a checkpoint: name and address.
+    /// Nodes that may have the same segments, and give their state: name and address.
     pub sources: Vec<(Name, String)>,
     /// How many segments follow.
     pub segments: u32,
@@ -240,9 +252,6 @@ pub const BLOCK_BYTES: u32 = 256 << 10;
 /// A segment with an entry is longer than its header, which has this many bytes.
 pub const SEGMENT_HEAD_BYTES: u32 = 64;
 
-/// Most bytes of a checkpoint in one answer.
-pub const MAX_PIECE_BYTES: u32 = 1 << 20;
-
 /// Most segments in a manifest.
 pub const MAX_SEGMENTS: u32 = 1 << 22;
 
@@ -251,6 +260,7 @@ pub const RESTORE_VERSION: u8 = 2;
 
 const MAX_REASON_BYTES: usize = 1024;
 const MAX_SOURCES: usize = 64;
+const MAX_METHODS: usize = 16;
 const MAX_ADDRESS_BYTES: usize = 255;
 
 const OPEN: u8 = 1;
@@ -258,16 +268,16 @@ const MANIFEST: u8 = 2;
 const SEGMENT: u8 = 3;
 const BLOCK_REQUEST: u8 = 4;
 const BLOCK: u8 = 5;
-const CHECKPOINT_REQUEST: u8 = 6;
-const CHECKPOINT_CHUNK: u8 = 7;
+const STATE_REQUEST: u8 = 6;
+const STATE_ANSWER: u8 = 7;
 const LIVE_REQUEST: u8 = 8;
 const LIVE_RUN: u8 = 9;
 const FAILURE: u8 = 10;
 const DONE: u8 = 11;
 const ATTACH: u8 = 12;
 const HOLDINGS: u8 = 13;
-const CHECKPOINT_OPEN: u8 = 14;
-const CHECKPOINT_OPENED: u8 = 15;
+const STATE_OPEN: u8 = 14;
+const STATE_OPENED: u8 = 15;
 const REFUSAL: u8 = 16;
 const DOUBT: u8 = 17;
 const ABANDON: u8 = 18;
@@ -281,14 +291,14 @@ impl<'a> RestoreMsg<'a> {
             Self::Segment(_) => "Segment",
             Self::BlockRequest { .. } => "BlockRequest",
             Self::Block { .. } => "Block",
-            Self::CheckpointRequest { .. } => "CheckpointRequest",
-            Self::CheckpointChunk { .. } => "CheckpointChunk",
+            Self::StateRequest { .. } => "StateRequest",
+            Self::StateAnswer { .. } => "StateAnswer",
             Self::LiveRequest { .. } => "LiveRequest",
             Self::LiveRun { .. } => "LiveRun",
             Self::Attach { .. } => "Attach",
             Self::Holdings { .. } => "Holdings",
-            Self::CheckpointOpen { .. } => "CheckpointOpen",
-            Self::CheckpointOpened { .. } => "CheckpointOpened",
+            Self::StateOpen { .. } => "StateOpen",
+            Self::StateOpened { .. } => "StateOpened",
             Self::Refusal { .. } => "Refusal",
             Self::Doubt { .. } => "Doubt",
             Self::Abandon { .. } => "Abandon",
@@ -302,7 +312,7 @@ impl<'a> RestoreMsg<'a> {
         let mut out = Vec::new();
         let mut payload: &[u8] = &[];
         match self {
-            Self::Open { session, recovery, group, node, kind } => {
+            Self::Open { session, recovery, group, node, kind, methods } => {
                 out.put_u8(OPEN);
                 out.put_u8(RESTORE_VERSION);
                 out.put_u64(*session);
@@ -311,6 +321,10 @@ impl<'a> RestoreMsg<'a> {
                 out.put_bytes(group.unwrap_or_default().as_bytes());
                 out.put_text(node.as_str());
                 out.put_u8(*kind as u8);
+                out.put_u8(methods.len().min(MAX_METHODS) as u8);
+                for method in methods.iter().take(MAX_METHODS) {
+                    method.put(&mut out);
+                }
             }
             Self::Manifest(head) => {
                 out.put_u8(MANIFEST);
@@ -331,45 +345,45 @@ impl<'a> RestoreMsg<'a> {
                 out.put_u64(*request);
                 payload = bytes;
             }
-            Self::Attach { group, node } => {
+            Self::Attach { group, node, method } => {
                 out.put_u8(ATTACH);
                 out.put_u8(RESTORE_VERSION);
                 out.put_bytes(group.as_bytes());
                 out.put_text(node.as_str());
+                method.put(&mut out);
             }
-            Self::Holdings { segments } => {
+            Self::Holdings { state, segments } => {
                 out.put_u8(HOLDINGS);
+                out.put_bool(*state);
                 out.put_u32(segments.len() as u32);
                 for (number, digest) in segments {
                     out.put_u32(*number);
                     out.put_bytes(digest);
                 }
             }
-            Self::CheckpointOpen { request, id } => {
-                out.put_u8(CHECKPOINT_OPEN);
+            Self::StateOpen { request, id } => {
+                out.put_u8(STATE_OPEN);
                 out.put_u64(*request);
                 out.put_u64(*id);
             }
-            Self::CheckpointOpened { request, id, vlsn, fingerprint, offset } => {
-                out.put_u8(CHECKPOINT_OPENED);
+            Self::StateOpened { request, id, vlsn, fingerprint, head } => {
+                out.put_u8(STATE_OPENED);
                 out.put_u64(*request);
                 out.put_u64(*id);
                 out.put_vlsn(*vlsn);
                 out.put_u64(fingerprint.as_u64());
-                out.put_u64(*offset);
+                payload = head;
             }
-            Self::CheckpointRequest { request, offset, bytes, durable } => {
-                out.put_u8(CHECKPOINT_REQUEST);
+            Self::StateRequest { request, question } => {
+                out.put_u8(STATE_REQUEST);
                 out.put_u64(*request);
-                out.put_u64(*offset);
-                out.put_u32(*bytes);
-                out.put_u64(*durable);
+                payload = question;
             }
-            Self::CheckpointChunk { request, offset, last, digest, bytes } => {
-                out.put_u8(CHECKPOINT_CHUNK);
+            Self::StateAnswer { request, vlsn, fingerprint, digest, bytes } => {
+                out.put_u8(STATE_ANSWER);
                 out.put_u64(*request);
-                out.put_u64(*offset);
-                out.put_bool(*last);
+                out.put_vlsn(*vlsn);
+                out.put_u64(fingerprint.as_u64());
                 out.put_bytes(digest);
                 payload = bytes;
             }
@@ -438,7 +452,14 @@ impl<'a> RestoreMsg<'a> {
                 let group = r.group_id("Open.group")?;
                 let node = r.name("Open.node")?;
                 let kind = node_kind(&mut r)?;
-                Self::Open { session, recovery, group: has_group.then_some(group), node, kind }
+                let count = usize::from(r.u8("Open.methods")?);
+                if count > MAX_METHODS {
+                    return Err(out_of_range("Open.methods", count, "at most 16").into());
+                }
+                let methods =
+                    (0..count).map(|_| MethodId::read(&mut r)).collect::<Result<_, _>>()?;
+                let group = has_group.then_some(group);
+                Self::Open { session, recovery, group, node, kind, methods }
             }
             MANIFEST => Self::Manifest(Box::new(ManifestHead::read(&mut r)?)),
             SEGMENT => Self::Segment(SegmentOffer::read(&mut r)?),
@@ -450,39 +471,41 @@ impl<'a> RestoreMsg<'a> {
             BLOCK => Self::Block { request: r.u64("Block.request")?, bytes: rest(&mut r)? },
             ATTACH => {
                 version(&mut r)?;
-                Self::Attach { group: r.group_id("Attach.group")?, node: r.name("Attach.node")? }
+                Self::Attach {
+                    group: r.group_id("Attach.group")?,
+                    node: r.name("Attach.node")?,
+                    method: MethodId::read(&mut r)?,
+                }
             }
             HOLDINGS => {
+                let state = r.bool("Holdings.state")?;
                 let count = r.u32("Holdings.segments")? as usize;
                 let mut each = Reader::new(r.bytes("Holdings.segments", count * 36)?);
                 let mut segments = Vec::with_capacity(count);
                 for _ in 0..count {
                     segments.push((each.u32("Holdings.number")?, each.array("Holdings.digest")?));
                 }
-                Self::Holdings { segments }
+                Self::Holdings { state, segments }
             }
-            CHECKPOINT_OPEN => Self::CheckpointOpen {
-                request: r.u64("CheckpointOpen.request")?,
-                id: r.u64("CheckpointOpen.id")?,
+            STATE_OPEN => {
+                Self::StateOpen { request: r.u64("StateOpen.request")?, id: r.u64("StateOpen.id")? }
+            }
+            STATE_OPENED => Self::StateOpened {
+                request: r.u64("StateOpened.request")?,
+                id: r.u64("StateOpened.id")?,
+                vlsn: r.vlsn("StateOpened.vlsn")?,
+                fingerprint: Fingerprint::from_u64(r.u64("StateOpened.fingerprint")?),
+                head: rest(&mut r)?,
             },
-            CHECKPOINT_OPENED => Self::CheckpointOpened {
-                request: r.u64("CheckpointOpened.request")?,
-                id: r.u64("CheckpointOpened.id")?,
-                vlsn: r.vlsn("CheckpointOpened.vlsn")?,
-                fingerprint: Fingerprint::from_u64(r.u64("CheckpointOpened.fingerprint")?),
-                offset: r.u64("CheckpointOpened.offset")?,
+            STATE_REQUEST => Self::StateRequest {
+                request: r.u64("StateRequest.request")?,
+                question: rest(&mut r)?,
             },
-            CHECKPOINT_REQUEST => Self::CheckpointRequest {
-                request: r.u64("CheckpointRequest.request")?,
-                offset: r.u64("CheckpointRequest.offset")?,
-                bytes: r.u32("CheckpointRequest.bytes")?,
-                durable: r.u64("CheckpointRequest.durable")?,
-            },
-            CHECKPOINT_CHUNK => Self::CheckpointChunk {
-                request: r.u64("CheckpointChunk.request")?,
-                offset: r.u64("CheckpointChunk.offset")?,
-                last: r.bool("CheckpointChunk.last")?,
-                digest: r.array("CheckpointChunk.digest")?,
+            STATE_ANSWER => Self::StateAnswer {
+                request: r.u64("StateAnswer.request")?,
+                vlsn: r.vlsn("StateAnswer.vlsn")?,
+                fingerprint: Fingerprint::from_u64(r.u64("StateAnswer.fingerprint")?),
+                digest: r.array("StateAnswer.digest")?,
                 bytes: rest(&mut r)?,
             },
             LIVE_REQUEST => Self::LiveRequest {
@@ -510,7 +533,7 @@ impl<'a> RestoreMsg<'a> {
                 let why = match r.u8("Refusal.why")? {
                     1 => Refused::Gone,
                     2 => Refused::Parted,
-                    other => return Err(out_of_range("Refusal.why", other, "1 or 2").into()),
+                    other => return Err(out_of_range("Refusal.why", other.into(), "1 or 2").into()),
                 };
                 Self::Refusal { request, why }
             }
@@ -523,7 +546,7 @@ impl<'a> RestoreMsg<'a> {
                     1 => Abandoned::NoSpace,
                     2 => Abandoned::Corrupt,
                     3 => Abandoned::Superseded,
-                    other => return Err(out_of_range("Abandon.why", other, "1 to 3").into()),
+                    other => return Err(out_of_range("Abandon.why", other.into(), "1 to 3").into()),
                 };
                 Self::Abandon { why }
             }
@@ -537,14 +560,14 @@ impl<'a> RestoreMsg<'a> {
     }
 }
 
-fn out_of_range(what: &'static str, found: u8, expected: &'static str) -> CodecError {
+fn out_of_range(what: &'static str, found: usize, expected: &'static str) -> CodecError {
     CodecError::OutOfRange { what, found: found.to_string(), expected }
 }
 
 fn version(r: &mut Reader<'_>) -> Result<(), CodecError> {
     match r.u8("restore version")? {
         RESTORE_VERSION => Ok(()),
-        other => Err(out_of_range("restore version", other, "2")),
+        other => Err(out_of_range("restore version", other.into(), "2")),
     }
 }
 
@@ -560,6 +583,7 @@ impl ManifestHead {
         out.put_u32(self.group.segment_bytes);
         out.put_text(self.provider.as_str());
         out.put_u32(self.term.number());
+        out.put_text(self.method.as_str());
         put_anchor(out, &self.anchor);
         out.put_short_bytes(&self.group_config);
         put_anchor(out, &self.base);
@@ -582,6 +606,7 @@ impl ManifestHead {
         };
         let provider = r.name("Manifest.provider")?;
         let term = Term::new(r.u32("Manifest.term")?);
+        let method = r.name("Manifest.method")?;
         let anchor = read_anchor(r)?;
         let group_config = Bytes::copy_from_slice(r.short_bytes("Manifest.configuration", MAX)?);
         let base = read_anchor(r)?;
@@ -604,6 +629,7 @@ impl ManifestHead {
             group,
             provider,
             term,
+            method,
             anchor,
             group_config,
             base,
@@ -642,6 +668,17 @@ fn read_anchor(r: &mut Reader<'_>) -> Result<Anchor, CodecError> {
         next_lsn: Lsn::from_u64(r.u64("anchor next LSN")?),
         group_config: Bytes::copy_from_slice(r.short_bytes("anchor configuration", MAX)?),
     })
+}
+
+impl MethodId {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.put_text(self.name.as_str());
+        out.put_u64(self.signature);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(Self { name: r.name("method")?, signature: r.u64("method's signature")? })
+    }
 }
 
 impl SegmentOffer {

@@ -9,18 +9,17 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use noxu_log::segment::SEGMENT_HEADER_BYTES;
-use noxu_log::{Anchor, Holder, HolderKind, LogError, Pin, SealedSegment};
-use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
+use noxu_log::{Holder, HolderKind, Pin, SealedSegment};
+use noxu_util::{Fingerprint, GroupId, Name, Term, Vlsn};
 
-use super::{RestoreProvider, Serving, Session, send};
+use super::offers::Method;
+use super::{RestoreProvider, Serving, Session, Taker, fingerprint_at, send};
 use crate::core::feeder::FeedLimit;
 use crate::core::recovery::{Progress, RecoveryId};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
-use crate::wire::handshake::NodeKind;
-use crate::wire::restore::{ManifestHead, Refused, RestoreMsg, SegmentOffer};
+use crate::sync::method::LogPart;
+use crate::wire::restore::{ManifestHead, MethodId, Refused, RestoreMsg, SegmentOffer};
 
 /// How long the log stays for a node whose connection has ended: it is to return, to go on with the
 /// restore or as a replica.
@@ -50,10 +49,17 @@ impl RestoreProvider {
         &self,
         channel: &dyn Channel,
         theirs: Option<GroupId>,
-        (node, recovery): (&Name, RecoveryId),
-        kind: NodeKind,
+        Taker { node, recovery, kind, methods }: Taker,
     ) -> Result<Session<'_>> {
         let group = self.group(theirs)?;
+        let method = methods.iter().find_map(|method| self.offers.find(method));
+        let Some(at) = method else {
+            let theirs: Vec<_> = methods.iter().map(|method| method.name.as_str()).collect();
+            let reason = format!("no method is known here as it is there: {}", theirs.join(", "));
+            return Err(RepError::RestoreRefused { peer: node.to_string(), reason });
+        };
+        let Method { id: MethodId { name: method_name, .. }, log_part, .. } =
+            self.offers.method(at);
         let term = self.host.serving()?.term;
         // The log may hold commits that are finished but not sealed yet.
         self.log.seal_through(self.log.control().state().commit_floor)?;
@@ -62,13 +68,20 @@ impl RestoreProvider {
         let limit = FeedLimit::of(kind);
         // Behind the pin; a budget may have moved the front since, when the first answer says so. The
         // end comes after the segments, so that it is not before them.
-        let sealed = self.log.sealed_segments();
+        let mut sealed = self.log.sealed_segments();
         let end = self.log.positions();
         let base = match sealed.last() {
             None => end.anchor.clone(),
-            Some(last) => self.end_of(last)?,
+            Some(last) => self.log.anchor_behind(last.number)?,
         };
-        let (node, cut) = (node.clone(), None);
+        let anchor = match log_part {
+            LogPart::Whole => end.anchor,
+            LogPart::Newest => {
+                sealed.clear();
+                base.clone()
+            }
+        };
+        let cut = None;
         let role = AsMaster { pin, term, limit, node, recovery, cut };
         // That end is what a master of this term has: not if it was deposed before, whatever term its
         // control file has by now.
@@ -77,7 +90,7 @@ impl RestoreProvider {
             FeedLimit::All => (end.last, end.last_fingerprint),
             FeedLimit::Dtvlsn => {
                 let durable = serving.dtvlsn.min(end.last).max(base.vlsn);
-                (durable, self.fingerprint_at(durable)?)
+                (durable, fingerprint_at(&self.log, durable)?)
             }
         };
         let sources = self.host.sources().into_iter().filter(|(name, _)| *name != role.node);
@@ -85,7 +98,8 @@ impl RestoreProvider {
             group,
             provider: self.node.clone(),
             term,
-            anchor: end.anchor,
+            method: method_name.clone(),
+            anchor,
             group_config: self.log.control().state().group_config,
             base,
             target,
@@ -99,7 +113,7 @@ impl RestoreProvider {
             send(channel, &RestoreMsg::Segment(self.offer(sealed)?))?;
         }
         let lengths = sealed.iter().map(|sealed| (sealed.number, sealed.bytes)).collect();
-        Ok(Session::new(self, Some(role), lengths))
+        Ok(Session::new(self, Some(role), lengths, Some(at)))
     }
 
     fn offer(&self, sealed: &SealedSegment) -> Result<SegmentOffer> {
@@ -109,20 +123,6 @@ impl RestoreProvider {
             bytes: sealed.bytes,
             digest: *digests.segment.as_bytes(),
             blocks: digests.blocks.iter().map(|block| *block.as_bytes()).collect(),
-        })
-    }
-
-    /// The position behind a sealed segment.
-    fn end_of(&self, sealed: &SealedSegment) -> Result<Anchor> {
-        let segment = sealed.number;
-        let (header, lsn) = self.log.header(sealed.last)?.ok_or(LogError::NotSealed { segment })?;
-        Ok(Anchor {
-            vlsn: header.vlsn,
-            lsn,
-            term: header.term,
-            fingerprint: header.fingerprint,
-            next_lsn: Lsn::new(segment + 1, SEGMENT_HEADER_BYTES),
-            group_config: Bytes::new(),
         })
     }
 }
@@ -198,7 +198,7 @@ impl AsMaster {
         if from.is_null() || from <= end.anchor.vlsn {
             return Ok(Live::Refused(Refused::Gone));
         }
-        if from.prev() > end.last || provider.fingerprint_at(from.prev())? != previous {
+        if from.prev() > end.last || fingerprint_at(log, from.prev())? != previous {
             return Ok(Live::Refused(Refused::Parted));
         }
         let last = self.last(provider, serving);

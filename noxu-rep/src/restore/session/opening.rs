@@ -39,6 +39,7 @@ impl Opening {
             group: fetch.restoring.group,
             node: fetch.restoring.node.clone(),
             kind: fetch.restoring.kind,
+            methods: fetch.restoring.method_ids(),
         };
         fetch.channel.send(&opening.encode())?;
         let mut frame = Vec::new();

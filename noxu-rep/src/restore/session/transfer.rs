@@ -2,12 +2,13 @@
 //! durable and reaches the target.
 //!
 //! One thread asks and takes what comes. Blocks come from the master and from sources, as the plan
-//! says (core/block_plan.rs); the checkpoint from one of them; entries from the master, one question
+//! says (core/block_plan.rs); the state from one of them (session/state_lane.rs); entries from the master, one question
 //! after the other, and each question says what the master need not keep any more.
 //!
 //! # Invariants
 //! - What a source other than the master does wrong costs only that source.
-//! - Memory is bounded: by the window of each source, one piece of the checkpoint, one run of entries.
+//! - Memory is bounded: by the window of each source, the answers about the state that are under
+//!   way, one run of entries.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,16 +17,17 @@ use std::time::Duration;
 use noxu_util::{Name, Vlsn};
 
 use super::super::base::Base;
-use super::super::manifest::{CheckpointPart, Commit, LIVE, Manifest};
-use super::super::snapshot::Snapshot;
+use super::super::manifest::{Commit, LIVE, Manifest};
 use super::super::staged::Staged;
 use super::super::{Phase, Progress, SourceProgress};
+use super::state_lane::{Stage, StateLane, Taken};
 use super::{Fetch, decode};
 use crate::core::block_plan::{BlockPlan, Has, SourceId};
 use crate::core::recovery;
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
+use crate::sync::method::{Opened, Proof};
 use crate::wire::restore::{BLOCK_BYTES, Refused, RestoreMsg};
 
 /// The master, among the sources.
@@ -39,10 +41,6 @@ const TURN_FRAMES: usize = 8;
 
 /// Bytes of entries in one answer.
 const LIVE_BYTES: u32 = 1 << 20;
-
-/// Pieces of the checkpoint that its source is asked for at once, and the bytes of each.
-const PIECES: u64 = 4;
-const PIECE_BYTES: u32 = 1 << 20;
 
 /// Pause between two questions for entries, when there were none the last time.
 const LIVE_PAUSE: Duration = Duration::from_millis(20);
@@ -59,24 +57,11 @@ struct Source {
     channel: Arc<dyn Channel>,
     /// It has said what it has.
     is_attached: bool,
-    /// Its checkpoint is of no use: older than the front of the master's log, or of another history.
+    /// It gives no state that is of any use: it does not have the method, or what it has is older than
+    /// the front of the master's log, or of another history.
     is_behind: bool,
     /// When it last answered something, or was asked after it had answered everything.
     heard: Duration,
-}
-
-/// How far the checkpoint is.
-enum Checkpoint<'a> {
-    /// None is needed.
-    None,
-    /// Not asked for yet.
-    Wanted,
-    /// This source was asked to open one.
-    Opening(SourceId),
-    /// It comes from there; pieces before this offset were asked for.
-    Coming(SourceId, Snapshot<'a>, u64),
-    /// All of it is here.
-    Whole(Snapshot<'a>),
 }
 
 /// The question for entries that is under way.
@@ -110,7 +95,10 @@ pub(super) struct Transfer<'a> {
     base_told: bool,
     /// Where it said that the restore is to end.
     cut: Option<Vlsn>,
-    checkpoint: Checkpoint<'a>,
+    /// `None` if the log begins with the first entry, and nothing else is needed.
+    state: Option<StateLane>,
+    /// The last proof about it that was not found wrong.
+    sound: Option<Proof>,
     /// Number of the last question.
     requests: u64,
     /// Bytes of blocks and checkpoint that were asked for.
@@ -155,7 +143,17 @@ impl<'a> Transfer<'a> {
             is_behind: false,
             heard: now,
         };
-        let needs_checkpoint = !manifest.head.anchor.vlsn.is_null();
+        let head = &manifest.head;
+        let state = if head.anchor.vlsn.is_null() {
+            None
+        } else {
+            let methods = &fetch.restoring.methods;
+            let method = methods.iter().find(|method| method.name() == head.method);
+            let method = method.cloned().ok_or_else(|| {
+                RepError::protocol("", "a method that was named", head.method.to_string())
+            })?;
+            Some(StateLane::begin(fetch.env, &fetch.dir, method, head.anchor.vlsn)?)
+        };
         let progress = Progress {
             phase: Phase::Segments,
             blocks_done: base.had(),
@@ -176,7 +174,8 @@ impl<'a> Transfer<'a> {
             live_due: now,
             base_told: false,
             cut: None,
-            checkpoint: if needs_checkpoint { Checkpoint::Wanted } else { Checkpoint::None },
+            state,
+            sound: None,
             requests,
             asked_bytes: 0,
             base_bytes: 0,
@@ -184,7 +183,7 @@ impl<'a> Transfer<'a> {
             progress,
             frame: Vec::new(),
         };
-        if !transfer.plan.is_done() || needs_checkpoint {
+        if !transfer.plan.is_done() || transfer.state.is_some() {
             transfer.attach_sources();
         }
         Ok(transfer)
@@ -217,10 +216,10 @@ impl<'a> Transfer<'a> {
 
     /// Tells how far it is.
     fn note(&mut self) {
-        let phase = match &self.checkpoint {
-            _ if !self.base.is_done() => Phase::Segments,
-            Checkpoint::None | Checkpoint::Whole(_) => Phase::Tail,
-            _ => Phase::Checkpoint,
+        let phase = match () {
+            () if !self.base.is_done() => Phase::Segments,
+            () if self.has_state() => Phase::Tail,
+            () => Phase::Checkpoint,
         };
         let elapsed = self.now().saturating_sub(self.began);
         let progress = &mut self.progress;
@@ -230,16 +229,26 @@ impl<'a> Transfer<'a> {
         self.fetch.host.note(&self.progress);
     }
 
+    /// Whether the state is here, or is not needed.
+    fn has_state(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| state.stage() == Stage::Whole)
+    }
+
     // ---- sources
 
     /// Connects to the nodes that may have the same. Who cannot be reached is no source.
     fn attach_sources(&mut self) {
         let most = self.fetch.restoring.limits.sources;
         let head = &self.manifest.head;
+        let ours = self.fetch.restoring.method_ids();
+        let Some(method) = ours.into_iter().find(|method| method.name == head.method) else {
+            return;
+        };
         for (name, address) in head.sources.iter().take(most) {
             let attach = RestoreMsg::Attach {
                 group: head.group.id,
                 node: self.fetch.restoring.node.clone(),
+                method: method.clone(),
             };
             let dialled = self.fetch.host.dial(address);
             let attached = dialled.and_then(|channel| {
@@ -270,7 +279,12 @@ impl<'a> Transfer<'a> {
         is_early && self.sources.iter().flatten().any(|source| !source.is_attached)
     }
 
-    fn handle_holdings(&mut self, source: SourceId, holdings: &[(u32, [u8; 32])]) {
+    fn handle_holdings(
+        &mut self,
+        source: SourceId,
+        gives_state: bool,
+        holdings: &[(u32, [u8; 32])],
+    ) {
         // A second time it would be a source that was asked for nothing.
         if self.sources[source].as_ref().is_none_or(|source| source.is_attached) {
             return;
@@ -284,6 +298,7 @@ impl<'a> Transfer<'a> {
         self.plan.add_source(source, Has::Segments(has.collect()));
         if let Some(Some(source)) = self.sources.get_mut(source) {
             source.is_attached = true;
+            source.is_behind = !gives_state;
         }
     }
 
@@ -293,12 +308,8 @@ impl<'a> Transfer<'a> {
         gone.channel.close();
         tracing::info!(source = %gone.name, "a source of the restore is gone: {cause}");
         self.plan.remove_source(source);
-        let of_it = match &self.checkpoint {
-            Checkpoint::Opening(from) | Checkpoint::Coming(from, ..) => *from == source,
-            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Whole(_) => false,
-        };
-        if of_it {
-            self.checkpoint = Checkpoint::Wanted;
+        if let Some(state) = &mut self.state {
+            state.handle_gone(source);
         }
     }
 
@@ -326,7 +337,7 @@ impl<'a> Transfer<'a> {
             self.ask_blocks(source)?;
         }
         if self.base.is_whole() {
-            self.ask_checkpoint()?;
+            self.ask_state()?;
         }
         Ok(())
     }
@@ -361,8 +372,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_live(&mut self) -> Result<()> {
-        let base_done = self.base.is_done()
-            && matches!(self.checkpoint, Checkpoint::None | Checkpoint::Whole(_));
+        let base_done = self.base.is_done() && self.has_state();
         let is_due = self.now() >= self.live_due || (base_done && !self.base_told);
         if self.live.is_some() || !is_due {
             return Ok(());
@@ -391,63 +401,55 @@ impl<'a> Transfer<'a> {
         self.put(MASTER, &question)
     }
 
-    fn ask_checkpoint(&mut self) -> Result<()> {
-        match &self.checkpoint {
-            Checkpoint::Wanted => {
-                if self.awaits_sources() {
-                    return Ok(());
-                }
-                // Whoever gave some of it before, then anybody but the master.
-                let front = self.manifest.head.anchor.vlsn;
-                let had = Snapshot::earlier(&**self.fetch.env, &self.fetch.dir)?;
-                let had = had.filter(|had| had.vlsn >= front);
-                let usable = |id: &SourceId| {
-                    let source = self.sources[*id].as_ref();
-                    source.is_some_and(|source| source.is_attached && !source.is_behind)
-                };
-                let gave = |id: &SourceId| {
-                    let name = self.sources[*id].as_ref().map(|source| &source.name);
-                    had.as_ref().is_some_and(|had| name == Some(&had.source))
-                };
-                let all = 0..self.sources.len();
-                let from = all.clone().filter(usable).find(gave);
-                let Some(from) = from.or_else(|| all.rev().find(usable)) else { return Ok(()) };
-                let gave_it = gave(&from);
-                let id = had.filter(|_| gave_it).map_or(0, |had| had.id);
-                self.requests += 1;
-                self.checkpoint = Checkpoint::Opening(from);
-                self.touch(from);
-                self.put(from, &RestoreMsg::CheckpointOpen { request: self.requests, id })
-            }
-            Checkpoint::Coming(from, snapshot, _) => {
-                let (from, had, durable) = (*from, snapshot.offset(), snapshot.part().durable);
-                while let Some(offset) = self.next_piece(had) {
-                    self.requests += 1;
-                    let (request, bytes) = (self.requests, PIECE_BYTES);
-                    if offset == had {
-                        self.touch(from);
-                    }
-                    let question =
-                        RestoreMsg::CheckpointRequest { request, offset, bytes, durable };
-                    self.put(from, &question)?;
-                }
-                Ok(())
-            }
+    fn ask_state(&mut self) -> Result<()> {
+        match self.state.as_ref().map(StateLane::stage) {
+            Some(Stage::Wanted) if !self.awaits_sources() => self.open_state(),
+            Some(Stage::Coming(source)) => self.ask_about_state(source),
             _ => Ok(()),
         }
     }
 
-    /// Where the next piece of the checkpoint to be asked for begins, of which `had` bytes are here.
-    fn next_piece(&mut self, had: u64) -> Option<u64> {
-        let may_ask = self.may_ask();
-        let Checkpoint::Coming(_, _, asked) = &mut self.checkpoint else { return None };
-        if !may_ask || *asked >= had + PIECES * u64::from(PIECE_BYTES) {
-            return None;
+    /// Of whoever gave some of it before, then of anybody but the master.
+    fn open_state(&mut self) -> Result<()> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        let earlier = state.earlier();
+        let mut usable = self.sources.iter().enumerate().filter_map(|(id, source)| {
+            let source = source.as_ref()?;
+            (source.is_attached && !source.is_behind).then_some((id, &source.name))
+        });
+        let gave = usable.clone().find(|(_, name)| Some(*name) == earlier.as_ref());
+        let Some((source, name)) = gave.or_else(|| usable.next_back()) else { return Ok(()) };
+        self.requests += 1;
+        let request = self.requests;
+        let id = state.open(source, name, request);
+        self.touch(source);
+        self.put(source, &RestoreMsg::StateOpen { request, id })
+    }
+
+    fn ask_about_state(&mut self, source: SourceId) -> Result<()> {
+        let (Some(channel), is_free) = (self.channel(source), self.may_ask()) else {
+            return Ok(());
+        };
+        let Some(state) = &mut self.state else { return Ok(()) };
+        // How much a limited rate lets come is known of one answer at a time.
+        let is_limited = self.fetch.restoring.limits.bytes_per_second.is_some();
+        let may_ask = |under_way| is_free && !(is_limited && under_way > 0);
+        let was_idle = state.under_way() == 0;
+        match state.ask(&*channel, &mut self.requests, may_ask) {
+            Ok(asked) if was_idle && asked > 0 => self.touch(source),
+            Ok(_) => {}
+            Err(cause) => return self.handle_fault(source, cause),
         }
-        let offset = *asked;
-        *asked += u64::from(PIECE_BYTES);
-        self.asked_bytes += u64::from(PIECE_BYTES);
-        Some(offset)
+        Ok(())
+    }
+
+    /// What a source does wrong costs that source; what this node's own disk says is nobody's fault.
+    fn handle_fault(&mut self, source: SourceId, cause: RepError) -> Result<()> {
+        if source == MASTER || matches!(cause, RepError::Log(_)) {
+            return Err(cause);
+        }
+        self.drop_source(source, &cause);
+        Ok(())
     }
 
     /// It was asked something, or answered: from now on it has to answer what else it was asked.
@@ -483,12 +485,13 @@ impl<'a> Transfer<'a> {
     /// Whether a source owes an answer that is no block.
     fn is_asked(&self, source: SourceId) -> bool {
         let live = source == MASTER && self.live.is_some();
-        let checkpoint = match &self.checkpoint {
-            Checkpoint::Opening(from) | Checkpoint::Coming(from, ..) => *from == source,
-            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Whole(_) => false,
-        };
+        let state = self.state.as_ref().is_some_and(|state| match state.stage() {
+            Stage::Opening(from) => from == source,
+            Stage::Coming(from) => from == source && state.under_way() > 0,
+            Stage::Wanted | Stage::Whole => false,
+        });
         let attaching = self.sources[source].as_ref().is_some_and(|source| !source.is_attached);
-        live || checkpoint || attaching
+        live || state || attaching
     }
 
     fn drop_silent(&mut self) -> Result<()> {
@@ -519,19 +522,18 @@ impl<'a> Transfer<'a> {
         });
         self.frame = frame;
         match taken {
-            // What this node's own disk says is no source's fault.
-            Err(cause) if source != MASTER && !matches!(cause, RepError::Log(_)) => {
-                self.drop_source(source, &cause);
-                Ok(true)
+            Ok(came) => Ok(came),
+            Err(cause) => {
+                let fault = self.handle_fault(source, cause);
+                fault.map(|()| true).map_err(|cause| cause.with_peer(|| channel.peer()))
             }
-            other => other.map_err(|cause| cause.with_peer(|| channel.peer())),
         }
     }
 
     fn handle(&mut self, source: SourceId, message: RestoreMsg<'_>) -> Result<()> {
         match message {
-            RestoreMsg::Holdings { segments } if source != MASTER => {
-                self.handle_holdings(source, &segments);
+            RestoreMsg::Holdings { state, segments } if source != MASTER => {
+                self.handle_holdings(source, state, &segments);
                 Ok(())
             }
             RestoreMsg::Block { request, bytes } => self.handle_block(source, request, &bytes),
@@ -539,15 +541,13 @@ impl<'a> Transfer<'a> {
                 self.handle_live(request, more, (last, cut), &bytes)
             }
             RestoreMsg::Refusal { request, why } => self.handle_refusal(source, request, why),
-            RestoreMsg::CheckpointOpened { id, vlsn, fingerprint, offset, .. } => {
-                let name = self.sources[source].as_ref().map(|source| source.name.clone());
-                let Some(name) = name else { return Ok(()) };
-                let (durable, digest) = (0, [0; 32]);
-                let part = CheckpointPart { source: name, id, vlsn, fingerprint, durable, digest };
-                self.handle_checkpoint_opened(source, part, offset)
+            RestoreMsg::StateOpened { request, id, vlsn, fingerprint, head } => {
+                let proof = Proof { vlsn, fingerprint };
+                self.handle_state_opened(source, request, (id, proof), &head)
             }
-            RestoreMsg::CheckpointChunk { offset, last, digest, bytes, .. } => {
-                self.handle_chunk(source, offset, last, digest, &bytes)
+            RestoreMsg::StateAnswer { request, vlsn, fingerprint, digest, bytes } => {
+                let proof = Proof { vlsn, fingerprint };
+                self.handle_state_answer(source, request, (proof, digest), &bytes)
             }
             other => Err(RepError::protocol("", "an answer", other.name())),
         }
@@ -570,15 +570,15 @@ impl<'a> Transfer<'a> {
             return if is_banned { Err(cause) } else { Ok(()) };
         }
         self.base.write(block, bytes)?;
-        self.count(source, bytes.len(), 1);
+        self.count(source, bytes.len() as u64, 1);
         Ok(())
     }
 
-    fn count(&mut self, source: SourceId, bytes: usize, blocks: u32) {
-        self.progress.bytes_fetched += bytes as u64;
-        self.base_bytes += bytes as u64;
+    fn count(&mut self, source: SourceId, bytes: u64, blocks: u32) {
+        self.progress.bytes_fetched += bytes;
+        self.base_bytes += bytes;
         let given = &mut self.progress.sources[source];
-        given.bytes += bytes as u64;
+        given.bytes += bytes;
         given.blocks += blocks;
     }
 
@@ -638,76 +638,64 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    fn handle_checkpoint_opened(
+    fn handle_state_opened(
         &mut self,
         source: SourceId,
-        part: CheckpointPart,
-        offset: u64,
+        request: u64,
+        (id, proof): (u64, Proof),
+        head: &[u8],
     ) -> Result<()> {
-        if !matches!(self.checkpoint, Checkpoint::Opening(from) if from == source) {
+        if !self.state.as_ref().is_some_and(|state| state.awaits_offer(source, request)) {
             return Ok(());
         }
         self.touch(source);
-        let (env, dir) = (&**self.fetch.env, &self.fetch.dir);
-        let earlier = Snapshot::earlier(env, dir)?;
-        let is_resumed = earlier.as_ref().is_some_and(|had| had.continues(&part));
-        let through = part.vlsn;
-        let is_not_below = through >= self.manifest.head.anchor.vlsn;
-        // Of what has not come yet it is found out later.
-        let fits =
-            is_not_below && (through > self.staged.end().vlsn || self.is_of_this_log(&part)?);
-        let snapshot =
-            if fits { Snapshot::begin(env, dir, part, offset, earlier.as_ref())? } else { None };
-        if let Some(snapshot) = snapshot {
-            self.progress.checkpoint_reused = snapshot.offset();
-            let asked = snapshot.offset();
-            self.checkpoint = Checkpoint::Coming(source, snapshot, asked);
-            return Ok(());
-        }
-        if is_resumed {
-            // Not the one that was begun, then; that would be given again and again.
-            CheckpointPart::remove(env, dir)?;
-            self.checkpoint = Checkpoint::Wanted;
-            return Ok(());
-        }
-        if source != MASTER {
-            if let Some(Some(source)) = self.sources.get_mut(source) {
-                source.is_behind = true;
-            }
-            self.checkpoint = Checkpoint::Wanted;
-            return Ok(());
-        }
-        let found = format!("one through {through} from offset {offset} on");
-        Err(RepError::protocol("", "a whole checkpoint of this log", found))
-    }
-
-    fn handle_chunk(
-        &mut self,
-        source: SourceId,
-        offset: u64,
-        last: bool,
-        digest: [u8; 32],
-        bytes: &[u8],
-    ) -> Result<()> {
-        let Checkpoint::Coming(from, snapshot, asked) = &mut self.checkpoint else {
+        let fits = self.may_be_of_this_log(proof)?;
+        let (Some(state), Some(from)) = (&mut self.state, &self.sources[source]) else {
             return Ok(());
         };
-        if *from != source || snapshot.offset() != offset || *asked <= offset {
-            return Ok(());
+        let opened = Opened { source: &from.name, id, proof, head };
+        match state.handle_opened(source, &opened, fits)? {
+            Taken::Begun => self.progress.checkpoint_reused = state.progress().reused,
+            Taken::Void => {}
+            Taken::Useless => self.give_up_state_of(source, proof)?,
         }
-        if blake3::hash(bytes) != digest || (bytes.is_empty() && !last) {
-            let found = "bytes with another digest, or none";
-            return Err(RepError::protocol("", "a piece of the checkpoint", found));
+        Ok(())
+    }
+
+    /// What that source gives is of no use.
+    fn give_up_state_of(&mut self, source: SourceId, proof: Proof) -> Result<()> {
+        if source == MASTER {
+            let found = format!("one through {}", proof.vlsn);
+            return Err(RepError::protocol("", "a state of this log", found));
         }
-        snapshot.write(bytes, last)?;
-        self.progress.checkpoint_bytes = snapshot.offset();
-        self.count(source, bytes.len(), 0);
-        self.touch(source);
-        if last
-            && let Checkpoint::Coming(_, snapshot, _) =
-                std::mem::replace(&mut self.checkpoint, Checkpoint::Wanted)
-        {
-            self.checkpoint = Checkpoint::Whole(snapshot);
+        if let Some(Some(source)) = self.sources.get_mut(source) {
+            source.is_behind = true;
+        }
+        if let Some(state) = &mut self.state {
+            state.handle_gone(source);
+        }
+        Ok(())
+    }
+
+    fn handle_state_answer(
+        &mut self,
+        source: SourceId,
+        request: u64,
+        (proof, digest): (Proof, [u8; 32]),
+        bytes: &[u8],
+    ) -> Result<()> {
+        let is_of_use = self.may_be_of_this_log(proof)?;
+        let Some(state) = &mut self.state else { return Ok(()) };
+        if !is_of_use && state.stage() == Stage::Coming(source) {
+            return self.give_up_state_of(source, proof);
+        }
+        let before = state.progress().bytes;
+        if state.handle_answer(source, request, (proof, digest), bytes)? {
+            let had = state.progress().bytes;
+            self.progress.checkpoint_bytes = had;
+            self.asked_bytes += bytes.len() as u64;
+            self.count(source, had.saturating_sub(before), 0);
+            self.touch(source);
         }
         Ok(())
     }
@@ -722,23 +710,21 @@ impl<'a> Transfer<'a> {
         if !self.base.is_done() || end.vlsn < head.target.max(cut) {
             return Ok(None);
         }
-        let checkpoint = match &self.checkpoint {
-            Checkpoint::None => None,
-            Checkpoint::Whole(snapshot) => {
-                let through = snapshot.part().vlsn;
-                if end.vlsn < through {
-                    return Ok(None); // the log has to reach it too
-                }
-                if !self.is_of_this_log(snapshot.part())? {
-                    // What it holds was rolled back meanwhile.
-                    self.base_told = false;
-                    self.discard_checkpoint()?;
-                    return Ok(None);
-                }
-                snapshot.committed()
+        let proofs = self.state.as_ref().map(StateLane::proofs).unwrap_or_default();
+        if !self.has_state() || proofs.iter().any(|proof| proof.vlsn > end.vlsn) {
+            return Ok(None); // the log has to reach all of it too
+        }
+        for proof in proofs {
+            if self.is_of_this_log(proof)? {
+                continue;
             }
-            _ => return Ok(None),
-        };
+            // What it holds was rolled back meanwhile.
+            self.base_told = false;
+            if let Some(state) = &mut self.state {
+                state.discard()?;
+            }
+            return Ok(None);
+        }
         let at_target = self.staged.fingerprint(head.target)?;
         let is_target = at_target.is_none_or(|found| found == head.target_fingerprint);
         if !is_target && !mutant::is_on(Mutant::RestoreTargetUnchecked) {
@@ -754,24 +740,29 @@ impl<'a> Transfer<'a> {
             last,
             last_lsn,
             group_config: newest.unwrap_or_else(|| head.group_config.clone()),
-            checkpoint,
+            state: self.state.as_ref().map(StateLane::committed),
         }))
     }
 
-    /// Whether the entry through which a checkpoint goes is the one that the log has there: who gives it
-    /// may have another history, or have had one when it was taken. Every segment is here.
-    fn is_of_this_log(&self, part: &CheckpointPart) -> Result<bool> {
-        if part.vlsn < self.manifest.head.base.vlsn {
-            return Ok(self.base.fingerprint(part.vlsn)? == Some(part.fingerprint));
-        }
-        Ok(self.staged.fingerprint(part.vlsn)? == Some(part.fingerprint))
+    /// Whether the log holds the entry of a proof: who gives a state may have another history, or have
+    /// had one when it was taken. Every segment is here.
+    fn is_of_this_log(&self, proof: Proof) -> Result<bool> {
+        let found = if proof.vlsn < self.manifest.head.base.vlsn {
+            self.base.fingerprint(proof.vlsn)?
+        } else {
+            self.staged.fingerprint(proof.vlsn)?
+        };
+        Ok(found == Some(proof.fingerprint))
     }
 
-    fn discard_checkpoint(&mut self) -> Result<()> {
-        let had = std::mem::replace(&mut self.checkpoint, Checkpoint::Wanted);
-        match had {
-            Checkpoint::Whole(snapshot) | Checkpoint::Coming(_, snapshot, _) => snapshot.discard(),
-            Checkpoint::None | Checkpoint::Wanted | Checkpoint::Opening(_) => Ok(()),
+    /// The same, as far as it can be told: of what has not come yet it is found out later.
+    fn may_be_of_this_log(&mut self, proof: Proof) -> Result<bool> {
+        if self.sound == Some(proof) {
+            return Ok(true);
         }
+        let is_sound = proof.vlsn >= self.manifest.head.anchor.vlsn
+            && (proof.vlsn > self.staged.end().vlsn || self.is_of_this_log(proof)?);
+        self.sound = is_sound.then_some(proof);
+        Ok(is_sound)
     }
 }

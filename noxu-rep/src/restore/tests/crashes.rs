@@ -57,9 +57,7 @@ fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (b
     faulty.crash_at(faulty.calls() + call);
     let machine = Machine::open(&env, "/n2-state");
     let until = master.log.positions().last.sequence() + 2;
-    let through = givers
-        .restore(&env, &restoring, until)
-        .and_then(|_| install(&env, dir(), &config(), &*machine, &Clock::start()));
+    let through = givers.restore(&env, &restoring, until).and_then(|_| install(&env, &*machine));
     if through.is_ok() && !faulty.has_crashed() {
         return (false, 0);
     }
@@ -73,24 +71,23 @@ fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (b
             faulty.crash_at(1 + (seed * 31 + call * 7) % 60);
         }
         let machine = Machine::open(&env, "/n2-state");
-        let outcome =
-            recover(&env, dir(), &config(), &*machine, &Clock::start()).and_then(|recovered| {
-                if matches!(recovered, Recovered::Installed(_)) {
-                    return Ok(());
-                }
-                // Not finished: then either all of the old is there, or all of the new.
-                let (log, _) = Log::open(Arc::clone(&env), dir(), config())?;
-                let end = log.positions().last_fingerprint;
-                log.close()?;
-                drop(log);
-                if end != old_end {
-                    assert_eq!(recovered, Recovered::Nothing, "call {call}, seed {seed}");
-                    return Ok(());
-                }
-                let progress = givers.restore(&env, &restoring, 0)?;
-                false_claims += progress.false_claims;
-                install(&env, dir(), &config(), &*machine, &Clock::start()).map(|_| ())
-            });
+        let outcome = recover(&env, &machine).and_then(|recovered| {
+            if matches!(recovered, Recovered::Installed(_)) {
+                return Ok(());
+            }
+            // Not finished: then either all of the old is there, or all of the new.
+            let (log, _) = Log::open(Arc::clone(&env), dir(), config())?;
+            let end = log.positions().last_fingerprint;
+            log.close()?;
+            drop(log);
+            if end != old_end {
+                assert_eq!(recovered, Recovered::Nothing, "call {call}, seed {seed}");
+                return Ok(());
+            }
+            let progress = givers.restore(&env, &restoring, 0)?;
+            false_claims += progress.false_claims;
+            install(&env, &*machine).map(|_| ())
+        });
         if again {
             faulty = faulty.crash(seed + 1);
         } else {
@@ -171,14 +168,14 @@ fn x_crash_loop_of_200_rounds_always_progresses() {
             let seen = Mutex::new(Progress::default());
             let node = Node::watching(|progress| *seen.lock() = progress.clone());
             let node = node.reaching("n3", &givers.follower);
-            let recovered = recover(&env, dir(), &config(), &*machine, &Clock::start());
+            let recovered = recover(&env, &machine);
             let is_installed = matches!(recovered, Ok(Recovered::Installed(_)));
             let outcome = recovered.and_then(|_| {
                 if is_installed {
                     return Ok(());
                 }
                 givers.master.restore_watched(&env, &restoring(), &node)?;
-                install(&env, dir(), &config(), &*machine, &Clock::start()).map(|_| ())
+                install(&env, &*machine).map(|_| ())
             });
             drop(node);
             let seen = seen.into_inner();
@@ -266,7 +263,7 @@ fn x_torn_bitmap_slots_claim_less_and_never_wrongly() {
 
 fn install_and_check_entries(env: &Arc<dyn Env>, master: &Master) {
     let machine = Machine::open(env, "/n2-state");
-    install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(env, &*machine).unwrap();
     assert_eq!(check_same_entries(env, master), master.log.positions().last);
 }
 
@@ -323,7 +320,7 @@ fn x_open_with_marker_resumes_and_with_commit_finishes() {
     let (_, env) = fault_disk();
     let old_end = with_old_log(&env);
     let machine = Machine::open(&env, "/n2-state");
-    let start = || recover(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let start = || recover(&env, &machine).unwrap();
     let old_is_whole = || {
         let (log, _) = Log::open(Arc::clone(&env), dir(), config()).unwrap();
         let end = log.positions().last_fingerprint;
@@ -360,7 +357,7 @@ fn x_two_crashes_in_install_at_any_two_calls() {
     };
     let go = |env: &Arc<dyn Env>| {
         let machine = Machine::open(env, "/n2-state");
-        recover(env, dir(), &config(), &*machine, &Clock::start())
+        recover(env, &machine)
     };
     let mut met = BTreeMap::new();
     for first in 1.. {

@@ -8,8 +8,8 @@ use noxu_log::segment::name::segment_name;
 use noxu_log::{LogConfig, RetentionConfig};
 use noxu_util::Vlsn;
 
-use super::super::manifest::{CHECKPOINT, LIVE};
-use super::super::provider::{KeptCheckpoints, RestoreProvider};
+use super::super::manifest::LIVE;
+use super::super::provider::RestoreProvider;
 use super::*;
 
 /// One session through `channel`.
@@ -119,7 +119,7 @@ fn l_a_log_recycled_behind_the_segments_restarts_nothing() {
     assert_eq!(progress.live_entries, 200, "{progress:?}");
     assert_eq!(progress.checkpoint_reused, CHECKPOINT_TEXT.len() as u64, "{progress:?}");
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.anchor, restored.last), (anchor, v(400)));
     assert_eq!(check_same_entries(&env, &master), v(400));
     assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
@@ -141,7 +141,7 @@ fn l_a_log_recycled_behind_another_history_is_not_gone_on_with() {
         assert!(new.log.positions().anchor.vlsn > v(190));
         let progress = new.restore(&env, &restoring()).unwrap();
         let machine = Machine::open(&env, "/n2-state");
-        let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+        let restored = install(&env, &*machine).unwrap();
         assert_eq!(check_same_entries(&env, &new), v(400));
         let expected = if kept { anchor } else { new.log.positions().anchor.vlsn };
         assert_eq!(restored.anchor, expected, "{what:?}, {front}: {restored:?}");
@@ -193,7 +193,7 @@ fn l_slow_disk_no_more_is_under_way_than_the_window() {
                 let (kind, request, limit) = match &question {
                     RestoreMsg::BlockRequest { request, .. } => ("block", *request, 3),
                     RestoreMsg::LiveRequest { request, .. } => ("live", *request, 1),
-                    RestoreMsg::CheckpointRequest { request, .. } => ("checkpoint", *request, 4),
+                    RestoreMsg::StateRequest { request, .. } => ("checkpoint", *request, 4),
                     _ => return vec![question],
                 };
                 let mut asked = asked.lock();
@@ -208,7 +208,7 @@ fn l_slow_disk_no_more_is_under_way_than_the_window() {
                 let (kind, request) = match &answer {
                     RestoreMsg::Block { request, .. } => ("block", *request),
                     RestoreMsg::LiveRun { request, .. } => ("live", *request),
-                    RestoreMsg::CheckpointChunk { request, .. } => ("checkpoint", *request),
+                    RestoreMsg::StateAnswer { request, .. } => ("checkpoint", *request),
                     _ => return vec![answer],
                 };
                 assert!(answered.lock().entry(kind).or_default().remove(&request));
@@ -231,7 +231,7 @@ fn l_slow_disk_no_more_is_under_way_than_the_window() {
     let used = BTreeMap::from([("block", 3), ("checkpoint", 4), ("live", 1)]);
     assert_eq!(*most.lock(), used, "the windows are used");
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     assert!(machine.state.lock().1 == vec![b's'; STATE_BYTES]);
 }
 
@@ -265,7 +265,7 @@ fn l_cut_under_endless_writes_ends() {
         assert!(progress.unwrap().live_entries > 0);
     });
     let machine = Machine::open(&env, "/n2-state");
-    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(&env, &*machine).unwrap();
     assert!(check_same_entries(&env, &master) >= v(200));
 }
 
@@ -404,13 +404,8 @@ fn p_a_slow_copy_with_live_writes_keeps_the_masters_log_short() {
     let host = slow.host();
     let machine = Arc::new(Slow(Arc::clone(&may_come)));
     let log = slow.log.clone();
-    let provider = Arc::new(RestoreProvider::new(
-        name("n3"),
-        log,
-        machine,
-        Arc::new(KeptCheckpoints::new(Clock::start())),
-        host,
-    ));
+    let offers = offers_of(&disk, machine, Clock::start());
+    let provider = Arc::new(RestoreProvider::new(name("n3"), log, offers, host));
     master.name_sources(&["n3"]);
     let reach = || {
         let LocalChannelPair { channel_a, channel_b } = LocalChannelPair::new();
@@ -455,7 +450,7 @@ fn p_a_slow_copy_with_live_writes_keeps_the_masters_log_short() {
     assert!(longest < WINDOW, "{longest} bytes of log");
     assert!(master.log.positions().anchor.vlsn > v(200), "the front went past the segments");
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.checkpoint, restored.last), (v(190), check_same_entries(&env, &master)));
     assert_eq!(machine.state.lock().1, CHECKPOINT_TEXT);
 }
@@ -463,7 +458,7 @@ fn p_a_slow_copy_with_live_writes_keeps_the_masters_log_short() {
 /// What was synced of a slow copy is damaged, and so is what says how far it is: both are hints.
 #[test]
 fn p_damaged_hints_cost_only_what_they_spoke_of() {
-    for file in ["manifest", "checkpoint.part", "bitmap", CHECKPOINT] {
+    for file in ["manifest", "state.saved", "bitmap", "state/checkpoint"] {
         let (disk, env) = fault_disk();
         let master = Master::new(100);
         let node = Node { permits: false, ..Node::default() };

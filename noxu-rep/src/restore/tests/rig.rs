@@ -14,9 +14,11 @@ use noxu_log::{
 use noxu_util::{GroupId, NULL_VLSN, Name, Term};
 use parking_lot::Mutex;
 
-use super::super::install::install;
-use super::super::provider::{KeptCheckpoints, ProviderHost, RestoreProvider, Serving};
-use super::super::session::{RestoreHost, RestoreLimits, Restoring, fetch, is_pending};
+use super::super::install::{self, Recovered};
+use super::super::provider::{ProviderHost, RestoreProvider, Serving, StateOffers};
+use super::super::session::{
+    RestoreHost, RestoreLimits, Restoring, default_methods, fetch, is_pending,
+};
 use super::super::*;
 use crate::clock::Clock;
 use crate::error::{RepError, Result};
@@ -25,6 +27,7 @@ use crate::stream::log_view::LogView;
 use crate::stream::syncup_protocol::{
     SyncupOptions, SyncupOutcome, feeder_syncup_handshake, replica_syncup,
 };
+use crate::sync::method::SyncNode;
 use crate::sync::{Checkpoint, LogReader, StateMachine};
 use crate::wire::restore::RestoreMsg;
 
@@ -198,6 +201,26 @@ impl ProviderHost for ToldHost {
     }
 }
 
+/// Installs what was committed.
+pub(super) fn install(env: &Arc<dyn Env>, machine: &dyn StateMachine) -> Result<Restored> {
+    install::install(env, dir(), &config(), &default_methods(), machine, &Clock::start())
+}
+
+/// What a node does when it starts.
+pub(super) fn recover(env: &Arc<dyn Env>, machine: &Machine) -> Result<Recovered> {
+    install::recover(env, dir(), &config(), &default_methods(), machine, &Clock::start())
+}
+
+/// What a node with this state machine gives it by.
+pub(super) fn offers_of(
+    env: &Arc<dyn Env>,
+    machine: Arc<dyn StateMachine>,
+    clock: Clock,
+) -> Arc<StateOffers> {
+    let node = SyncNode { env: Arc::clone(env), machine };
+    Arc::new(StateOffers::new(clock, &default_methods(), &node))
+}
+
 /// A node that gives: a master with 200 entries in segments of 4 KiB, settled through 190.
 pub(super) struct Master {
     pub(super) provider: Arc<RestoreProvider>,
@@ -233,15 +256,8 @@ impl Master {
             ..Told::default()
         });
         let host = Box::new(ToldHost(Arc::clone(&told)));
-        let state = Arc::clone(&machine);
-        let clock = Clock::start();
-        let provider = RestoreProvider::new(
-            name(node),
-            log.clone(),
-            state,
-            Arc::new(KeptCheckpoints::new(clock)),
-            host,
-        );
+        let offers = offers_of(env, Arc::<Machine>::clone(&machine), Clock::start());
+        let provider = RestoreProvider::new(name(node), log.clone(), offers, host);
         Self { provider: Arc::new(provider), log, machine, told }
     }
 
@@ -455,7 +471,7 @@ pub(super) fn fault_disk() -> (FaultEnv, Arc<dyn Env>) {
 /// Installs what was committed, and compares the restored log with the one of `master`.
 pub(super) fn install_and_check(env: &Arc<dyn Env>, master: &Master, with_checkpoint: bool) {
     let machine = Machine::open(env, "/n2-state");
-    install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(env, &*machine).unwrap();
     check_restored(env, master, with_checkpoint);
 }
 

@@ -80,7 +80,7 @@ fn r_with_writers_the_restored_log_reaches_what_was_there_at_the_beginning() {
             assert_eq!(progress.unwrap().phase, Phase::Committed);
         });
         let machine = Machine::open(&env, "/n2-state");
-        let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+        let restored = install(&env, &*machine).unwrap();
         assert!(restored.last >= v(200), "{restored:?}");
         assert_eq!(check_same_entries(&env, &master), restored.last);
         assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
@@ -276,8 +276,8 @@ fn r_late_duplicate_replies_are_dropped() {
                 answer,
                 RestoreMsg::Block { .. }
                     | RestoreMsg::LiveRun { .. }
-                    | RestoreMsg::CheckpointOpened { .. }
-                    | RestoreMsg::CheckpointChunk { .. }
+                    | RestoreMsg::StateOpened { .. }
+                    | RestoreMsg::StateAnswer { .. }
                     | RestoreMsg::Holdings { .. }
             );
             let mut kept = kept.lock();
@@ -318,9 +318,8 @@ fn r_empty_replies_are_no_answer() {
                     RestoreMsg::Block { bytes, .. } | RestoreMsg::LiveRun { bytes, .. } => {
                         *bytes = b"".into();
                     }
-                    RestoreMsg::CheckpointChunk { bytes, last, digest, .. } => {
+                    RestoreMsg::StateAnswer { bytes, digest, .. } => {
                         *bytes = b"".into();
-                        *last = false;
                         *digest = *blake3::hash(&[]).as_bytes();
                     }
                     _ => {}
@@ -434,7 +433,7 @@ fn r_a_voter_that_acknowledged_up_to_1000_is_restored_to_at_least_1000() {
     });
     session(&channel, &env, &Node::default()).unwrap();
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert!(restored.last >= v(1000), "{restored:?}");
     assert_eq!(check_same_entries(&env, &master), restored.last);
 }
@@ -460,7 +459,7 @@ fn r_0_segments_the_anchor_is_found_as_matchpoint() {
     let progress = master.restore(&env, &restoring()).unwrap();
     assert_eq!((progress.blocks_total, progress.live_entries), (0, 0));
     let machine = Machine::open(&env, "/n2-state");
-    let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    let restored = install(&env, &*machine).unwrap();
     assert_eq!((restored.anchor, restored.last, restored.segments), (v(190), v(190), 0));
     // Looks for the matchpoint too.
     check_restored(&env, &master, true);
@@ -529,7 +528,7 @@ fn r_two_restores_at_once_from_one_master() {
     });
     for env in &envs {
         let machine = Machine::open(env, "/n2-state");
-        install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+        install(env, &*machine).unwrap();
         assert_eq!(check_same_entries(env, &master), v(200));
         assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()));
     }
@@ -581,7 +580,7 @@ fn r_checkpoints_of_no_byte_one_byte_and_about_a_piece_arrive_whole() {
         let progress = master.restore(&env, &restoring()).unwrap();
         assert_eq!(progress.checkpoint_bytes, len as u64);
         let machine = Machine::open(&env, "/n2-state");
-        let restored = install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+        let restored = install(&env, &*machine).unwrap();
         assert_eq!(restored.checkpoint, v(190));
         assert!(*machine.state.lock() == (v(190), text), "{len} bytes");
     }
@@ -602,7 +601,7 @@ fn half_a_checkpoint(master: &Master, source: &Master, env: &Arc<dyn Env>) {
 
 fn check_state(env: &Arc<dyn Env>, through: Vlsn, text: &[u8]) {
     let machine = Machine::open(env, "/n2-state");
-    install(env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    install(env, &*machine).unwrap();
     let (vlsn, found) = machine.state.lock().clone();
     assert_eq!(vlsn, through);
     assert!(found == text, "{} bytes of another state", found.len());
@@ -665,7 +664,7 @@ fn r_what_rotted_of_half_a_checkpoint_is_fetched_again() {
     master.name_sources(&["n3"]);
     source.machine.set(v(190), &large_text()).unwrap();
     half_a_checkpoint(&master, &source, &env);
-    disk.corrupt(&restore_dir(dir()).join("checkpoint"), 1234, 1).unwrap();
+    disk.corrupt(&restore_dir(dir()).join("state/checkpoint"), 1234, 1).unwrap();
     let node = Node::default().reaching("n3", &source);
     let progress = session(&master.connect(), &env, &node).unwrap();
     assert_eq!(progress.checkpoint_reused, 0, "{progress:?}");

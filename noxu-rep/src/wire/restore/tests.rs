@@ -13,6 +13,7 @@ fn head() -> ManifestHead {
         },
         provider: "n1".parse().unwrap(),
         term: Term::new(3),
+        method: "a".parse().unwrap(),
         anchor: Anchor {
             vlsn: Vlsn::new(9),
             lsn: Lsn::new(1, 200),
@@ -37,17 +38,29 @@ fn head() -> ManifestHead {
     }
 }
 
+fn method(name: &str, signature: u64) -> MethodId {
+    MethodId { name: name.parse().unwrap(), signature }
+}
+
 fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
     let offer = SegmentOffer { number: 2, bytes: 100, digest: [1; 32], blocks: vec![[2; 32]] };
     let node: Name = "n2".parse().unwrap();
     vec![
         (
-            RestoreMsg::Open { session: 7, recovery: 8, group: None, node, kind: NodeKind::Secondary },
-            b"\x01\x02\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
+            RestoreMsg::Open {
+                session: 7,
+                recovery: 8,
+                group: None,
+                node,
+                kind: NodeKind::Secondary,
+                methods: vec![method("a", 9), method("b", 10)],
+            },
+            b"\x01\x02\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01\
+              \x02\x01\0a\x09\0\0\0\0\0\0\0\x01\0b\x0a\0\0\0\0\0\0\0",
         ),
         (
             RestoreMsg::Manifest(Box::new(head())),
-            b"\x02group-of-sixteen\x06\0orders\0\x10\0\0\x02\0n1\x03\0\0\0\
+            b"\x02group-of-sixteen\x06\0orders\0\x10\0\0\x02\0n1\x03\0\0\0\x01\0a\
               \x09\0\0\0\0\0\0\0\xc8\0\0\0\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0\
               \x40\0\0\0\x02\0\0\0\x03\0old\x03\0new\
               \x28\0\0\0\0\0\0\0\x64\0\0\0\x02\0\0\0\x03\0\0\0\x07\0\0\0\0\0\0\0\
@@ -68,18 +81,19 @@ fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
         ),
         (RestoreMsg::Block { request: 1, bytes: b"xyz".into() }, b"\x05\x01\0\0\0\0\0\0\0xyz"),
         (
-            RestoreMsg::CheckpointRequest { request: 1, offset: 2, bytes: 3, durable: 1 },
-            b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0",
+            RestoreMsg::StateRequest { request: 1, question: b"xyz".into() },
+            b"\x06\x01\0\0\0\0\0\0\0xyz",
         ),
         (
-            RestoreMsg::CheckpointChunk {
+            RestoreMsg::StateAnswer {
                 request: 1,
-                offset: 2,
-                last: true,
+                vlsn: Vlsn::new(2),
+                fingerprint: Fingerprint::from_u64(3),
                 digest: *b"thirty-two bytes of digest, here",
                 bytes: b"xyz".into(),
             },
-            b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01thirty-two bytes of digest, herexyz",
+            b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
+              thirty-two bytes of digest, herexyz",
         ),
         (
             RestoreMsg::LiveRequest {
@@ -108,27 +122,31 @@ fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
             RestoreMsg::Attach {
                 group: GroupId::from_bytes(*b"group-of-sixteen"),
                 node: "n2".parse().unwrap(),
+                method: method("a", 9),
             },
-            b"\x0c\x02group-of-sixteen\x02\0n2",
+            b"\x0c\x02group-of-sixteen\x02\0n2\x01\0a\x09\0\0\0\0\0\0\0",
         ),
         (
-            RestoreMsg::Holdings { segments: vec![(2, *b"thirty-two bytes of digest, here")] },
-            b"\x0d\x01\0\0\0\x02\0\0\0thirty-two bytes of digest, here",
+            RestoreMsg::Holdings {
+                state: true,
+                segments: vec![(2, *b"thirty-two bytes of digest, here")],
+            },
+            b"\x0d\x01\x01\0\0\0\x02\0\0\0thirty-two bytes of digest, here",
         ),
         (
-            RestoreMsg::CheckpointOpen { request: 1, id: 2 },
+            RestoreMsg::StateOpen { request: 1, id: 2 },
             b"\x0e\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
         ),
         (
-            RestoreMsg::CheckpointOpened {
+            RestoreMsg::StateOpened {
                 request: 1,
                 id: 2,
                 vlsn: Vlsn::new(3),
                 fingerprint: Fingerprint::from_u64(4),
-                offset: 5,
+                head: b"xyz".into(),
             },
             b"\x0f\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
-              \x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
+              \x04\0\0\0\0\0\0\0xyz",
         ),
         (RestoreMsg::Refusal { request: 1, why: Refused::Parted }, b"\x10\x01\0\0\0\0\0\0\0\x02"),
         (RestoreMsg::Doubt { segment: 1, block: 2 }, b"\x11\x01\0\0\0\x02\0\0\0"),
