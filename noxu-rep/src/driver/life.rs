@@ -19,7 +19,7 @@
 //!
 //! # Lock order
 //! `core` -> a stream's receiving end -> the gate (a stream's or mastership's core) -> `link` ->
-//! `public` -> the log's. `notes` is a leaf. Whoever holds anything but `core` posts instead of
+//! `public` -> the log's. `restore_files` comes before `core`. `notes` is a leaf. Whoever holds anything but `core` posts instead of
 //! calling [`Life::handle`]. Callbacks, listeners and handlers run with none held.
 //!
 //! # Not here: what is decided (core/node.rs), threads (running.rs), how the group is reached
@@ -57,6 +57,7 @@ use crate::wire::handshake::{Capabilities, RejectReason};
 
 mod facts;
 mod perform;
+mod request;
 mod settled;
 mod snapshot;
 
@@ -148,6 +149,8 @@ pub struct Life {
     pub(super) configured: AtomicBool,
     /// A master has accepted this node, in this life.
     pub(super) accepted: AtomicBool,
+    /// Held by whoever writes to the directory of a restore.
+    restore_files: Mutex<()>,
 }
 
 /// The conversation with the master that this node follows.
@@ -282,6 +285,7 @@ impl Life {
             notes: Mutex::default(),
             configured: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
+            restore_files: Mutex::default(),
             config,
             log,
             clock,

@@ -33,6 +33,7 @@ mod bitmap;
 pub mod install;
 mod manifest;
 pub mod provider;
+pub(crate) mod request;
 pub mod session;
 mod snapshot;
 mod staged;
