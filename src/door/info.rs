@@ -99,6 +99,13 @@ fn replication_lines(status: &Status) -> Vec<Line> {
             lines.push(line(&format!("restore_from_{}", source.name), given));
         }
     }
+    let timeline = &status.restore_timeline;
+    for (phase, after) in &timeline.phases {
+        lines.push(line(&format!("restore_ms_{phase:?}"), after.as_millis().to_string()));
+    }
+    if let Some(after) = timeline.installed {
+        lines.push(line("restore_ms_Installed", after.as_millis().to_string()));
+    }
     if let Some(restored) = &status.last_restore {
         lines.push(line("restored_anchor", vlsn(restored.anchor)));
         lines.push(line("restored_checkpoint", vlsn(restored.checkpoint)));

@@ -316,6 +316,7 @@ impl Life {
             return Ok(false);
         }
         let _files = self.hold_restore_files();
+        self.note_restore_begins();
         self.set_restoring(true);
         let control = self.log.control().state();
         let group = control.group.as_ref().map(|group| group.id);

@@ -47,7 +47,7 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::restore::provider::KeptCheckpoints;
-use crate::restore::{Progress, Restored};
+use crate::restore::{Progress, Restored, Timeline};
 use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
@@ -203,6 +203,9 @@ struct Notes {
     last_syncup: Option<SyncupReport>,
     last_rollback: Option<RollbackReport>,
     restore: Option<Progress>,
+    /// When the session of the last restore began.
+    restore_began: Now,
+    restore_timeline: Timeline,
     last_restore: Option<Restored>,
     last_error: Option<String>,
 }
@@ -631,15 +634,31 @@ impl Life {
         }
     }
 
+    /// The session of a restore begins.
+    pub(super) fn note_restore_begins(&self) {
+        let mut notes = self.notes.lock();
+        notes.restore_began = self.clock.now();
+        notes.restore_timeline = Timeline::default();
+    }
+
     pub(super) fn note_progress(&self, progress: Progress) {
-        self.notes.lock().restore = Some(progress);
+        let now = self.clock.now();
+        let mut notes = self.notes.lock();
+        let after = now.saturating_sub(notes.restore_began);
+        notes.restore_timeline.meet(progress.phase, after);
+        notes.restore = Some(progress);
     }
 
     /// This life began with what a restore brought to `old`.
     pub(crate) fn note_restored(&self, old: &Self, restored: Restored) {
-        let fetched = old.notes.lock().restore.clone();
+        let (fetched, began, mut timeline) = {
+            let old = old.notes.lock();
+            (old.restore.clone(), old.restore_began, old.restore_timeline.clone())
+        };
+        timeline.installed = Some(self.clock.now().saturating_sub(began));
         let mut notes = self.notes.lock();
         notes.restore = fetched;
+        notes.restore_timeline = timeline;
         notes.last_restore = Some(restored);
     }
 

@@ -34,7 +34,7 @@ impl Life {
                 return Ok(false);
             }
         }
-        tracing::warn!(node = %self.config.name, "a restore was asked for");
+        tracing::info!(node = %self.config.name, "a restore was asked for");
         self.cut_channel();
         self.around.look_again();
         Ok(true)
