@@ -3,7 +3,7 @@
 //! synced at the end, or each, as soon as it is there, by a third thread.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,14 +30,17 @@ pub(super) enum Syncing {
     Beside,
 }
 
-/// All files below `dir`, whole.
+/// All files below `dir`, whole. A store may be at work on them: what is gone by now is not among them.
 pub(super) fn files_below(dir: &Path) -> Result<Vec<Piece>, CliError> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
         for entry in std::fs::read_dir(&dir).map_err(CliError::file(&dir))? {
             let path = entry.map_err(CliError::file(&dir))?.path();
-            let about = std::fs::metadata(&path).map_err(CliError::file(&path))?;
+            let about = match std::fs::metadata(&path) {
+                Err(cause) if cause.kind() == ErrorKind::NotFound => continue,
+                about => about.map_err(CliError::file(&path))?,
+            };
             if about.is_dir() {
                 left.push(path);
             } else {
@@ -56,12 +59,13 @@ pub(super) fn copy(
     syncing: Syncing,
 ) -> Result<(u64, Duration), CliError> {
     std::fs::create_dir(target).map_err(CliError::file(target))?;
-    // A file that is removed meanwhile stays what it is.
-    let opened = |piece: &Piece| {
-        let file = File::open(&piece.path).map_err(CliError::file(&piece.path))?;
-        Ok((file, piece.bytes))
+    // All of them first: one that is removed later stays what it is.
+    let opened = |piece: &Piece| match File::open(&piece.path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+        file => Ok(Some((file.map_err(CliError::file(&piece.path))?, piece.bytes))),
     };
-    let files = pieces.iter().map(opened).collect::<Result<Vec<_>, CliError>>()?;
+    let files = pieces.iter().map(opened).filter_map(Result::transpose);
+    let files = files.collect::<Result<Vec<_>, CliError>>()?;
     let failed = |cause: std::io::Error| CliError::Failed(format!("the bare copy: {cause}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -120,7 +124,7 @@ fn write_all(stream: TcpStream, target: &Path, whole: &Sender<File>) -> std::io:
     let mut written = 0;
     for number in 0.. {
         match stream.read_exact(&mut length) {
-            Err(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(cause) if cause.kind() == ErrorKind::UnexpectedEof => break,
             read => read?,
         }
         let mut left = u64::from_le_bytes(length);
@@ -156,6 +160,7 @@ mod tests {
             [0, long.len() as u64]
         );
         pieces[1].bytes -= 3;
+        pieces.push(Piece { path: from.join("gone"), bytes: 9 });
         for (name, syncing) in [("end", Syncing::AtEnd), ("beside", Syncing::Beside)] {
             let to = dir.path().join(name);
             let (bytes, _) = copy(&pieces, &to, syncing).unwrap();
