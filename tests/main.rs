@@ -1,5 +1,6 @@
 //! System tests: whole programs and whole repositories, in one binary so that they link once.
 
+mod admin;
 mod bad_input;
 mod borders;
 mod door;

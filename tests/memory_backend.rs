@@ -162,4 +162,8 @@ impl Backend for MemoryBackend {
     fn drop_front(&self) -> Result<i64, BackendError> {
         Ok(1)
     }
+
+    fn restore(&self) -> Result<bool, BackendError> {
+        Err(BackendError::Refused { reason: "nobody has what is in this memory".to_owned() })
+    }
 }

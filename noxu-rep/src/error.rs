@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use noxu_log::{EntryError, LogError};
 use noxu_util::codec::CodecError;
-use noxu_util::{Name, Vlsn};
+use noxu_util::{Name, Term, Vlsn};
 
 use crate::core::replica::StreamFault;
 
@@ -214,6 +214,18 @@ pub enum RepError {
         applied: Vlsn,
         /// Everything through it is gone from the log.
         anchor: Vlsn,
+    },
+
+    /// A master cannot be restored: it is what the others are restored from.
+    #[error(
+        "{node} is the master of term {term}, from whose log the others are restored: stop it, and \
+         ask again when it follows another master"
+    )]
+    IsMaster {
+        /// This node.
+        node: Name,
+        /// Its term.
+        term: Term,
     },
 
     /// A configuration that cannot work.

@@ -20,7 +20,7 @@ use crate::driver::master::{Admission, Submitted};
 use crate::driver::opening::{NodeContext, open_directory};
 use crate::driver::running::Running;
 use crate::driver::seat::Seat;
-use crate::error::Result;
+use crate::error::{RepError, Result};
 use crate::net::dispatcher::{Dispatcher, DispatcherConfig};
 use crate::outcome::{CommitId, CommitOutcome};
 use crate::status::{Role, Status};
@@ -198,6 +198,33 @@ impl Node {
     /// The state machine's and the log's.
     pub fn drop_front(&self, keep_from: Vlsn) -> Result<Vlsn> {
         self.life().drop_front(keep_from)
+    }
+
+    /// Has log and state of this node replaced by those of its peers, whatever they look like: makes
+    /// that durable, ends the stream from the master and returns; the next conversation with a master
+    /// begins the restore. Until that commits, the node votes with its old log; it keeps term, vote and
+    /// incarnation. Entries above what is known durable are kept in a lost-entries file. False if a
+    /// restore was asked for or begun before: that one goes on.
+    ///
+    /// # Errors
+    /// `IsMaster`; `Stopped`; `Log` for the disk.
+    pub fn request_restore(&self) -> Result<bool> {
+        loop {
+            let life = self.life();
+            match life.request_restore() {
+                // It has ended because another life has begun.
+                Err(RepError::Stopped { .. }) if !Arc::ptr_eq(&life, &self.life()) => {}
+                asked => return asked,
+            }
+        }
+    }
+
+    /// Whether a restore was asked for or begun, and has not ended. It survives the process.
+    ///
+    /// # Errors
+    /// `Log` if that cannot be found out.
+    pub fn restore_pending(&self) -> Result<bool> {
+        self.life().restore_pending()
     }
 
     /// What became of a commit that was left without an answer; waits at most `timeout` until that

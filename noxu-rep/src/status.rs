@@ -8,7 +8,7 @@ use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
 use crate::core::recovery::Projection;
 pub use crate::driver::master::ReplicaStatus;
-use crate::restore::{Progress, Restored};
+use crate::restore::{Progress, Restored, Timeline};
 
 /// What a node does for its group at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +141,8 @@ pub struct Status {
     pub last_rollback: Option<RollbackReport>,
     /// How far a network restore is, or was when it was fetched.
     pub restore: Option<Progress>,
+    /// When it was how far; empty before the first of this process.
+    pub restore_timeline: Timeline,
     /// The last network restore since the process opened the node.
     pub last_restore: Option<Restored>,
     /// The last failure of a connection.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use noxu_log::{MarkPolicy, RetentionConfig, SEGMENT_BYTES_RANGE, ScrubConfig};
 use noxu_rep::ElectionTiming;
+use noxu_rep::restore::session::RestoreLimits;
 use noxu_util::Name;
 use serde::Deserialize;
 
@@ -103,6 +104,18 @@ pub(super) struct NodeFlags {
     /// How long such a file is left alone once it was read [default: 7d]
     #[arg(long, value_name = "AGE")]
     scrub_interval: Option<String>,
+    /// Most bytes a second that a network restore of this node takes, from all sources [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    restore_rate: Option<String>,
+    /// Blocks of 256 KiB that a restore of this node asks each source for at once [default: 16]
+    #[arg(long, value_name = "COUNT")]
+    restore_window: Option<usize>,
+    /// Nodes besides the master that a restore of this node takes log and state from; 0: the master alone [default: 3]
+    #[arg(long, value_name = "COUNT")]
+    restore_sources: Option<usize>,
+    /// Bytes of log between two syncs of a restore of this node, fetched again after a crash at most [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    restore_sync: Option<String>,
     /// Client connections at a time [default: 1024]
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -141,6 +154,10 @@ struct NodeFile {
     tail_mark: Option<String>,
     scrub_rate: Option<String>,
     scrub_interval: Option<String>,
+    restore_rate: Option<String>,
+    restore_window: Option<usize>,
+    restore_sources: Option<usize>,
+    restore_sync: Option<String>,
     max_clients: Option<usize>,
 }
 
@@ -196,6 +213,8 @@ pub(super) struct NodeSettings {
     pub(super) tail_mark: MarkPolicy,
     /// How sealed segments are read again, if they are.
     pub(super) scrub: Option<ScrubConfig>,
+    /// How much of what a restore of this node takes.
+    pub(super) restore: RestoreLimits,
     /// Client connections.
     pub(super) max_clients: usize,
 }
@@ -344,6 +363,29 @@ impl NodeFlags {
             // Whoever wants it often does not wait for the first time either.
             delay: unhurried.delay.min(interval),
         };
+        let unlimited = RestoreLimits::default();
+        let at_least_one = |flag: &str, found: u64| {
+            let few = || CliError::Usage(format!("{flag} {found} found, 1 or more expected"));
+            if found == 0 { Err(few()) } else { Ok(found) }
+        };
+        let restore_rate = bytes("--restore-rate", &self.restore_rate, &file.restore_rate)?;
+        let restore_window = self.restore_window.or(file.restore_window);
+        let restore_sync = bytes("--restore-sync", &self.restore_sync, &file.restore_sync)?;
+        let restore = RestoreLimits {
+            bytes_per_second: restore_rate
+                .map(|rate| at_least_one("--restore-rate", rate))
+                .transpose()?,
+            window: at_least_one(
+                "--restore-window",
+                restore_window.unwrap_or(unlimited.window) as u64,
+            )? as usize,
+            sources: self.restore_sources.or(file.restore_sources).unwrap_or(unlimited.sources),
+            sync_bytes: at_least_one(
+                "--restore-sync",
+                restore_sync.unwrap_or(unlimited.sync_bytes),
+            )?,
+            ..unlimited
+        };
         if let Some(max) = kept.max_bytes
             && kept.keep_bytes > max
         {
@@ -378,6 +420,7 @@ impl NodeFlags {
             kept,
             tail_mark,
             scrub: (scrub.bytes_per_second > 0).then_some(scrub),
+            restore,
             max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
         })
     }
@@ -446,7 +489,8 @@ mod tests {
             "name = \"n9\"\ndir = \"data\"\npriority = 4\nquorum_timeout = 700\ncreate_group = \"g\"\n\
              members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
              keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n\
-             tail_mark = \"lazy\"\nscrub_rate = \"1MiB\"\nscrub_interval = \"1d\"\n",
+             tail_mark = \"lazy\"\nscrub_rate = \"1MiB\"\nscrub_interval = \"1d\"\n\
+             restore_rate = \"10MiB\"\nrestore_window = 4\nrestore_sources = 0\n",
         )
         .unwrap();
         let flags = NodeFlags {
@@ -457,6 +501,8 @@ mod tests {
             q_elect: Some(2),
             max_log_bytes: Some("9MiB".into()),
             scrub_interval: Some("5s".into()),
+            restore_window: Some(9),
+            restore_sync: Some("1MiB".into()),
             ..NodeFlags::default()
         };
         let settings = flags.settings().unwrap();
@@ -474,6 +520,10 @@ mod tests {
         let seconds = Duration::from_secs(5);
         let scrub = ScrubConfig { bytes_per_second: 1 << 20, interval: seconds, delay: seconds };
         assert_eq!(settings.scrub, Some(scrub));
+        let restore = settings.restore;
+        assert_eq!((restore.bytes_per_second, restore.sources), (Some(10 << 20), 0));
+        assert_eq!((restore.window, restore.sync_bytes), (9, 1 << 20));
+        assert_eq!(self::flags().settings().unwrap().restore, RestoreLimits::default());
         let never = NodeFlags { scrub_rate: Some("0".into()), ..self::flags() };
         assert_eq!(never.settings().unwrap().scrub, None);
         assert_eq!(self::flags().settings().unwrap().scrub, Some(ScrubConfig::default()));
@@ -515,6 +565,10 @@ mod tests {
         assert!(error(&old).contains("more than --max-log-age"));
         let unit = NodeFlags { absence_grace: Some("7".into()), ..flags() };
         assert!(error(&unit).contains("--absence-grace"));
+        let none = NodeFlags { restore_window: Some(0), ..flags() };
+        assert!(error(&none).contains("--restore-window 0 found"));
+        let none = NodeFlags { restore_rate: Some("0".into()), ..flags() };
+        assert!(error(&none).contains("--restore-rate 0 found"));
         let tiny = NodeFlags { segment_size: Some("1".into()), ..create() };
         assert!(error(&tiny).contains("4096 to 1073741824"));
         let huge = NodeFlags { segment_size: Some("2GiB".into()), ..create() };

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use noxu_log::LogError;
+
 use crate::client::ClientError;
 
 /// Why a command failed.
@@ -46,5 +48,11 @@ impl CliError {
     pub(super) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| Self::File { path, source }
+    }
+}
+
+impl From<LogError> for CliError {
+    fn from(error: LogError) -> Self {
+        Self::Failed(error.to_string())
     }
 }

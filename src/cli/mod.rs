@@ -1,11 +1,13 @@
 //! Command line: the commands of `noxu`, one file each.
 
+mod admin;
 mod bench;
 mod child;
 mod client;
 mod config;
 mod demo;
 mod error;
+mod info;
 mod log;
 mod node;
 mod out;
@@ -30,6 +32,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Node(Box<node::NodeCommand>),
+    Admin(admin::Admin),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Log(log::Log),
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
     let done = match Arguments::parse().command {
         Command::Node(node) => node.run(),
+        Command::Admin(admin) => admin.run(),
         Command::Bench(bench) => bench.run(),
         Command::Demo(demo) => demo.run(),
         Command::Log(log) => log.run(),

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use clap::Args;
 use noxu_kv::{Config, KvError, Store};
+use noxu_log::env::RealEnv;
 use noxu_log::{LogConfig, RetentionConfig};
 use noxu_rep::{GroupChoice, NodeConfig, NodeKind, RepError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::admin::has_unfinished_set_aside;
 use super::config::{GroupSetting, KindName, NodeFlags, NodeSettings};
 use super::error::CliError;
 use crate::door::{Door, DoorConfig, StoreBackend};
@@ -54,6 +56,12 @@ impl From<RepError> for CliError {
 impl NodeCommand {
     pub(super) fn run(self) -> Result<(), CliError> {
         let settings = self.flags.settings()?;
+        if has_unfinished_set_aside(&RealEnv::new(), &settings.dir)? {
+            let dir = settings.dir.display();
+            return Err(CliError::Failed(format!(
+                "{dir}: a force-restore was begun and not finished; run noxu admin force-restore {dir}"
+            )));
+        }
         // Before anything is opened, so that no signal finds the default handler.
         let mut signals = Signals::new([SIGTERM, SIGINT])
             .map_err(|e| CliError::Failed(format!("signal handlers: {e}")))?;
@@ -157,6 +165,7 @@ fn node_config(settings: &NodeSettings) -> NodeConfig {
             ..LogConfig::default()
         },
         absence_grace: kept.absence_grace,
+        restore: settings.restore,
         listen: settings.listen.clone(),
         kind: match settings.kind {
             KindName::Electable => NodeKind::Electable,

@@ -212,4 +212,7 @@ pub trait Backend: Send + Sync {
     fn checkpoint(&self) -> Result<i64, BackendError>;
     /// Drops the log's front below the last checkpoint; the first VLSN kept.
     fn drop_front(&self) -> Result<i64, BackendError>;
+    /// Has this node's log and state replaced by those of its peers, from now on and whatever happens
+    /// meanwhile. False if that was so before.
+    fn restore(&self) -> Result<bool, BackendError>;
 }

@@ -113,6 +113,8 @@ pub(super) enum Command {
     Checkpoint,
     /// `NOXU DROP-FRONT`
     DropFront,
+    /// `NOXU RESTORE`
+    Restore,
 }
 
 /// Kinds of an empty answer.
@@ -247,7 +249,7 @@ impl Command {
 
 fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
     let known = "NOXU knows DURABILITY [name], TOKEN, WAIT vlsn ms, MASTER ms, OUTCOME \
-                 commit [ms], CHECKPOINT and DROP-FRONT";
+                 commit [ms], CHECKPOINT, DROP-FRONT and RESTORE";
     Ok(match (subcommand(rest).as_deref(), &rest[1..]) {
         (Some("durability"), []) => Command::ShowDurability,
         (Some("durability"), [name]) => Command::SetDurability(
@@ -271,6 +273,7 @@ fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
         },
         (Some("checkpoint"), []) => Command::Checkpoint,
         (Some("drop-front"), []) => Command::DropFront,
+        (Some("restore"), []) => Command::Restore,
         _ => return Err(BadCommand(known.to_owned())),
     })
 }

@@ -362,6 +362,10 @@ impl Connection<'_> {
                 self.settle();
                 backend.drop_front().map(BytesFrame::Integer)
             }
+            Command::Restore => {
+                self.settle();
+                backend.restore().map(|is_new| bulk(if is_new { "begun" } else { "under way" }))
+            }
         };
         self.push(frame.unwrap_or_else(|error| error_frame(&error.to_string())));
     }

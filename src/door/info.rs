@@ -14,7 +14,7 @@ pub(super) fn sections(store: &Store) -> Vec<InfoSection> {
     let node = store.node();
     let status = node.status();
     vec![
-        ("Replication", replication_lines(&status)),
+        ("Replication", replication_lines(&status, node.restore_pending().unwrap_or(true))),
         ("Log", log_lines(&status, &node.log().sealed_segments())),
         ("Store", store_lines(&store.status())),
     ]
@@ -28,7 +28,7 @@ fn vlsn(vlsn: Vlsn) -> String {
     vlsn.sequence().to_string()
 }
 
-fn replication_lines(status: &Status) -> Vec<Line> {
+fn replication_lines(status: &Status, restore_pending: bool) -> Vec<Line> {
     let mut lines = vec![
         line("role", if status.role == Role::Master { "master" } else { "slave" }.to_owned()),
         line("noxu_role", status.role.to_string()),
@@ -80,6 +80,7 @@ fn replication_lines(status: &Status) -> Vec<Line> {
         lines.push(line("rollback_round_trips", rollback.round_trips.to_string()));
         lines.push(line("rollback_lost_file", rollback.lost_file.display().to_string()));
     }
+    lines.push(line("restore_pending", if restore_pending { "yes" } else { "no" }.to_owned()));
     if let Some(restore) = &status.restore {
         lines.push(line("restore_phase", format!("{:?}", restore.phase)));
         lines.push(line(
@@ -98,6 +99,13 @@ fn replication_lines(status: &Status) -> Vec<Line> {
             let given = format!("{} blocks, {} bytes", source.blocks, source.bytes);
             lines.push(line(&format!("restore_from_{}", source.name), given));
         }
+    }
+    let timeline = &status.restore_timeline;
+    for (phase, after) in &timeline.phases {
+        lines.push(line(&format!("restore_ms_{phase:?}"), after.as_millis().to_string()));
+    }
+    if let Some(after) = timeline.installed {
+        lines.push(line("restore_ms_Installed", after.as_millis().to_string()));
     }
     if let Some(restored) = &status.last_restore {
         lines.push(line("restored_anchor", vlsn(restored.anchor)));

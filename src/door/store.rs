@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use noxu_kv::{Batch, CommitToken, KvError, Store, Txn, Value};
-use noxu_rep::{CommitOutcome, Durability, Node, Role};
+use noxu_rep::{CommitOutcome, Durability, Node, RepError, Role};
 use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
 
 use super::backend::{
@@ -157,6 +157,13 @@ impl Backend for StoreBackend {
     fn drop_front(&self) -> Result<i64, BackendError> {
         let gone = self.node().drop_front(NULL_VLSN).map_err(KvError::from)?;
         Ok(gone.next().sequence())
+    }
+
+    fn restore(&self) -> Result<bool, BackendError> {
+        self.node().request_restore().map_err(|cause| match cause {
+            RepError::IsMaster { .. } => BackendError::Refused { reason: cause.to_string() },
+            other => KvError::from(other).into(),
+        })
     }
 }
 

@@ -337,6 +337,8 @@ impl Life {
             channel.close();
             return Ok(false);
         }
+        let _files = self.hold_restore_files();
+        self.note_restore_begins();
         self.set_restoring(true);
         let control = self.log.control().state();
         let group = control.group.as_ref().map(|group| group.id);

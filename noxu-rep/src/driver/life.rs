@@ -19,7 +19,7 @@
 //!
 //! # Lock order
 //! `core` -> a stream's receiving end -> the gate (a stream's or mastership's core) -> `link` ->
-//! `public` -> the log's. `notes` is a leaf. Whoever holds anything but `core` posts instead of
+//! `public` -> the log's. `restore_files` comes before `core`. `notes` is a leaf. Whoever holds anything but `core` posts instead of
 //! calling [`Life::handle`]. Callbacks, listeners and handlers run with none held.
 //!
 //! # Not here: what is decided (core/node.rs), threads (running.rs), how the group is reached
@@ -47,7 +47,7 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::restore::provider::StateOffers;
-use crate::restore::{Progress, Restored};
+use crate::restore::{Progress, Restored, Timeline};
 use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
 use crate::sync::StateMachine;
@@ -58,6 +58,7 @@ use crate::wire::handshake::{Capabilities, RejectReason};
 
 mod facts;
 mod perform;
+mod request;
 mod settled;
 mod snapshot;
 
@@ -149,6 +150,8 @@ pub struct Life {
     pub(super) configured: AtomicBool,
     /// A master has accepted this node, in this life.
     pub(super) accepted: AtomicBool,
+    /// Held by whoever writes to the directory of a restore.
+    restore_files: Mutex<()>,
 }
 
 /// The conversation with the master that this node follows.
@@ -201,6 +204,9 @@ struct Notes {
     last_syncup: Option<SyncupReport>,
     last_rollback: Option<RollbackReport>,
     restore: Option<Progress>,
+    /// When the session of the last restore began.
+    restore_began: Now,
+    restore_timeline: Timeline,
     last_restore: Option<Restored>,
     last_error: Option<String>,
 }
@@ -285,6 +291,7 @@ impl Life {
             notes: Mutex::default(),
             configured: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
+            restore_files: Mutex::default(),
             config,
             log,
             clock,
@@ -630,15 +637,31 @@ impl Life {
         }
     }
 
+    /// The session of a restore begins.
+    pub(super) fn note_restore_begins(&self) {
+        let mut notes = self.notes.lock();
+        notes.restore_began = self.clock.now();
+        notes.restore_timeline = Timeline::default();
+    }
+
     pub(super) fn note_progress(&self, progress: Progress) {
-        self.notes.lock().restore = Some(progress);
+        let now = self.clock.now();
+        let mut notes = self.notes.lock();
+        let after = now.saturating_sub(notes.restore_began);
+        notes.restore_timeline.meet(progress.phase, after);
+        notes.restore = Some(progress);
     }
 
     /// This life began with what a restore brought to `old`.
     pub(crate) fn note_restored(&self, old: &Self, restored: Restored) {
-        let fetched = old.notes.lock().restore.clone();
+        let (fetched, began, mut timeline) = {
+            let old = old.notes.lock();
+            (old.restore.clone(), old.restore_began, old.restore_timeline.clone())
+        };
+        timeline.installed = Some(self.clock.now().saturating_sub(began));
         let mut notes = self.notes.lock();
         notes.restore = fetched;
+        notes.restore_timeline = timeline;
         notes.last_restore = Some(restored);
     }
 

@@ -81,8 +81,9 @@ impl Seat {
     }
 
     fn next_life(self: &Arc<Self>, old: &Arc<Running>) -> Result<()> {
-        old.retire()?;
         let life = &old.life;
+        let _files = life.hold_restore_files();
+        old.retire()?;
         let machine = Arc::clone(life.applier.machine());
         let (config, clock) = (life.config.clone(), life.clock.clone());
         let restored =

@@ -33,6 +33,7 @@ mod bitmap;
 pub mod install;
 mod manifest;
 pub mod provider;
+pub(crate) mod request;
 pub mod session;
 mod staged;
 
@@ -118,6 +119,29 @@ pub enum Phase {
     Tail,
     /// All is on disk and committed.
     Committed,
+}
+
+/// When a restore was how far, since its session began to ask.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Timeline {
+    /// When each phase was met first, in their order.
+    pub phases: Vec<(Phase, Duration)>,
+    /// When log and state were installed and open.
+    pub installed: Option<Duration>,
+}
+
+impl Timeline {
+    /// When `phase` was met first; `None` if it was not.
+    pub fn began(&self, phase: Phase) -> Option<Duration> {
+        self.phases.iter().find(|(met, _)| *met == phase).map(|(_, after)| *after)
+    }
+
+    /// `phase` is met, so long after the session began.
+    pub(crate) fn meet(&mut self, phase: Phase, after: Duration) {
+        if self.began(phase).is_none() {
+            self.phases.push((phase, after));
+        }
+    }
 }
 
 /// What a restore brought.

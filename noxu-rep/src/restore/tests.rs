@@ -2,6 +2,7 @@
 
 mod crashes;
 mod live;
+mod requests;
 mod rig;
 mod sources;
 

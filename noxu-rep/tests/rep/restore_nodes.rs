@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use noxu_rep::{Durability, Role};
+use noxu_rep::restore::Phase;
+use noxu_rep::{Durability, RepError, Role};
 use noxu_util::NULL_VLSN;
 
 use crate::support::{Group, Member, PATIENCE, entry, eventually, streaming};
@@ -137,4 +138,51 @@ fn a_node_can_be_shut_down_while_it_restores() {
     eventually("it is there", || back.last() == last && back.node.applied() == last);
     assert_eq!(back.ledger.bodies(), nodes[0].ledger.bodies());
     assert_eq!(back.node.failure(), None);
+}
+
+#[test]
+fn a_replica_is_restored_when_an_operator_asks_for_it_and_a_master_is_not() {
+    let group = Group::of(3);
+    let nodes = group.start();
+    load(&nodes[0], 6);
+    nodes[0].commit("together", Durability::ALL).unwrap();
+    let (master, replica) = (&nodes[0], &nodes[2]);
+    assert!(matches!(master.node.request_restore(), Err(RepError::IsMaster { .. })));
+    assert!(!master.node.restore_pending().unwrap());
+    let before = replica.node.status();
+    assert!(replica.node.request_restore().unwrap(), "nobody had asked for it");
+    assert_restored(master, replica);
+    assert!(!replica.node.restore_pending().unwrap());
+    let after = replica.node.status();
+    assert_eq!(
+        (after.incarnation, after.is_voter),
+        (before.incarnation, true),
+        "it keeps its vote"
+    );
+    assert!(after.restore.unwrap().bytes_fetched > 4 << 20, "its own segments did not serve it");
+    let timeline = after.restore_timeline;
+    let began = |phase| timeline.began(phase).unwrap();
+    assert!(began(Phase::Segments) <= began(Phase::Tail), "{timeline:?}");
+    assert!(began(Phase::Tail) <= began(Phase::Committed), "{timeline:?}");
+    assert!(began(Phase::Committed) < timeline.installed.unwrap(), "{timeline:?}");
+    master.commit("all three", Durability::ALL).unwrap();
+}
+
+#[test]
+fn a_restore_that_was_asked_for_of_a_node_without_a_master_happens_when_there_is_one() {
+    let group = Group::of(3);
+    let mut nodes = group.start();
+    load(&nodes[0], 2);
+    nodes[0].commit("together", Durability::ALL).unwrap();
+    let ledger = Arc::clone(&nodes[2].ledger);
+    drop(nodes.pop());
+    let alone = group.reopen(group.config("n3", &[]), Arc::clone(&ledger)).unwrap();
+    // It asks twice, with a life in between that finds the marker.
+    assert!(alone.node.request_restore().unwrap());
+    assert!(!alone.node.request_restore().unwrap());
+    drop(alone);
+    let back = group.reopen(group.config("n3", &[nodes[0].address()]), ledger).unwrap();
+    assert!(back.node.restore_pending().unwrap() || back.node.status().last_restore.is_some());
+    assert_restored(&nodes[0], &back);
+    assert!(!back.node.restore_pending().unwrap());
 }

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use crossbeam_channel::{Receiver, unbounded};
 use noxu_kv::{Config, Store};
 use noxu_log::MarkPolicy;
-use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
+use noxu_rep::restore::Phase;
+use noxu_rep::{Durability, GroupChoice, NodeConfig, Role, StateChange};
 use noxu_util::{Name, Vlsn};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 
 use super::Setting;
+use super::restore::Report;
 use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
 use crate::cli::out::print_line;
@@ -22,33 +25,58 @@ use crate::workload::{KEY_BYTES, VALUE_BYTES};
 /// Longest time that a replica may need for anything it is asked.
 const PATIENCE: Duration = Duration::from_mins(5);
 
+/// How the nodes of a group are opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tuning {
+    /// When tail marks are synced.
+    pub(super) tail_mark: MarkPolicy,
+    /// Whether the log's front stays, whatever its length.
+    pub(super) keep_all: bool,
+    /// Most sources of a restore besides the master; the usual ones if `None`.
+    pub(super) sources: Option<usize>,
+}
+
+impl Tuning {
+    /// With tail marks synced so.
+    pub(super) fn of_marks(tail_mark: MarkPolicy) -> Self {
+        Self { tail_mark, ..Self::default() }
+    }
+
+    fn apply(self, config: &mut NodeConfig) {
+        config.log.tail_mark = self.tail_mark;
+        if self.keep_all {
+            config.log.retention.keep_bytes = u64::MAX;
+            config.log.retention.byte_budget = None;
+        }
+        if let Some(sources) = self.sources {
+            config.restore.sources = sources;
+        }
+    }
+}
+
 /// A group of nodes with a master here. Dropping it ends the replicas and removes the files.
 pub(super) struct Cluster {
     // Closed in this order: the master says goodbye to replicas that are still there.
     pub(super) store: Store,
     replicas: Vec<ReplicaProcess>,
-    tail_mark: MarkPolicy,
+    tuning: Tuning,
     dir: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts `nodes` nodes and waits until all of them take part.
-    pub(super) fn start(
-        setting: &Setting,
-        nodes: usize,
-        tail_mark: MarkPolicy,
-    ) -> Result<Self, CliError> {
+    pub(super) fn start(setting: &Setting, nodes: usize, tuning: Tuning) -> Result<Self, CliError> {
         let dir = setting.temporary_dir()?;
         let members: Vec<Name> = (1..=nodes).map(node_name).collect::<Result<_, _>>()?;
         let mut config = NodeConfig::new(members[0].clone(), dir.path().join("n1"));
         // The others are there to be fed.
         config.priority = 9;
         config.group = GroupChoice::create(parse_name("bench")?, members.clone());
-        config.log.tail_mark = tail_mark;
+        tuning.apply(&mut config);
         let store = Store::open(Config::new(config))?;
-        let mut cluster = Self { store, replicas: Vec::new(), tail_mark, dir };
+        let mut cluster = Self { store, replicas: Vec::new(), tuning, dir };
         for name in &members[1..] {
-            let replica = cluster.start_replica(name.as_str())?;
+            let replica = cluster.start_replica(name.as_str(), tuning)?;
             cluster.replicas.push(replica);
         }
         if !cluster.store.node().wait_role(Role::Master, PATIENCE) {
@@ -65,10 +93,10 @@ impl Cluster {
         Ok(())
     }
 
-    fn start_replica(&self, name: &str) -> Result<ReplicaProcess, CliError> {
+    fn start_replica(&self, name: &str, tuning: Tuning) -> Result<ReplicaProcess, CliError> {
         let master = self.store.node().local_addr().to_string();
-        let mut replica =
-            ReplicaProcess::spawn(name, &self.dir.path().join(name), &master, self.tail_mark)?;
+        let dir = self.dir.path().join(name);
+        let mut replica = ReplicaProcess::spawn(name, &dir, &master, tuning)?;
         replica.ask("open", "opened")?;
         Ok(replica)
     }
@@ -87,7 +115,7 @@ impl Cluster {
     /// until it held everything through `last` durably, and until its state did.
     pub(super) fn catch_up(&mut self, last: Vlsn) -> Result<(Duration, Duration), CliError> {
         let name = node_name(self.replicas.len() + 2)?;
-        let replica = self.start_replica(name.as_str())?;
+        let replica = self.start_replica(name.as_str(), self.tuning)?;
         self.replicas.push(replica);
         let Some(replica) = self.replicas.last_mut() else { unreachable!("just pushed") };
         let answer = replica.ask(&format!("reach {}", last.sequence()), "reached")?;
@@ -98,25 +126,33 @@ impl Cluster {
         }
     }
 
-    /// Starts the last replica anew with nothing. Returns how long it took from there until it had
-    /// applied what the master had, and how many bytes came to it by a network restore. Its new
-    /// directory has no vote, so its acknowledgements count for nothing.
-    pub(super) fn restore(&mut self) -> Result<(Duration, u64), CliError> {
+    /// Everything through `last` is finished on the replicas that run: in sealed segments, and in a
+    /// checkpoint of the state.
+    pub(super) fn settle(&mut self, last: Vlsn) -> Result<(), CliError> {
+        for replica in &mut self.replicas {
+            replica.ask(&format!("settle {}", last.sequence()), "settled")?;
+        }
+        Ok(())
+    }
+
+    /// Starts the last replica anew with nothing, has it restored from at most so many sources besides
+    /// the master, and kills it. Its new directory has no vote, so its acknowledgements count for
+    /// nothing.
+    pub(super) fn restore(&mut self, sources: usize) -> Result<Report, CliError> {
         let name = node_name(self.replicas.len() + 2)?;
         let dir = self.dir.path().join(name.as_str());
         std::fs::remove_dir_all(&dir).map_err(CliError::file(dir))?;
-        let begin = Instant::now();
-        let replica = self.start_replica(name.as_str())?;
-        self.replicas.push(replica);
         let last = self.store.node().log().positions().last;
-        let Some(replica) = self.replicas.last_mut() else { unreachable!("just pushed") };
-        replica.ask(&format!("apply {}", last.sequence()), "applied")?;
-        let time = begin.elapsed();
-        let answer = replica.ask("restored", "restored")?;
-        match answer.parse() {
-            Ok(bytes) => Ok((time, bytes)),
-            Err(_) => Err(CliError::Failed(format!("replica {name} answered {answer:?}"))),
-        }
+        let tuning = Tuning { sources: Some(sources), ..self.tuning };
+        let mut replica = self.start_replica(name.as_str(), tuning)?;
+        let answer = replica.ask(&format!("restore {}", last.sequence()), "restored")?;
+        Report::decode(&answer)
+            .ok_or_else(|| CliError::Failed(format!("replica {name} answered {answer:?}")))
+    }
+
+    /// Where the nodes' directories are.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 }
 
@@ -136,17 +172,14 @@ struct ReplicaProcess {
 }
 
 impl ReplicaProcess {
-    fn spawn(
-        name: &str,
-        dir: &Path,
-        master: &str,
-        tail_mark: MarkPolicy,
-    ) -> Result<Self, CliError> {
+    fn spawn(name: &str, dir: &Path, master: &str, tuning: Tuning) -> Result<Self, CliError> {
         let child = ChildProcess::spawn(|command| {
             command
                 .args(["bench", "--replica", name, "--replica-master", master, "--replica-dir"])
                 .arg(dir)
-                .args(["--replica-tail-mark", &tail_mark.to_string()])
+                .args(["--replica-tail-mark", &tuning.tail_mark.to_string()])
+                .args(tuning.keep_all.then_some("--replica-keep-all"))
+                .args(tuning.sources.map(|sources| format!("--replica-sources={sources}")))
         })?;
         Ok(Self { name: name.to_owned(), child })
     }
@@ -177,6 +210,10 @@ pub(super) struct ReplicaArguments {
     replica_dir: Option<PathBuf>,
     #[arg(long, hide = true, value_name = "POLICY")]
     replica_tail_mark: Option<MarkPolicy>,
+    #[arg(long, hide = true)]
+    replica_keep_all: bool,
+    #[arg(long, hide = true, value_name = "COUNT")]
+    replica_sources: Option<usize>,
 }
 
 impl ReplicaArguments {
@@ -184,20 +221,24 @@ impl ReplicaArguments {
         self.replica.is_some()
     }
 
-    /// The replica's process: `open`, `reach VLSN`, `apply VLSN`, `restored`, and the end of its input.
+    /// The replica's process: `open`, `reach VLSN`, `settle VLSN`, `restore VLSN`, and the end of its
+    /// input.
     pub(super) fn run(self) -> Result<(), CliError> {
         let Self {
             replica: Some(name),
             replica_master: Some(master),
             replica_dir: Some(dir),
             replica_tail_mark,
+            replica_keep_all: keep_all,
+            replica_sources: sources,
         } = self
         else {
             unreachable!("each of the arguments requires the others")
         };
         let mut config = NodeConfig::new(name, dir);
         config.peers = vec![master];
-        config.log.tail_mark = replica_tail_mark.unwrap_or_default();
+        let tail_mark = replica_tail_mark.unwrap_or_default();
+        Tuning { tail_mark, keep_all, sources }.apply(&mut config);
         let mut opened = None;
         for line in std::io::stdin().lock().lines() {
             let line = line?;
@@ -211,17 +252,14 @@ impl ReplicaArguments {
                     let (durable, applied) = opened.reach(Vlsn::new(vlsn))?;
                     print_line!("reached {} {}", durable.as_micros(), applied.as_micros())?;
                 }
-                (Some(("apply", vlsn)), Some(opened)) => {
+                (Some(("settle", vlsn)), Some(opened)) => {
                     let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
-                    opened.store.wait_applied(Vlsn::new(vlsn), PATIENCE)?;
-                    // The state is there before the log, with which it follows again.
-                    if !opened.store.node().wait_role(Role::Replica, PATIENCE) {
-                        return Err(CliError::Failed("the replica follows nobody".to_owned()));
-                    }
-                    print_line!("applied")?;
+                    opened.settle(Vlsn::new(vlsn))?;
+                    print_line!("settled")?;
                 }
-                (None, Some(opened)) if line == "restored" => {
-                    print_line!("restored {}", opened.restored()?)?;
+                (Some(("restore", vlsn)), Some(opened)) => {
+                    let vlsn = vlsn.parse().map_err(|_| CliError::Usage(line.clone()))?;
+                    print_line!("restored {}", opened.restore(Vlsn::new(vlsn))?.encode())?;
                 }
                 _ => return Err(CliError::Usage(format!("a replica was told {line:?}"))),
             }
@@ -234,12 +272,18 @@ impl ReplicaArguments {
 struct Opened {
     began: Instant,
     store: Store,
+    /// What the node has become, one after the other.
+    changes: Receiver<StateChange>,
     durable: Arc<(Mutex<Vlsn>, Condvar)>,
 }
 
 impl Opened {
-    fn open(config: NodeConfig) -> Result<Self, WorkloadError> {
+    fn open(mut config: NodeConfig) -> Result<Self, WorkloadError> {
         let began = Instant::now();
+        let (told, changes) = unbounded();
+        config.on_state = Some(Arc::new(move |change: &StateChange| {
+            let _ = told.send(change.clone()); // nobody may be interested any more
+        }));
         let store = Store::open(Config::new(config))?;
         let durable: Arc<(Mutex<Vlsn>, Condvar)> = Arc::default();
         let noted = Arc::clone(&durable);
@@ -253,7 +297,7 @@ impl Opened {
         let mut known = durable.0.lock();
         *known = already.max(*known);
         drop(known);
-        Ok(Self { began, store, durable })
+        Ok(Self { began, store, changes, durable })
     }
 
     /// Waits until everything through `vlsn` is durable, then until it is applied; returns when
@@ -271,12 +315,54 @@ impl Opened {
         Ok((durable_after, self.began.elapsed()))
     }
 
-    /// Bytes that came by a restore.
-    fn restored(&self) -> Result<u64, WorkloadError> {
-        let status = self.store.node().status();
-        match (status.restore, status.last_restore) {
-            (Some(progress), Some(_)) => Ok(progress.bytes_fetched),
-            _ => Err(WorkloadError::Failed("the replica came to all without a restore".to_owned())),
+    /// Everything through `vlsn` is finished: sealed, and in a checkpoint.
+    fn settle(&self, vlsn: Vlsn) -> Result<(), CliError> {
+        self.reach(vlsn)?;
+        self.store.checkpoint()?;
+        let node = self.store.node();
+        if !node.wait_durable(vlsn, PATIENCE) {
+            return Err(CliError::Failed(format!("{vlsn} is not known durable")));
         }
+        node.log().seal_through(vlsn)?;
+        Ok(())
+    }
+
+    /// Asks for a restore, and waits until the node follows again and the state has `vlsn`.
+    fn restore(&self, vlsn: Vlsn) -> Result<Report, CliError> {
+        let node = self.store.node();
+        let asked = Instant::now();
+        node.request_restore()?;
+        let status = loop {
+            let left = (asked + PATIENCE).saturating_duration_since(Instant::now());
+            let Ok(change) = self.changes.recv_timeout(left) else {
+                return Err(CliError::Failed("the replica follows nobody".to_owned()));
+            };
+            let status = node.status();
+            if change.role == Role::Replica && status.last_restore.is_some() {
+                break status;
+            }
+        };
+        let followed = asked.elapsed();
+        self.store.wait_applied(vlsn, PATIENCE)?;
+        let timeline = &status.restore_timeline;
+        let at = |phase: Phase| {
+            let missing = || CliError::Failed(format!("{phase:?} is missing in {timeline:?}"));
+            timeline.began(phase).ok_or_else(missing)
+        };
+        // Without segments the entries are the first that comes.
+        let known = at(Phase::Segments).or(at(Phase::Tail))?;
+        let (tail, committed) = (at(Phase::Tail)?, at(Phase::Committed)?);
+        let installed = timeline.installed.unwrap_or(committed);
+        let progress = status.restore.unwrap_or_default();
+        Ok(Report {
+            bytes: progress.bytes_fetched,
+            of_master: progress.sources.first().map_or(0, |master| master.bytes),
+            manifest: known,
+            base: tail.saturating_sub(known),
+            tail: committed.saturating_sub(tail),
+            install: installed.saturating_sub(committed),
+            find: followed.saturating_sub(installed),
+            apply: asked.elapsed().saturating_sub(followed),
+        })
     }
 }

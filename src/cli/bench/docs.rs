@@ -97,8 +97,15 @@ on with so many entries of its own; the replica's log is reopened before every s
     ),
     (
         "Network restore",
-        "A replica without files, from its start until it acknowledges commits: sealed segments and a
-checkpoint from the master, whose log has lost its front, verified and synced.",
-        |work| matches!(work, Work::Restore),
+        "A replica without files, from asking for a restore until it follows again, with everything verified
+and synced; `copy`: one thread reads the same files and sends them over loopback TCP, another writes
+them and syncs them at the end, in turn with the restores of the same run, with the disk at rest before each;
+`piped copy`: a third thread syncs each file when it is whole; `ratio`: of the restore's rate to theirs. `master`: the whole log from the master
+alone; `follower`: from a follower, and from the master what that does not give; `checkpoint`: from
+both too, half of the log and a checkpoint of the state. Then the parts of that time: `manifest` until
+it is known what there is, `base` until segments and checkpoint are on disk, `tail` until all is
+committed, `install` until log and state are in place, `find` for finding the master before and after;
+and `apply`, from there until the state has caught up with the log.",
+        |work| matches!(work, Work::Restore(_)),
     ),
 ];

@@ -1,10 +1,12 @@
 //! Bench: measures this build on this machine; three nodes are three processes.
 
 mod cluster;
+mod copy;
 mod docs;
 mod floor;
 mod machine;
 mod report;
+mod restore;
 mod work;
 mod works;
 
@@ -20,10 +22,11 @@ use self::work::Work;
 use super::error::CliError;
 use super::out::print_line;
 use super::progress::count_bar;
+use super::sizes::parse_bytes;
 use crate::workload::WorkloadError;
 use crate::workload::clients::Clients;
 
-/// Measure commits, appends, streams, catch-up and syncup on this machine
+/// Measure commits, appends, streams, catch-up, syncup and restore on this machine
 #[derive(Debug, Args)]
 #[command(after_help = "Works:
   sync_majority            3 nodes; a commit is on the disks of two, and so is the mark that says so
@@ -41,7 +44,11 @@ use crate::workload::clients::Clients;
   catchup                  a replica that was away, from opening it: entries/s to its disk, and
                            single-put transactions/s applied to its state
   syncup_<N>               the search for the matchpoint of logs that differ in N entries
-  restore                  a replica without files, from its start until it acknowledges commits
+  restore_master           a replica without files, from asking for a restore until it follows again:
+                           the whole log from the master alone, and what a bare copy of the same
+                           files takes; then the parts of that time, and how long the state lags
+  restore_follower         the same from a follower, the master last
+  restore_checkpoint       the same with half of the log and a checkpoint of the state
 
 Every node is a process with real files and loopback TCP; the load runs in the master's process, in
 a closed loop with random 16-byte keys and 100-byte values. c1, c8 and c64 are that many blocked
@@ -58,6 +65,9 @@ pub(super) struct Bench {
     /// Measure each figure so many seconds
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=3600))]
     secs: u32,
+    /// Restore so many bytes of log
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+    restore_size: u64,
     /// Measure commits only with these clients: cN for N blocked threads, hN for N commits in flight
     #[arg(long, value_name = "CLIENTS", value_delimiter = ',', conflicts_with = "write_docs")]
     clients: Vec<Clients>,
@@ -86,6 +96,8 @@ pub(super) struct Setting {
     dir: PathBuf,
     /// Who commits.
     clients: Vec<Clients>,
+    /// Bytes of the log that is restored.
+    restore_bytes: u64,
 }
 
 /// A fresh log fills its first segment and a spare one with zeros while it is written: long enough
@@ -99,7 +111,7 @@ impl Setting {
         let time = Duration::from_secs(u64::from(bench.secs));
         let clients =
             if bench.clients.is_empty() { Clients::ALL.to_vec() } else { bench.clients.clone() };
-        Ok(Self { time, warm_up: WARM_UP, dir, clients })
+        Ok(Self { time, warm_up: WARM_UP, dir, clients, restore_bytes: bench.restore_size })
     }
 
     fn temporary_dir(&self) -> Result<tempfile::TempDir, CliError> {

@@ -91,7 +91,7 @@ impl Measured {
         let cell = |figure: &Figure| match figure.metric {
             "ops" | "rate" | "round_trips" => format!("{} {}", figure.digits(), figure.unit),
             metric => {
-                let metric = metric.trim_end_matches("_rate");
+                let metric = metric.trim_end_matches("_rate").replace('_', " ");
                 format!("{metric} {} {}", figure.digits(), figure.unit)
             }
         };

@@ -20,8 +20,19 @@ pub(super) enum Work {
     Catchup,
     /// The search for the matchpoint of two logs that differ in so many entries.
     Syncup { depth: u64 },
-    /// A replica without files, from a master without the log's front.
-    Restore,
+    /// A replica without files.
+    Restore(Restored),
+}
+
+/// What a restore brings, and whence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restored {
+    /// The whole log, from the master alone.
+    Master,
+    /// The whole log, from a follower and what that lacks from the master.
+    Follower,
+    /// Half of the log and a checkpoint of the state, from the same.
+    Checkpoint,
 }
 
 /// Where a commit has to be.
@@ -111,6 +122,18 @@ impl StreamSize {
     }
 }
 
+impl Restored {
+    const ALL: [Self; 3] = [Self::Master, Self::Follower, Self::Checkpoint];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Follower => "follower",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
 /// Largest batch and depth that can be asked for.
 const MAX_BATCH: usize = 1 << 16;
 const MAX_DEPTH: u64 = 10_000_000;
@@ -129,7 +152,7 @@ impl Work {
             .chain(StreamSize::ALL.map(Self::Stream))
             .chain([Self::Catchup])
             .chain([1_000, 50_000, 100_000].map(|depth| Self::Syncup { depth }))
-            .chain([Self::Restore])
+            .chain(Restored::ALL.map(Self::Restore))
             .collect()
     }
 }
@@ -144,7 +167,7 @@ impl std::fmt::Display for Work {
             Self::Stream(size) => write!(f, "stream_tcp_{}", size.name()),
             Self::Catchup => f.write_str("catchup"),
             Self::Syncup { depth } => write!(f, "syncup_{depth}"),
-            Self::Restore => f.write_str("restore"),
+            Self::Restore(restored) => write!(f, "restore_{}", restored.name()),
         }
     }
 }

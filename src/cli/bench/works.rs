@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use noxu_log::{EntryFlags, Log, MarkPolicy, NewEntry};
+use noxu_log::{EntryFlags, Log, NewEntry};
 use noxu_rep::Durability;
-use noxu_util::Vlsn;
 
 use super::Setting;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Tuning};
 use super::floor;
 use super::report::{Figure, Measured};
+use super::restore;
 use super::work::{Commits, StreamSize, Work};
 use crate::cli::error::CliError;
 use crate::workload::clients::{self, Clients, Latencies, run_threads};
@@ -34,7 +34,7 @@ impl Work {
             Self::Stream(size) => report(measure_stream(self, size, setting)?),
             Self::Catchup => report(measure_catchup(setting)?),
             Self::Syncup { depth } => report(measure_syncup(self, depth, setting)?),
-            Self::Restore => report(measure_restore(setting)?),
+            Self::Restore(restored) => report(restore::measure(self, restored, setting)?),
         }
     }
 }
@@ -46,7 +46,8 @@ fn measure_commits(
     report: Report<'_>,
 ) -> Result<(), CliError> {
     for &clients in &setting.clients {
-        let cluster = Cluster::start(setting, commits.nodes(), commits.tail_mark())?;
+        let cluster =
+            Cluster::start(setting, commits.nodes(), Tuning::of_marks(commits.tail_mark()))?;
         let durability = commits.durability();
         let store = &cluster.store;
         let latencies = clients::run(store, clients, durability, setting.warm_up, setting.time)?;
@@ -154,7 +155,7 @@ fn measure_stream(work: Work, size: StreamSize, setting: &Setting) -> Result<Mea
     Ok(Measured::alone(work, vec![figure]))
 }
 
-fn remove(dir: &Path) -> Result<(), CliError> {
+pub(super) fn remove(dir: &Path) -> Result<(), CliError> {
     std::fs::remove_dir_all(dir).map_err(CliError::file(dir))
 }
 
@@ -163,7 +164,7 @@ const MISSED_PER_SECOND: u64 = 500_000;
 const MOST_MISSED: u64 = 3_000_000;
 
 fn measure_catchup(setting: &Setting) -> Result<Measured, CliError> {
-    let mut cluster = Cluster::start(setting, 3, MarkPolicy::default())?;
+    let mut cluster = Cluster::start(setting, 3, Tuning::default())?;
     cluster.kill_last()?;
     let before = cluster.store.node().log().positions().last;
     let missed = (MISSED_PER_SECOND * setting.time.as_secs()).min(MOST_MISSED);
@@ -181,30 +182,6 @@ fn measure_catchup(setting: &Setting) -> Result<Measured, CliError> {
             Figure::new("applied_rate", entries / applied.as_secs_f64(), "txn/s"),
         ],
     ))
-}
-
-/// Values of a restore: so many, each so long.
-const RESTORED_VALUES: u64 = 4096;
-const RESTORED_VALUE_BYTES: usize = 64 << 10;
-
-fn measure_restore(setting: &Setting) -> Result<Measured, CliError> {
-    let mut cluster = Cluster::start(setting, 3, MarkPolicy::default())?;
-    cluster.kill_last()?;
-    let node = cluster.store.node().clone();
-    let before = node.log().positions().last;
-    clients::load_values(&cluster.store, RESTORED_VALUES, RESTORED_VALUE_BYTES)?;
-    let last = node.log().positions().last;
-    if !node.wait_durable(last, Duration::from_mins(1)) {
-        return Err(CliError::Failed(format!("{last} is not durable on a majority")));
-    }
-    // Half of the log goes: the restore brings segments as well as the state.
-    let middle = Vlsn::new(i64::midpoint(before.sequence(), last.sequence()));
-    if node.drop_front(middle)?.is_null() {
-        return Err(CliError::Failed("the master's log lost no segment".to_owned()));
-    }
-    let (time, bytes) = cluster.restore()?;
-    let rate = bytes as f64 / 1e6 / time.as_secs_f64();
-    Ok(Measured::alone(Work::Restore, vec![Figure::new("rate", rate, "MB/s")]))
 }
 
 /// Most searches of one depth: enough for a p99.

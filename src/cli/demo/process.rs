@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::cli::child::ChildProcess;
 use crate::cli::error::CliError;
+use crate::cli::info::Info;
 use crate::client::Client;
 
 /// How long anything in the demo may take before it counts as failed.
@@ -133,7 +134,7 @@ impl NodeProcess {
 
     /// What it says about itself.
     pub(in crate::cli) fn info(&self) -> Result<Info, CliError> {
-        Ok(Info(self.client()?.call_text(&[b"INFO"])?))
+        Info::ask(&mut self.client()?)
     }
 
     /// Waits until everything through `vlsn` can be read there.
@@ -153,7 +154,7 @@ impl NodeProcess {
         let started = Instant::now();
         let mut client = self.client()?;
         loop {
-            let info = Info(client.call_text(&[b"INFO"])?);
+            let info = Info::ask(&mut client)?;
             if let Some(found) = enough(&info) {
                 return Ok(found);
             }
@@ -167,21 +168,5 @@ impl NodeProcess {
             // A question to another process, not an event of ours: nothing to wait for but time.
             std::thread::park_timeout(Duration::from_millis(5));
         }
-    }
-}
-
-/// An answer to `INFO`.
-#[derive(Debug)]
-pub(in crate::cli) struct Info(String);
-
-impl Info {
-    /// The value of a line.
-    pub(in crate::cli) fn text(&self, key: &str) -> Option<&str> {
-        self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-    }
-
-    /// The number of a line.
-    pub(in crate::cli) fn number(&self, key: &str) -> Option<i64> {
-        self.text(key)?.parse().ok()
     }
 }

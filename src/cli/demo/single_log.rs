@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use noxu_log::env::RealEnv;
-use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, LogError, NewEntry};
+use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, NewEntry};
 use noxu_util::{GroupId, NULL_VLSN, Term, Vlsn};
 
 use super::input::{Input, Piece};
@@ -21,12 +21,6 @@ use crate::cli::sizes::{show_bytes, show_count};
 const KIND: EntryKind = EntryKind(16);
 /// Entries between two reports of the loading process.
 const REPORT_EVERY: i64 = 64;
-
-impl From<LogError> for CliError {
-    fn from(error: LogError) -> Self {
-        Self::Failed(error.to_string())
-    }
-}
 
 /// The loading process: appends pieces, reports how far they are durable, and waits to be killed
 /// once there are `most` of them.

@@ -42,6 +42,7 @@ impl Life {
             last_syncup: notes.last_syncup.clone(),
             last_rollback: notes.last_rollback.clone(),
             restore: notes.restore.clone(),
+            restore_timeline: notes.restore_timeline.clone(),
             last_restore: notes.last_restore.clone(),
             last_error: notes.last_error.clone(),
         }

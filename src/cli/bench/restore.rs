@@ -1,0 +1,214 @@
+//! Restore: a replica without files, from asking for a restore until it follows again, beside a bare copy
+//! of the same files in the same run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use noxu_log::segment::name::{log_dir, segment_name};
+use noxu_rep::Node;
+use noxu_util::Vlsn;
+
+use super::Setting;
+use super::cluster::{Cluster, Tuning};
+use super::copy::{Piece, Syncing, copy, files_below};
+use super::report::{Figure, Measured};
+use super::work::{Restored, Work};
+use super::works::remove;
+use crate::cli::error::CliError;
+use crate::workload::clients;
+
+/// Length of the values that fill the log.
+const VALUE_BYTES: usize = 64 << 10;
+
+/// How long a replica's restore took, and what came of it: its answer to `restore`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    /// Bytes that came.
+    pub(super) bytes: u64,
+    /// Of these, of blocks and checkpoint, those that the master gave.
+    pub(super) of_master: u64,
+    /// From the beginning of its session until it was known what there is.
+    pub(super) manifest: Duration,
+    /// Until all segments and the checkpoint were on disk.
+    pub(super) base: Duration,
+    /// Until all of it was committed.
+    pub(super) tail: Duration,
+    /// Until log and state were installed.
+    pub(super) install: Duration,
+    /// From asking for the restore until its session began, and from the end of it until a stream was
+    /// open: finding the master, twice.
+    pub(super) find: Duration,
+    /// From then until the state had all that the log had.
+    pub(super) apply: Duration,
+}
+
+impl Report {
+    const FIELDS: usize = 8;
+
+    fn times(&self) -> [Duration; 6] {
+        let Self { manifest, base, tail, install, find, apply, .. } = *self;
+        [manifest, base, tail, install, find, apply]
+    }
+
+    /// As one line.
+    pub(super) fn encode(&self) -> String {
+        let times = self.times().map(|time| time.as_micros().to_string());
+        format!("{} {} {}", self.bytes, self.of_master, times.join(" "))
+    }
+
+    /// From such a line.
+    pub(super) fn decode(line: &str) -> Option<Self> {
+        let numbers: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let numbers: [u64; Self::FIELDS] = numbers.try_into().ok()?;
+        let [bytes, of_master, times @ ..] = numbers;
+        let [manifest, base, tail, install, find, apply] = times.map(Duration::from_micros);
+        Some(Self { bytes, of_master, manifest, base, tail, install, find, apply })
+    }
+
+    /// From asking for it until the node follows again.
+    fn total(&self) -> Duration {
+        let [parts @ .., _apply] = self.times();
+        parts.iter().sum()
+    }
+}
+
+/// Measures it over and over, as long as a figure is to be measured.
+pub(super) fn measure(
+    work: Work,
+    restored: Restored,
+    setting: &Setting,
+) -> Result<Measured, CliError> {
+    let mut cluster = Cluster::start(setting, 3, Tuning { keep_all: true, ..Tuning::default() })?;
+    cluster.kill_last()?;
+    let node = cluster.store.node().clone();
+    let before = node.log().positions().last;
+    let values = setting.restore_bytes.div_ceil(VALUE_BYTES as u64);
+    clients::load_values(&cluster.store, values, VALUE_BYTES)?;
+    let last = node.log().positions().last;
+    if !node.wait_durable(last, Duration::from_mins(1)) {
+        return Err(CliError::Failed(format!("{last} is not durable on a majority")));
+    }
+    // All of it finished: what is restored is segments, and on both nodes the same.
+    node.log().seal_through(last)?;
+    cluster.settle(last)?;
+    if restored == Restored::Checkpoint {
+        let middle = Vlsn::new(i64::midpoint(before.sequence(), last.sequence()));
+        if node.drop_front(middle)?.is_null() {
+            return Err(CliError::Failed("the master's log lost no segment".to_owned()));
+        }
+    }
+    let (giver, sources) = match restored {
+        Restored::Master => ("n1", 0),
+        Restored::Follower | Restored::Checkpoint => ("n2", 1),
+    };
+    let giver = cluster.dir().join(giver);
+    let mut pieces = segments_of(&node, &giver);
+    if restored == Restored::Checkpoint {
+        pieces.extend(files_below(&giver.join("state"))?);
+    }
+    let mut copies = [(Syncing::AtEnd, Copied::default()), (Syncing::Beside, Copied::default())];
+    let (mut sum, mut rounds) = (Report::default(), 0);
+    while sum.total() < setting.time {
+        for (syncing, copied) in &mut copies {
+            let target = cluster.dir().join("copy");
+            // What others left to be written is not this one's.
+            rustix::fs::sync();
+            let (bytes, time) = copy(&pieces, &target, *syncing)?;
+            remove(&target)?;
+            copied.bytes += bytes;
+            copied.time += time;
+        }
+        rustix::fs::sync();
+        sum.add(&cluster.restore(sources)?);
+        rounds += 1;
+    }
+    Ok(Measured::alone(work, figures(&sum, rounds, copies.map(|(_, copied)| copied))))
+}
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, Default)]
+struct Copied {
+    bytes: u64,
+    time: Duration,
+}
+
+impl Copied {
+    /// Bytes a second.
+    fn rate(&self) -> f64 {
+        self.bytes as f64 / self.time.as_secs_f64()
+    }
+}
+
+impl Report {
+    fn add(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.of_master += other.of_master;
+        self.manifest += other.manifest;
+        self.base += other.base;
+        self.tail += other.tail;
+        self.install += other.install;
+        self.find += other.find;
+        self.apply += other.apply;
+    }
+}
+
+/// Rates, and how long each part of a restore took.
+fn figures(sum: &Report, rounds: u32, [at_end, beside]: [Copied; 2]) -> Vec<Figure> {
+    let rate = sum.bytes as f64 / sum.total().as_secs_f64();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3 / f64::from(rounds);
+    vec![
+        Figure::new("rate", rate / 1e6, "MB/s"),
+        Figure::new("copy_rate", at_end.rate() / 1e6, "MB/s"),
+        Figure::new("ratio", rate / at_end.rate(), "x"),
+        Figure::new("piped_copy_rate", beside.rate() / 1e6, "MB/s"),
+        Figure::new("piped_ratio", rate / beside.rate(), "x"),
+        Figure::new("from_master", sum.of_master as f64 * 100.0 / sum.bytes.max(1) as f64, "%"),
+        Figure::new("manifest", ms(sum.manifest), "ms"),
+        Figure::new("base", ms(sum.base), "ms"),
+        Figure::new("tail", ms(sum.tail), "ms"),
+        Figure::new("install", ms(sum.install), "ms"),
+        Figure::new("find", ms(sum.find), "ms"),
+        Figure::new("apply", ms(sum.apply), "ms"),
+    ]
+}
+
+/// The finished segments of `node`'s log, as they lie below `dir`.
+fn segments_of(node: &Node, dir: &std::path::Path) -> Vec<Piece> {
+    let log: PathBuf = log_dir(dir);
+    let sealed = node.log().sealed_segments().into_iter();
+    sealed
+        .map(|sealed| Piece {
+            path: log.join(segment_name(sealed.number)),
+            bytes: u64::from(sealed.bytes),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written_and_the_rate_is_over_all_but_applying() {
+        let ms = Duration::from_millis;
+        let report = Report {
+            bytes: 50_000_000,
+            of_master: 5_000_000,
+            manifest: ms(3),
+            base: ms(300),
+            tail: ms(4),
+            install: ms(150),
+            find: ms(43),
+            apply: ms(7000),
+        };
+        assert_eq!(Report::decode(&report.encode()), Some(report));
+        assert_eq!(Report::decode("1 2 3"), None);
+        let copied = |bytes| Copied { bytes, time: ms(250) };
+        let figures = figures(&report, 1, [copied(50_000_000), copied(100_000_000)]);
+        let figure = |metric| figures.iter().find(|f| f.metric == metric).unwrap().value;
+        let near = |found: f64, expected: f64| (found - expected).abs() < 1e-6;
+        assert!(near(figure("rate"), 100.0) && near(figure("ratio"), 0.5), "{figures:?}");
+        assert!(near(figure("piped_ratio"), 0.25), "{figures:?}");
+        assert!(near(figure("from_master"), 10.0) && near(figure("apply"), 7000.0), "{figures:?}");
+    }
+}
