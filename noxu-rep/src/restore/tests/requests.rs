@@ -22,7 +22,7 @@ fn with_garbage() -> FaultEnv {
 fn recovered(faulty: &FaultEnv) -> Recovered {
     let env: Arc<dyn Env> = Arc::new(faulty.clone());
     let machine = Machine::open(&env, "/n2-state");
-    recover(&env, dir(), &config(), &*machine, &Clock::start()).unwrap()
+    recover(&env, &machine).unwrap()
 }
 
 #[test]

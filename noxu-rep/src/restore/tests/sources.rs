@@ -588,13 +588,13 @@ fn r_checkpoints_of_no_byte_one_byte_and_about_a_piece_arrive_whole() {
 
 /// A checkpoint that is synced several times on its way.
 fn large_text() -> Vec<u8> {
-    (0..20u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..40u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-/// Nothing but the checkpoint comes from `n3`, up to 10 MiB of it.
+/// Nothing but the checkpoint comes from `n3`, up to 20 MiB of it.
 fn half_a_checkpoint(master: &Master, source: &Master, env: &Arc<dyn Env>) {
     let node = Node::default().reaching("n3", source);
-    break_off(master, env, node, |progress| progress.checkpoint_bytes >= 10 << 20);
+    break_off(master, env, node, |progress| progress.checkpoint_bytes >= 20 << 20);
     // Until it has noticed, it does not give the same checkpoint to anybody else.
     source.await_absence();
 }
@@ -618,8 +618,8 @@ fn r_source_returns_and_the_checkpoint_goes_on() {
     source.machine.set(v(195), b"newer").unwrap();
     let node = Node::default().reaching("n3", &source);
     let progress = session(&master.connect(), &env, &node).unwrap();
-    assert!(progress.checkpoint_reused >= 8 << 20, "{progress:?}");
-    let fetched = (20 << 20) - progress.checkpoint_reused;
+    assert!(progress.checkpoint_reused >= 16 << 20, "{progress:?}");
+    let fetched = (40 << 20) - progress.checkpoint_reused;
     assert_eq!(given(&progress, "n3").bytes, fetched, "{progress:?}");
     check_state(&env, v(190), &large_text());
 }
@@ -677,7 +677,7 @@ fn r_what_rotted_of_half_a_checkpoint_is_fetched_again() {
 fn r_a_checkpoint_below_the_new_front_is_given_up() {
     let (master, env) = (Master::new(100), memory());
     master.machine.set(v(190), &large_text()).unwrap();
-    break_off(&master, &env, Node::default(), |progress| progress.checkpoint_bytes >= 10 << 20);
+    break_off(&master, &env, Node::default(), |progress| progress.checkpoint_bytes >= 20 << 20);
     env.remove_dir_all(&restore_dir(dir()).join(LIVE)).unwrap();
     extend(&master.log, (400, 400, 0), 390);
     master.machine.set(v(390), CHECKPOINT_TEXT).unwrap();

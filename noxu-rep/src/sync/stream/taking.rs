@@ -4,7 +4,7 @@
 //! # Invariants
 //! - What is saved as had was synced before; it is a hint, and verified before it is gone on with.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, BufReader, IoSlice, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,7 +21,10 @@ use crate::sync::method::{
 };
 
 /// Bytes of a checkpoint between two syncs.
-const SYNC_BYTES: u64 = 8 << 20;
+const SYNC_BYTES: u64 = 16 << 20;
+
+/// Bytes that are read from disk at once.
+const READ_BYTES: usize = 1 << 20;
 
 /// Pieces that are asked for ahead.
 const PIECES: u64 = 4;
@@ -167,7 +170,7 @@ impl SyncSession for StreamSession {
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
         let path = path(&self.order);
-        file.write_at(&[IoSlice::new(bytes)], self.written)
+        file.write_passing(&[IoSlice::new(bytes)], self.written)
             .map_err(|e| LogError::io("write", &path, e))?;
         self.hasher.update(bytes);
         self.written += bytes.len() as u64;
@@ -224,10 +227,10 @@ fn path(order: &SyncOrder) -> PathBuf {
 /// The digest of the first `len` bytes of a file, or of all if it is shorter.
 fn digest_front(file: &dyn EnvFile, len: u64) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
-    let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
+    let (mut at, mut buffer) = (0, vec![0; READ_BYTES]);
     while at < len {
         let most = (len - at).min(buffer.len() as u64) as usize;
-        let read = file.read_at(&mut buffer[..most], at)?;
+        let read = file.read_passing(&mut buffer[..most], at)?;
         if read == 0 {
             break;
         }
@@ -275,7 +278,8 @@ pub(super) fn install(
     let path = path(order);
     let file = order.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
     let Sealed { vlsn, bytes: len, digest: expected } = *sealed;
-    let mut source = Verified { file, at: 0, len, hasher: blake3::Hasher::new(), expected };
+    let source = Verified { file, at: 0, len, hasher: blake3::Hasher::new(), expected };
+    let mut source = BufReader::with_capacity(READ_BYTES, source);
     machine.install_checkpoint(vlsn, &mut source)?;
     // What the machine left unread is verified too.
     io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
@@ -303,7 +307,7 @@ impl Read for Verified {
             }
             return Ok(0);
         }
-        let read = self.file.read_at(&mut buf[..wanted], self.at)?;
+        let read = self.file.read_passing(&mut buf[..wanted], self.at)?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
