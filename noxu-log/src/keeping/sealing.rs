@@ -128,7 +128,9 @@ impl Shared {
             && unsealable != known
         {
             let hooks = self.hooks.read().unsealable.clone();
-            hooks.iter().for_each(|hook| hook(number));
+            for hook in hooks {
+                hook(number);
+            }
         }
         sealed
     }
