@@ -49,7 +49,7 @@ use parking_lot::{Condvar, Mutex};
 use self::asking::{Asked, copy_segment, fetch_entries, replace_block};
 use super::life::Life;
 use crate::core::commits::Now;
-use crate::core::damage::{DamageBook, DamageEvent, DamageReport, Damaged, Unmended};
+use crate::core::damage::{DamageBook, DamageEvent, DamageReport, Damaged, FIRST_WAIT, Unmended};
 use crate::core::node::Input;
 use crate::error::Result;
 use crate::net::channel::Channel;
@@ -77,6 +77,8 @@ struct State {
     channel: Option<Arc<dyn Channel>>,
     /// Sealed segments that somebody needs and could not read.
     needed: BTreeSet<u32>,
+    /// When something of a segment was mended last.
+    mended: BTreeMap<u32, Now>,
 }
 
 impl Life {
@@ -150,11 +152,19 @@ impl Life {
     }
 
     /// Somebody needs a sealed segment and could not read it. True if it is damaged: then it is mended
-    /// at once, and if nobody has it, its entries count as faulty.
+    /// at once, and if nobody has it, its entries count as faulty. True too if it has just been mended,
+    /// after whoever could not read it looked.
     pub(super) fn mend_sealed(&self, segment: u32) -> bool {
         // An open segment has no digests, and no other node has it sealed for certain.
-        if !self.log.scrub_segment(segment).is_ok_and(|damaged| !damaged.is_empty()) {
-            return false;
+        let Ok(damaged) = self.log.scrub_segment(segment) else { return false };
+        if damaged.is_empty() {
+            let mended = self.disk_mending.state.lock().mended.get(&segment).copied();
+            let now = self.clock.now();
+            let is_recent = mended.is_some_and(|at| now.saturating_sub(at) < FIRST_WAIT);
+            if is_recent {
+                self.applier.signal(); // it may be who looked
+            }
+            return is_recent;
         }
         self.disk_mending.state.lock().needed.insert(segment);
         self.request_disk_mending();
@@ -216,17 +226,22 @@ impl Life {
         let mut left: BTreeMap<Damaged, Unmended> =
             due.iter().map(|what| (*what, Unmended::Unreachable)).collect();
         let (mut mended, mut put_back_entries) = (false, false);
+        let master = self.master_address();
         for (from, address) in self.peers_to_ask() {
             if left.is_empty() || self.disk_mending.state.lock().over {
                 break;
             }
             let asked = self.attach(&address).and_then(|mut source| {
+                // A master that meets what it cannot mend makes way; nobody follows it with these.
+                source.keep_doubts(master.as_ref() == Some(&address));
                 for what in left.keys().copied().collect::<Vec<_>>() {
                     match self.ask(&mut source, what)? {
                         Asked::Mended => {
                             left.remove(&what);
                             mended = true;
                             put_back_entries |= matches!(what, Damaged::Entries { .. });
+                            let now = self.clock.now();
+                            self.disk_mending.state.lock().mended.insert(what.segment(), now);
                             let told = self.disk_mending.book.lock().handle_mended(what, &from);
                             self.tell_damage(told);
                         }

@@ -26,6 +26,7 @@ pub struct BlockSource {
     /// Digests of its sealed segments.
     holdings: BTreeMap<u32, [u8; 32]>,
     requests: u64,
+    keeps_doubts: bool,
 }
 
 impl BlockSource {
@@ -34,7 +35,8 @@ impl BlockSource {
     /// # Errors
     /// The channel's; `RestoreRefused`, `ProtocolError`, `NetworkError`.
     pub fn attach(channel: Arc<dyn Channel>, group: GroupId, node: &Name) -> Result<Self> {
-        let mut source = Self { channel, holdings: BTreeMap::new(), requests: 0 };
+        let mut source =
+            Self { channel, holdings: BTreeMap::new(), requests: 0, keeps_doubts: false };
         source.channel.send(&RestoreMsg::Attach { group, node: node.clone() }.encode())?;
         match source.receive("what it has")? {
             RestoreMsg::Holdings { segments } => source.holdings = segments.into_iter().collect(),
@@ -78,8 +80,16 @@ impl BlockSource {
         }
     }
 
+    /// Whether [`BlockSource::doubt`] tells the peer nothing from now on.
+    pub fn keep_doubts(&mut self, keeps: bool) {
+        self.keeps_doubts = keeps;
+    }
+
     /// What came of that block is not what it should be: the peer is to look at its own disk.
     pub fn doubt(&self, segment: u32, block: u32) {
+        if self.keeps_doubts {
+            return;
+        }
         // If it does not hear of it, its own scrub will tell it.
         let _ = self.channel.send(&RestoreMsg::Doubt { segment, block }.encode());
     }

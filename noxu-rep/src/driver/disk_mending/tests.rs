@@ -528,7 +528,12 @@ fn what_is_needed_and_nobody_has_counts_as_entries_that_cannot_be_read() {
     let cause = node.log().read(Vlsn::new(first), 1).unwrap_err();
     assert!(node.life.handle_rot(&cause));
     assert!(node.mend());
+    // Another one had failed on the same bytes, and says so only now.
+    assert!(node.life.handle_rot(&cause));
+    assert!(!node.mend());
     assert_eq!(node.around.posted.lock().len(), 0);
+    node.hand.set(Duration::from_secs(7));
+    assert!(!node.life.handle_rot(&cause), "nothing is wrong with it, and nothing was lately");
     node.assert_same(&other);
 }
 
