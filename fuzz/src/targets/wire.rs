@@ -1,6 +1,8 @@
 //! Decoders of what comes over the wire. What is accepted is encoded and decoded again, and is the
 //! same.
 
+use std::borrow::Cow;
+
 use noxu_log::{Anchor, GroupIdentity};
 use noxu_rep::core::recovery::{self, Agreement, Facts, Nonce, Progress, RecoveryId};
 use noxu_rep::group::{Electorate, Voter, VoterKind};
@@ -214,7 +216,8 @@ pub fn verdict_seeds() -> Vec<Vec<u8>> {
 
 pub fn restore(input: &[u8]) -> bool {
     let Ok(message) = RestoreMsg::decode(input) else { return false };
-    let again = RestoreMsg::decode(&message.encode());
+    let encoded = message.encode();
+    let again = RestoreMsg::decode(&encoded);
     assert_eq!(again.expect("its own encoding"), message);
     true
 }
@@ -247,7 +250,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
     };
     let offer =
         SegmentOffer { number: 3, bytes: 300 << 10, digest: [1; 32], blocks: vec![[2; 32]; 2] };
-    let bytes = b"bytes".to_vec();
+    let bytes: Cow<'static, [u8]> = b"bytes".into();
     let messages = [
         RestoreMsg::Open {
             session: 1,
@@ -261,7 +264,7 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
         RestoreMsg::Segment(offer),
         RestoreMsg::BlockRequest { request: 1, segment: 3, block: 1 },
         RestoreMsg::Block { request: 1, bytes: bytes.clone() },
-        RestoreMsg::CheckpointRequest { request: 2, offset: 9, durable: 8 },
+        RestoreMsg::CheckpointRequest { request: 2, offset: 9, bytes: 7, durable: 8 },
         RestoreMsg::CheckpointChunk {
             request: 2,
             offset: 9,

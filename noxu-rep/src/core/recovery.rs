@@ -53,6 +53,7 @@ use noxu_util::{Incarnation, Name, Vlsn};
 use crate::core::commits::Now;
 use crate::wire::message::Era;
 
+mod course;
 mod decide;
 mod desk;
 mod event;
@@ -62,6 +63,7 @@ mod projection;
 mod record;
 mod session;
 
+pub use course::{Course, course};
 pub use decide::{Agreement, Bounds, Decision, Evidence, Facts, Refusal, Thresholds, decide};
 use desk::Desk;
 pub use event::{

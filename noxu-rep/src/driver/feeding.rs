@@ -149,7 +149,8 @@ impl Life {
     /// The connection with a replica is over.
     fn note_gone(&self, master: &Master, session: &FeederSession, pin_lost: bool) {
         let (now, link) = (self.clock.now(), Link(session.id.0));
-        master.recovering.handle_gone(now, &session.name, link, pin_lost);
+        let errands = master.recovering.handle_gone(now, &session.name, link, pin_lost);
+        master.run_errands(errands);
     }
 
     /// Keeps the log from `start` on for a replica; a voter keeps its place for a while when it goes.

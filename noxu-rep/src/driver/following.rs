@@ -21,16 +21,17 @@ use noxu_log::{
     Cut, ENTRY_HEADER_BYTES, EntryKind, EntryRun, GroupIdentity, LogError, LostNote, lost_path,
 };
 use noxu_util::{Lsn, Name, Term, Vlsn};
+use parking_lot::Mutex;
 
 #[cfg(doc)]
 use super::life::Surroundings;
 use super::life::{Heard, Life};
 use super::mending::{Damages, Told, ask_master, damages, put_back};
 use super::services::LOG_FORMAT;
-use super::verdict::{Course, course};
 use crate::clock::Clock;
+use crate::core::commits::Now;
 use crate::core::node::{Ended, Input, Membership};
-use crate::core::recovery::RecoveryId;
+use crate::core::recovery::{Course, RecoveryId, course};
 use crate::core::replica::StreamFault;
 use crate::core::rollback::{Found, Situation, decide};
 use crate::core::search::Attempt;
@@ -38,8 +39,8 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME};
-use crate::restore::Progress;
 use crate::restore::session::{RestoreHost, Restoring, fetch};
+use crate::restore::{Phase, Progress};
 use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
 use crate::stream::replica::{ReplicaHost, ReplicaStream, ended};
@@ -50,6 +51,9 @@ use crate::wire::handshake::{
 };
 use crate::wire::message::Era;
 use crate::wire::probe::{ProbeAnswer, encode_question};
+
+/// How often a restore's progress is shown anew within a phase.
+const SHOW_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a conversation has come to.
 pub(super) enum Established {
@@ -71,15 +75,20 @@ enum Mended {
     Superseded,
 }
 
-/// A restore that no verdict asked for: this node cannot go on with what it has.
-const BY_ITSELF: RecoveryId = RecoveryId(0);
+/// What two logs have in common.
+struct Compared {
+    found: Found,
+    /// Where the matchpoint stands; 0 if there is none.
+    matchpoint_lsn: Lsn,
+    round_trips: u32,
+}
 
 /// Whom to restore from.
 pub(super) struct RestoreFrom {
     address: String,
     master: Name,
     term: Term,
-    /// The session of the master's verdict; 0 if this node does it by itself.
+    /// The session of the master's verdict; `NONE` if this node does it by itself.
     recovery: RecoveryId,
     heard: Heard,
 }
@@ -188,7 +197,7 @@ impl Life {
         };
         if let Err(cause) = self.check_state() {
             tracing::warn!(node = %self.config.name, "{cause}");
-            return restore(BY_ITSELF);
+            return restore(RecoveryId::NONE);
         }
         // A full disk takes no stream. A rollback it does take, and only a log that ends with an
         // entry of this master's term is known to need none.
@@ -200,15 +209,10 @@ impl Life {
         }
         match self.mend_from(&*channel, &welcome)? {
             Mended::Whole => {}
-            Mended::NeedsRestore => return restore(BY_ITSELF),
+            Mended::NeedsRestore => return restore(RecoveryId::NONE),
             Mended::Superseded => return Ok(Established::NotThis),
         }
-        let options = SyncupOptions {
-            probes: welcome.capabilities.has(Capabilities::SYNCUP_PROBES),
-            ..SyncupOptions::default()
-        };
-        let view = LogView::new(&self.log);
-        let (outcome, stats) = match replica_syncup(&*channel, &view, &options) {
+        let compared = match self.compare(&*channel, &welcome) {
             // Rot in what was written long ago is met only when it is read. The logs cannot be compared
             // there: the next conversation takes it back, or this log is replaced.
             Err(RepError::Log(rotten)) if self.handle_rot(&rotten) => {
@@ -217,51 +221,16 @@ impl Life {
             Err(RepError::Log(rotten)) if is_damage(&rotten) => {
                 tracing::error!(node = %self.config.name, "ALARM: {rotten}; the log is restored");
                 self.note_error(&rotten.into());
-                return restore(BY_ITSELF);
+                return restore(RecoveryId::NONE);
             }
             other => other?,
         };
-        let (found, matchpoint_lsn) = match outcome {
-            SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } => {
-                let report = SyncupReport {
-                    number: self.syncups() + 1,
-                    master: welcome.node.clone(),
-                    matchpoint: matchpoint_vlsn,
-                    start: start_vlsn,
-                    round_trips: stats.round_trips,
-                };
-                self.note_syncup(report);
-                (
-                    Found::Matchpoint { matchpoint: matchpoint_vlsn, start: start_vlsn },
-                    matchpoint_lsn,
-                )
-            }
-            SyncupOutcome::NeedsRestore { .. } => (Found::Nothing, 0),
-        };
-        let ballot = self.log.control().ballot();
-        let (last, dtvlsn) = (self.log.positions().last, self.housekeeper.dtvlsn());
-        let era = Era { epoch: ballot.epoch, term: ballot.term };
-        let known_dtvlsn = ballot.commit_floor.max(dtvlsn);
-        let verdict = self.ask_verdict(&*channel, era, found, (last, known_dtvlsn))?;
-        let situation = Situation {
-            last,
-            commit_floor: ballot.commit_floor,
-            known_dtvlsn: dtvlsn,
-            term: ballot.term,
-            peer_term: welcome.term,
-            // Only masters accept replicas, until replicas feed secondaries.
-            peer_is_master: welcome.established,
-            peer_first: match found {
-                Found::Nothing => self.probe(address)?.first,
-                Found::Matchpoint { .. } => Vlsn::default(),
-            },
-        };
-        match course(verdict, decide(&situation, found))? {
+        match self.settle_course(&*channel, address, &welcome, compared.found)? {
             Course::Stream { roll_back_to: None } => {}
             Course::Stream { roll_back_to: Some(to) } => {
-                let lsn = Lsn::from_u64(matchpoint_lsn);
+                let Compared { matchpoint_lsn, round_trips, .. } = compared;
                 let rolled = self.as_follower(&welcome.node, welcome.term, || {
-                    self.roll_back(to, lsn, stats.round_trips, &welcome)
+                    self.roll_back(to, matchpoint_lsn, round_trips, &welcome)
                 })?;
                 let Some(report) = rolled else { return Ok(Established::NotThis) };
                 self.note_rollback(&report);
@@ -284,7 +253,7 @@ impl Life {
         }
         let host: Arc<dyn ReplicaHost> = Arc::new(Host { life: Arc::clone(self) });
         let stream = Arc::new(ReplicaStream::new(
-            Era { epoch: ballot.epoch, term: welcome.term },
+            Era { epoch: self.log.control().ballot().epoch, term: welcome.term },
             self.config.limits.timing,
             self.log.clone(),
             Arc::clone(&channel),
@@ -297,6 +266,59 @@ impl Life {
         } else {
             Ok(Established::NotThis)
         }
+    }
+
+    /// Compares this log with the master's.
+    fn compare(&self, channel: &dyn Channel, welcome: &Welcome) -> Result<Compared> {
+        let options = SyncupOptions {
+            probes: welcome.capabilities.has(Capabilities::SYNCUP_PROBES),
+            ..SyncupOptions::default()
+        };
+        let (outcome, stats) = replica_syncup(channel, &LogView::new(&self.log), &options)?;
+        let round_trips = stats.round_trips;
+        let SyncupOutcome::Matchpoint { matchpoint_vlsn, matchpoint_lsn, start_vlsn } = outcome
+        else {
+            let (found, matchpoint_lsn) = (Found::Nothing, Lsn::default());
+            return Ok(Compared { found, matchpoint_lsn, round_trips });
+        };
+        self.note_syncup(SyncupReport {
+            number: self.syncups() + 1,
+            master: welcome.node.clone(),
+            matchpoint: matchpoint_vlsn,
+            start: start_vlsn,
+            round_trips,
+        });
+        let found = Found::Matchpoint { matchpoint: matchpoint_vlsn, start: start_vlsn };
+        Ok(Compared { found, matchpoint_lsn: Lsn::from_u64(matchpoint_lsn), round_trips })
+    }
+
+    /// Hears the master's verdict, and what this node's own table makes of it.
+    fn settle_course(
+        &self,
+        channel: &dyn Channel,
+        address: &str,
+        welcome: &Welcome,
+        found: Found,
+    ) -> Result<Course> {
+        let ballot = self.log.control().ballot();
+        let (last, dtvlsn) = (self.log.positions().last, self.housekeeper.dtvlsn());
+        let era = Era { epoch: ballot.epoch, term: ballot.term };
+        let known_dtvlsn = ballot.commit_floor.max(dtvlsn);
+        let verdict = self.ask_verdict(channel, era, found, (last, known_dtvlsn))?;
+        let situation = Situation {
+            last,
+            commit_floor: ballot.commit_floor,
+            known_dtvlsn: dtvlsn,
+            term: ballot.term,
+            peer_term: welcome.term,
+            // Only masters accept replicas, until replicas feed secondaries.
+            peer_is_master: welcome.established,
+            peer_first: match found {
+                Found::Nothing => self.probe(address)?.first,
+                Found::Matchpoint { .. } => Vlsn::default(),
+            },
+        };
+        course(verdict, decide(&situation, found))
     }
 
     /// Fetches log and state of the master and, once all of it is here, commits it: then this life is
@@ -323,7 +345,8 @@ impl Life {
         restoring.log = self.log.config().clone();
         restoring.limits = self.config.restore;
         restoring.recovery = from.recovery;
-        let host = Restorer { life: self, from, permitted: AtomicBool::new(false) };
+        let (permitted, shown) = (AtomicBool::new(false), Mutex::default());
+        let host = Restorer { life: self, from, permitted, shown };
         let fetched = fetch(&self.env, &self.config.dir, &restoring, &channel, &host);
         let permitted = host.permitted.into_inner();
         self.set_restoring(false);
@@ -589,6 +612,8 @@ struct Restorer<'a> {
     from: &'a RestoreFrom,
     /// Leave to commit was given.
     permitted: AtomicBool,
+    /// The phase that was shown last, and when it is shown again.
+    shown: Mutex<Option<(Phase, Now)>>,
 }
 
 impl RestoreHost for Restorer<'_> {
@@ -597,7 +622,12 @@ impl RestoreHost for Restorer<'_> {
     }
 
     fn note(&self, progress: &Progress) {
-        self.life.note_progress(progress.clone());
+        let now = self.life.clock.now();
+        let mut shown = self.shown.lock();
+        if shown.is_none_or(|(phase, due)| phase != progress.phase || now >= due) {
+            *shown = Some((progress.phase, now + SHOW_PAUSE));
+            self.life.note_progress(progress.clone());
+        }
     }
 
     fn permit(&self, term: Term) -> bool {

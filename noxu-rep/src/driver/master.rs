@@ -26,7 +26,7 @@ use crate::core::quorum::{Acked, Quorum, SessionId};
 use crate::core::recovery::{Bounds, RecoveryId};
 use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
-use crate::driver::recovering::{Errand, Recovering};
+use crate::driver::recovering::{Errands, Recovering};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::outcome::{CommitId, Undecided};
@@ -350,8 +350,9 @@ impl Master {
         let next = state.commits.poll_timeout();
         self.settle(state, changed);
         let errands = self.recovering.handle_timeout(now);
+        let due = errands.deadline;
         self.run_errands(errands);
-        next.into_iter().chain(self.recovering.next_deadline()).min()
+        next.into_iter().chain(due).min()
     }
 
     /// The log, as recoveries are decided by it.
@@ -361,15 +362,15 @@ impl Master {
     }
 
     /// Does what the engine of recoveries wants, and sees to it that it hears of its deadlines.
-    pub(crate) fn run_errands(&self, errands: Vec<Errand>) {
-        for Errand::CloseStream(link) in errands {
+    pub(crate) fn run_errands(&self, errands: Errands) {
+        for link in errands.close {
             let session = self.feeders.lock().get(&SessionId(link.0)).map(Arc::clone);
             if let Some(session) = session {
                 tracing::warn!(replica = %session.name, "its stream brings it no further and is ended");
                 session.channel.close();
             }
         }
-        if let Some(due) = self.recovering.next_deadline() {
+        if let Some(due) = errands.deadline {
             self.housekeeper.arm(due);
         }
     }

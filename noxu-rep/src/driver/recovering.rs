@@ -32,12 +32,14 @@ const ACK_PAUSE: Duration = Duration::from_millis(100);
 
 /// The engine of one mastership.
 pub(crate) struct Recovering {
-    era: Era,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
+    era: Era,
     engine: Recovery,
+    /// The caller is to end the streams of these connections.
+    to_close: Vec<Link>,
     members: BTreeMap<Name, Option<Incarnation>>,
     replicas: BTreeMap<Name, Known>,
 }
@@ -61,11 +63,14 @@ struct Known {
     durable: Vlsn,
 }
 
-/// Something that only the caller can do.
+/// What only the caller can do, once the lock is free.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Errand {
-    /// The stream of this connection is to be ended.
-    CloseStream(Link),
+#[must_use]
+pub(crate) struct Errands {
+    /// The streams of these connections are to be ended.
+    pub(crate) close: Vec<Link>,
+    /// When [`Recovering::handle_timeout`] is due.
+    pub(crate) deadline: Option<Now>,
 }
 
 impl Recovering {
@@ -81,8 +86,8 @@ impl Recovering {
         engine.handle(&Event::Tick { now });
         engine.handle(&Event::Assigned { era, members: members.clone() });
         engine.handle(&Event::Bounds(bounds));
-        let inner = Inner { engine, members, replicas: BTreeMap::new() };
-        Self { era, inner: Mutex::new(inner) }
+        let (to_close, replicas) = (Vec::new(), BTreeMap::new());
+        Self { inner: Mutex::new(Inner { era, engine, to_close, members, replicas }) }
     }
 
     /// A replica is connected and has been compared with this log; the question that it is to answer.
@@ -91,13 +96,13 @@ impl Recovering {
         &self,
         now: Now,
         (name, incarnation, link): (&Name, Incarnation, Link),
-    ) -> (Option<Nonce>, Vec<Errand>) {
+    ) -> (Option<Nonce>, Errands) {
         let mut inner = self.inner.lock();
-        let mut errands = inner.tick(now);
+        inner.tick(now);
         if !inner.members.contains_key(name) {
             inner.members.insert(name.clone(), None);
-            let members = inner.members.clone();
-            errands.extend(inner.post(&Event::Assigned { era: self.era, members }));
+            let (era, members) = (inner.era, inner.members.clone());
+            inner.post(&Event::Assigned { era, members });
         }
         let known = inner.replicas.entry(name.clone()).or_default();
         let older = known.link.replace(link);
@@ -105,10 +110,11 @@ impl Recovering {
         known.restore_heard = None;
         if let Some(older) = older {
             // A node is in one conversation at a time: whatever it was doing is over.
-            errands.extend(inner.post(&Event::PeerGone { name: name.clone(), link: older }));
+            inner.post(&Event::PeerGone { name: name.clone(), link: older });
         }
-        errands.extend(inner.post(&Event::PeerUp { name: name.clone(), link, incarnation }));
-        (inner.replicas.get(name).and_then(|known| known.nonce), errands)
+        inner.post(&Event::PeerUp { name: name.clone(), link, incarnation });
+        let nonce = inner.replicas.get(name).and_then(|known| known.nonce);
+        (nonce, inner.take_errands())
     }
 
     /// It answered: how it gets level.
@@ -119,12 +125,12 @@ impl Recovering {
         nonce: Nonce,
         facts: Facts,
         bounds: Bounds,
-    ) -> (Verdict, Vec<Errand>) {
+    ) -> (Verdict, Errands) {
         let mut inner = self.inner.lock();
-        let mut errands = inner.tick(now);
-        errands.extend(inner.post(&Event::Bounds(bounds)));
+        inner.tick(now);
+        inner.post(&Event::Bounds(bounds));
         let before = inner.replicas.get(name).and_then(|known| known.session);
-        errands.extend(inner.post(&Event::Facts { name: name.clone(), nonce, facts }));
+        inner.post(&Event::Facts { name: name.clone(), nonce, facts });
         let known = inner.replicas.entry(name.clone()).or_default();
         known.durable = facts.durable;
         let session = known.session.filter(|session| Some(*session) != before);
@@ -139,26 +145,21 @@ impl Recovering {
             (None, Some(Projection::Refused(refusal))) => Verdict::Refused(refusal),
             (None, _) => Verdict::Rest,
         };
-        (verdict, errands)
+        (verdict, inner.take_errands())
     }
 
     /// The session has begun: its stream is open, or its restore asks.
-    pub(crate) fn handle_accepted(
-        &self,
-        now: Now,
-        name: &Name,
-        session: RecoveryId,
-    ) -> Vec<Errand> {
+    pub(crate) fn handle_accepted(&self, now: Now, name: &Name, session: RecoveryId) -> Errands {
         let mut inner = self.inner.lock();
-        let mut errands = inner.tick(now);
+        inner.tick(now);
         let known = inner.replicas.entry(name.clone()).or_default();
         known.runs = known.session.is_some_and(|known| known.id == session);
         let rebuilds = known.session.is_some_and(|known| is_rebuild(known.kind));
         known.restore_heard = (known.runs && rebuilds).then_some(now);
-        errands.extend(self.tell(&mut inner, name, session, SessionEvent::Accepted));
+        inner.tell(name, session, SessionEvent::Accepted);
         let durable = inner.replicas.get(name).map(|known| known.durable).unwrap_or_default();
-        errands.extend(self.complete(&mut inner, name, session, durable));
-        errands
+        inner.complete(name, session, durable);
+        inner.take_errands()
     }
 
     /// A stream that `session` opened acknowledged everything through `durable`. Does nothing, and says
@@ -170,7 +171,7 @@ impl Recovering {
         session: RecoveryId,
         durable: Vlsn,
         bounds: impl FnOnce() -> Bounds,
-    ) -> Option<Vec<Errand>> {
+    ) -> Option<Errands> {
         let mut inner = self.inner.lock();
         let known = inner.replicas.get_mut(name)?;
         let ends = known.runs && known.cut.is_none_or(|cut| durable >= cut);
@@ -180,25 +181,18 @@ impl Recovering {
         known.told = now;
         known.durable = durable;
         let (incarnation, runs) = (known.incarnation, known.runs);
-        let mut errands = inner.tick(now);
-        errands.extend(inner.post(&Event::Bounds(bounds())));
-        let era = self.era;
-        let (name, vlsn) = (name.clone(), durable);
-        errands.extend(inner.post(&Event::DurableAck {
-            name: name.clone(),
-            incarnation,
-            session,
-            era,
-            vlsn,
-        }));
+        inner.tick(now);
+        inner.post(&Event::Bounds(bounds()));
+        let (era, vlsn) = (inner.era, durable);
+        inner.post(&Event::DurableAck { name: name.clone(), incarnation, session, era, vlsn });
         if runs {
-            errands.extend(self.complete(&mut inner, &name, session, durable));
+            inner.complete(name, session, durable);
         }
-        Some(errands)
+        Some(inner.take_errands())
     }
 
     /// A restore is this far. `Ok` with where it is to end, once that is settled; `Err` if it is
-    /// cancelled.
+    /// cancelled; and what else is to be done, either way.
     pub(crate) fn handle_restore(
         &self,
         now: Now,
@@ -206,7 +200,7 @@ impl Recovering {
         session: RecoveryId,
         progress: Progress,
         bounds: Bounds,
-    ) -> Result<Option<Vlsn>, Cancelled> {
+    ) -> (Result<Option<Vlsn>, Cancelled>, Errands) {
         let mut inner = self.inner.lock();
         inner.tick(now);
         if let Some(known) = inner.replicas.get_mut(name)
@@ -215,13 +209,16 @@ impl Recovering {
             known.restore_heard = known.restore_heard.map(|_| now);
         }
         inner.post(&Event::Bounds(bounds));
-        self.tell(&mut inner, name, session, SessionEvent::Progress(progress));
-        let Some(known) = inner.replicas.get(name) else { return Ok(None) };
-        if known.cancelled == Some(session) {
-            return Err(Cancelled);
-        }
-        let ours = known.session.is_some_and(|known| known.id == session);
-        Ok(known.cut.filter(|_| ours))
+        inner.tell(name, session, SessionEvent::Progress(progress));
+        let ends = match inner.replicas.get(name) {
+            Some(known) if known.cancelled == Some(session) => Err(Cancelled),
+            Some(known) => {
+                let ours = known.session.is_some_and(|known| known.id == session);
+                Ok(known.cut.filter(|_| ours))
+            }
+            None => Ok(None),
+        };
+        (ends, inner.take_errands())
     }
 
     /// A restore has everything through `durable`.
@@ -231,11 +228,12 @@ impl Recovering {
         name: &Name,
         session: RecoveryId,
         durable: Vlsn,
-    ) {
+    ) -> Errands {
         let mut inner = self.inner.lock();
         inner.tick(now);
-        self.complete(&mut inner, name, session, durable);
+        inner.complete(name, session, durable);
         inner.leave(name, session);
+        inner.take_errands()
     }
 
     /// A restore broke off; with a reason it is evidence.
@@ -245,7 +243,7 @@ impl Recovering {
         name: &Name,
         session: RecoveryId,
         why: Option<FailReason>,
-    ) {
+    ) -> Errands {
         let mut inner = self.inner.lock();
         inner.tick(now);
         match why {
@@ -253,27 +251,28 @@ impl Recovering {
                 let name = name.clone();
                 inner.post(&Event::PinDropped { name, session });
             }
-            Some(why) => {
-                self.tell(&mut inner, name, session, SessionEvent::Failed(why));
-            }
+            Some(why) => inner.tell(name, session, SessionEvent::Failed(why)),
             None => {}
         }
         inner.leave(name, session);
+        inner.take_errands()
     }
 
     /// A connection is gone.
-    pub(crate) fn handle_gone(&self, now: Now, name: &Name, link: Link, pin_lost: bool) {
+    pub(crate) fn handle_gone(&self, now: Now, name: &Name, link: Link, pin_lost: bool) -> Errands {
         let mut inner = self.inner.lock();
         inner.tick(now);
-        let Some(known) = inner.replicas.get_mut(name) else { return };
-        let session = known.session.map(|session| session.id);
-        if known.link == Some(link) {
-            known.runs = false;
+        if let Some(known) = inner.replicas.get_mut(name) {
+            let session = known.session.map(|session| session.id);
+            if known.link == Some(link) {
+                known.runs = false;
+            }
+            if let Some(session) = session.filter(|_| pin_lost) {
+                inner.post(&Event::PinDropped { name: name.clone(), session });
+            }
+            inner.post(&Event::PeerGone { name: name.clone(), link });
         }
-        if let Some(session) = session.filter(|_| pin_lost) {
-            inner.post(&Event::PinDropped { name: name.clone(), session });
-        }
-        inner.post(&Event::PeerGone { name: name.clone(), link });
+        inner.take_errands()
     }
 
     /// Those whose restore runs, and when each was last heard: they follow this master, though it feeds
@@ -287,13 +286,10 @@ impl Recovering {
     }
 
     /// Time passed.
-    pub(crate) fn handle_timeout(&self, now: Now) -> Vec<Errand> {
-        self.inner.lock().tick(now)
-    }
-
-    /// When [`Recovering::handle_timeout`] is due.
-    pub(crate) fn next_deadline(&self) -> Option<Now> {
-        self.inner.lock().engine.next_deadline()
+    pub(crate) fn handle_timeout(&self, now: Now) -> Errands {
+        let mut inner = self.inner.lock();
+        inner.tick(now);
+        inner.take_errands()
     }
 
     /// What an operator is shown of each replica.
@@ -306,32 +302,6 @@ impl Recovering {
     pub(crate) fn check_invariants(&self) {
         self.inner.lock().engine.check_invariants();
     }
-
-    fn tell(
-        &self,
-        inner: &mut Inner,
-        name: &Name,
-        session: RecoveryId,
-        what: SessionEvent,
-    ) -> Vec<Errand> {
-        inner.post(&Event::Session { name: name.clone(), session, era: self.era, what })
-    }
-
-    /// The session is over if it is durable through its cut.
-    fn complete(
-        &self,
-        inner: &mut Inner,
-        name: &Name,
-        session: RecoveryId,
-        durable: Vlsn,
-    ) -> Vec<Errand> {
-        let Some(known) = inner.replicas.get_mut(name) else { return Vec::new() };
-        if !known.runs || known.cut.is_none_or(|cut| durable < cut) {
-            return Vec::new();
-        }
-        known.runs = false;
-        self.tell(inner, name, session, SessionEvent::Completed { durable })
-    }
 }
 
 /// A session is to go on no more.
@@ -339,8 +309,27 @@ impl Recovering {
 pub(crate) struct Cancelled;
 
 impl Inner {
-    fn tick(&mut self, now: Now) -> Vec<Errand> {
-        self.post(&Event::Tick { now })
+    fn tick(&mut self, now: Now) {
+        self.post(&Event::Tick { now });
+    }
+
+    fn take_errands(&mut self) -> Errands {
+        let close = std::mem::take(&mut self.to_close);
+        Errands { close, deadline: self.engine.next_deadline() }
+    }
+
+    fn tell(&mut self, name: &Name, session: RecoveryId, what: SessionEvent) {
+        let era = self.era;
+        self.post(&Event::Session { name: name.clone(), session, era, what });
+    }
+
+    /// The session is over if it is durable through its cut.
+    fn complete(&mut self, name: &Name, session: RecoveryId, durable: Vlsn) {
+        let Some(known) = self.replicas.get_mut(name) else { return };
+        if known.runs && known.cut.is_some_and(|cut| durable >= cut) {
+            known.runs = false;
+            self.tell(name, session, SessionEvent::Completed { durable });
+        }
     }
 
     /// A restore is over, one way or the other: its node comes back, or is gone.
@@ -355,15 +344,13 @@ impl Inner {
         }
     }
 
-    fn post(&mut self, event: &Event) -> Vec<Errand> {
-        let mut errands = Vec::new();
+    fn post(&mut self, event: &Event) {
         for command in self.engine.handle(event) {
-            self.perform(command, &mut errands);
+            self.perform(command);
         }
-        errands
     }
 
-    fn perform(&mut self, command: Command, errands: &mut Vec<Errand>) {
+    fn perform(&mut self, command: Command) {
         let known = self.replicas.entry(command.name().clone()).or_default();
         match command {
             Command::AskFacts { nonce, .. } => known.nonce = Some(nonce),
@@ -380,7 +367,7 @@ impl Inner {
                 known.runs = false;
                 let streams = |of: Session| of.id == session && !is_rebuild(of.kind);
                 if known.session.is_some_and(streams) {
-                    errands.extend(known.link.map(Errand::CloseStream));
+                    self.to_close.extend(known.link);
                 }
             }
             Command::Alarm { name, what: Alarm::Refused(refusal) } => {

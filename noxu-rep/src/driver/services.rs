@@ -149,7 +149,10 @@ impl ProviderHost for Giving {
     ) -> Result<Option<Vlsn>> {
         let told = self.with_recovering(|master, now| {
             let bounds = master.recovery_bounds();
-            master.recovering.handle_restore(now, node, recovery, progress, bounds)
+            let (ends, errands) =
+                master.recovering.handle_restore(now, node, recovery, progress, bounds);
+            master.run_errands(errands);
+            ends
         });
         let refused = |_| {
             let reason = "it does not get on, or another one has begun".to_owned();
@@ -165,16 +168,17 @@ impl ProviderHost for Giving {
     }
 
     fn handle_ended(&self, node: &Name, recovery: RecoveryId, how: RestoreEnd) {
-        self.with_recovering(|master, now| match how {
-            RestoreEnd::Done(durable) => {
-                master.recovering.handle_restored(now, node, recovery, durable);
-            }
-            RestoreEnd::Failed(why) => {
-                master.recovering.handle_restore_ended(now, node, recovery, Some(why));
-            }
-            RestoreEnd::BrokenOff => {
-                master.recovering.handle_restore_ended(now, node, recovery, None);
-            }
+        self.with_recovering(|master, now| {
+            let recovering = &master.recovering;
+            master.run_errands(match how {
+                RestoreEnd::Done(durable) => {
+                    recovering.handle_restored(now, node, recovery, durable)
+                }
+                RestoreEnd::Failed(why) => {
+                    recovering.handle_restore_ended(now, node, recovery, Some(why))
+                }
+                RestoreEnd::BrokenOff => recovering.handle_restore_ended(now, node, recovery, None),
+            });
         });
     }
 

@@ -7,8 +7,10 @@
 //! - A question is answered from what was offered or not at all.
 //! - A node without a vote is given nothing that is not durable on a quorum.
 //!
-//! # Not here: what becomes of a checkpoint whose connection broke (provider/checkpoints.rs).
+//! # Not here: what only a master gives (provider/as_master.rs); what becomes of a checkpoint whose
+//! connection broke (provider/checkpoints.rs).
 
+mod as_master;
 mod checkpoints;
 
 use std::collections::BTreeMap;
@@ -17,23 +19,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use noxu_log::env::{EnvFile, OpenMode};
-use noxu_log::segment::SEGMENT_HEADER_BYTES;
 use noxu_log::segment::name::{log_dir, segment_name};
-use noxu_log::{Anchor, GroupIdentity, Holder, HolderKind, Log, LogError, Pin};
-use noxu_util::{Fingerprint, GroupId, Lsn, Name, Term, Vlsn};
+use noxu_log::{GroupIdentity, Log, LogError};
+use noxu_util::{Fingerprint, GroupId, Name, Term, Vlsn};
 
+use self::as_master::AsMaster;
 pub use self::checkpoints::KeptCheckpoints;
 use self::checkpoints::OpenCheckpoint;
-use crate::core::feeder::FeedLimit;
 use crate::core::recovery::{FailReason, Progress, RecoveryId};
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
 use crate::sync::StateMachine;
 use crate::wire::handshake::{NodeKind, RejectReason};
-use crate::wire::restore::{
-    Abandoned, BLOCK_BYTES, ManifestHead, Refused, RestoreMsg, SegmentOffer,
-};
+use crate::wire::restore::{Abandoned, BLOCK_BYTES, MAX_PIECE_BYTES, Refused, RestoreMsg};
 
 // The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
 const _: () = assert!(
@@ -44,18 +43,8 @@ const _: () = assert!(
 /// Silence of the restoring node after which a session ends and its pin goes.
 pub const SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long the log stays for a node whose connection has ended: it is to return, to go on with the
-/// restore or as a replica.
-const RETURN_GRACE: Duration = Duration::from_mins(1);
-
 /// Most sessions at once; each may keep the front of the log from being dropped.
 pub const MAX_SESSIONS: usize = 4;
-
-/// Bytes of a checkpoint in one answer, and of entries in one frame.
-const CHUNK_BYTES: usize = 1 << 20;
-
-/// Most bytes of entries in one answer, but for a longer entry.
-const MAX_LIVE_BYTES: usize = 4 << 20;
 
 /// A node as its provider sees it.
 pub trait ProviderHost: Send + Sync {
@@ -156,7 +145,8 @@ impl RestoreProvider {
     }
 
     fn serve_session(&self, channel: &dyn Channel) -> Result<()> {
-        let mut session = match receive(channel)? {
+        let mut frame = Vec::new();
+        let mut session = match receive(channel, &mut frame)? {
             RestoreMsg::Open { recovery, group, node, kind, .. } => {
                 let who = (&node, RecoveryId(recovery));
                 return self.serve_master(channel, group, who, kind);
@@ -175,9 +165,10 @@ impl RestoreProvider {
         (node, recovery): (&Name, RecoveryId),
         kind: NodeKind,
     ) -> Result<()> {
-        let mut session = self.open(channel, group, (node, recovery), kind)?;
-        self.host.handle_begun(node, recovery);
-        let ended = session.answer_all(channel);
+        let ended = self.open(channel, group, (node, recovery), kind).and_then(|mut session| {
+            self.host.handle_begun(node, recovery);
+            session.answer_all(channel)
+        });
         let how = match &ended {
             Ok(how) => *how,
             Err(RepError::Log(LogError::LostPlace { .. })) => {
@@ -189,63 +180,6 @@ impl RestoreProvider {
         ended.map(drop)
     }
 
-    /// A session with a node that restores from this master.
-    fn open(
-        &self,
-        channel: &dyn Channel,
-        theirs: Option<GroupId>,
-        (node, recovery): (&Name, RecoveryId),
-        kind: NodeKind,
-    ) -> Result<Session<'_>> {
-        let group = self.group(theirs)?;
-        let term = self.host.serving()?.term;
-        // The log may hold commits that are finished but not sealed yet.
-        self.log.seal_through(self.log.control().state().commit_floor)?;
-        let mut pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
-        pin.set_grace(RETURN_GRACE);
-        let limit = FeedLimit::of(kind);
-        // Behind the pin; a budget may have moved the front since, when the first answer says so.
-        let anchor = self.log.positions().anchor;
-        let offers = self.offers()?;
-        let base = match offers.last() {
-            None => anchor.clone(),
-            Some(last) => self.end_of(last.number)?,
-        };
-        let control = self.log.control().state();
-        let end = self.log.positions();
-        // That end is what a master of this term has: not if it was deposed before, whatever term its
-        // control file has by now.
-        let serving = self.check_serving(term)?;
-        let (target, target_fingerprint) = match limit {
-            FeedLimit::All => (end.last, end.last_fingerprint),
-            FeedLimit::Dtvlsn => {
-                let durable = serving.dtvlsn.min(end.last).max(base.vlsn);
-                (durable, self.fingerprint_at(durable)?)
-            }
-        };
-        let head = ManifestHead {
-            group,
-            provider: self.node.clone(),
-            term,
-            anchor,
-            group_config: control.group_config,
-            base,
-            target,
-            target_fingerprint,
-            sources: self.host.sources().into_iter().filter(|(name, _)| name != node).collect(),
-            segments: offers.len() as u32,
-        };
-        let lengths = offers.iter().map(|offer| (offer.number, offer.bytes)).collect();
-        tracing::info!(%node, segments = offers.len(), %target, "restore begins");
-        channel.send(&RestoreMsg::Manifest(Box::new(head)).encode())?;
-        for offer in offers {
-            channel.send(&RestoreMsg::Segment(offer).encode())?;
-        }
-        let node = node.clone();
-        let role = Some(AsMaster { pin, term, limit, node, recovery, cut: None });
-        Ok(Session { provider: self, role, open: None, lengths, checkpoint: None })
-    }
-
     /// A session with a node that restores what another one named.
     fn attach(&self, channel: &dyn Channel, theirs: GroupId, node: &Name) -> Result<Session<'_>> {
         self.group(Some(theirs))?;
@@ -254,7 +188,7 @@ impl RestoreProvider {
         let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
         send(channel, &RestoreMsg::Holdings { segments: segments.collect() })?;
         let lengths = sealed.iter().map(|sealed| (sealed.number, sealed.bytes)).collect();
-        Ok(Session { provider: self, role: None, open: None, lengths, checkpoint: None })
+        Ok(Session::new(self, None, lengths))
     }
 
     /// This node's group, which has to be theirs.
@@ -268,37 +202,6 @@ impl RestoreProvider {
             }
             _ => Ok(mine),
         }
-    }
-
-    fn offers(&self) -> Result<Vec<SegmentOffer>> {
-        let sealed = self.log.sealed_segments();
-        let offer = |sealed: noxu_log::SealedSegment| {
-            let digests = self.log.block_digests(sealed.number)?;
-            Ok(SegmentOffer {
-                number: sealed.number,
-                bytes: sealed.bytes,
-                digest: *digests.segment.as_bytes(),
-                blocks: digests.blocks.iter().map(|block| *block.as_bytes()).collect(),
-            })
-        };
-        sealed.into_iter().map(offer).collect()
-    }
-
-    /// The position behind a sealed segment.
-    fn end_of(&self, number: u32) -> Result<Anchor> {
-        let sealed = self.log.sealed_segments();
-        let last = sealed.iter().find(|sealed| sealed.number == number).map(|sealed| sealed.last);
-        let found = last.map(|last| self.log.header(last)).transpose()?.flatten();
-        let gone = || LogError::NotSealed { segment: number };
-        let (header, lsn) = found.ok_or_else(gone)?;
-        Ok(Anchor {
-            vlsn: header.vlsn,
-            lsn,
-            term: header.term,
-            fingerprint: header.fingerprint,
-            next_lsn: Lsn::new(number + 1, SEGMENT_HEADER_BYTES),
-            group_config: bytes::Bytes::new(),
-        })
     }
 
     /// The fingerprint of an entry of the log, or of its anchor.
@@ -328,12 +231,6 @@ impl RestoreProvider {
             }
         }
     }
-
-    /// Refuses if this node is not master of `term`, or not any more.
-    fn check_serving(&self, term: Term) -> Result<Serving> {
-        let serving = self.host.serving()?;
-        if serving.term == term { Ok(serving) } else { Err(RepError::NotMaster { master: None }) }
-    }
 }
 
 impl ServiceHandler for RestoreProvider {
@@ -353,21 +250,6 @@ impl ServiceHandler for RestoreProvider {
     }
 }
 
-/// What a session with a master has besides.
-struct AsMaster {
-    /// On the first entry that the node still needs.
-    pin: Pin,
-    term: Term,
-    limit: FeedLimit,
-    node: Name,
-    recovery: RecoveryId,
-    /// Where the restore is to end.
-    cut: Option<Vlsn>,
-}
-
-/// A restore that no verdict told a node to.
-const NO_RECOVERY: RecoveryId = RecoveryId(0);
-
 /// One connection of a restoring node.
 struct Session<'a> {
     provider: &'a RestoreProvider,
@@ -378,6 +260,8 @@ struct Session<'a> {
     /// Lengths of the segments offered.
     lengths: BTreeMap<u32, u32>,
     checkpoint: Option<OpenCheckpoint>,
+    /// The block read last.
+    buffer: Vec<u8>,
 }
 
 impl Drop for Session<'_> {
@@ -389,16 +273,25 @@ impl Drop for Session<'_> {
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    const fn new(
+        provider: &'a RestoreProvider,
+        role: Option<AsMaster>,
+        lengths: BTreeMap<u32, u32>,
+    ) -> Self {
+        Self { provider, role, open: None, lengths, checkpoint: None, buffer: Vec::new() }
+    }
+
     /// Answers until the node has everything, or gives up.
     fn answer_all(&mut self, channel: &dyn Channel) -> Result<RestoreEnd> {
+        let (provider, mut frame) = (self.provider, Vec::new());
         loop {
-            let question = receive(channel)?;
+            let question = receive(channel, &mut frame)?;
             self.check()?;
             match question {
                 RestoreMsg::BlockRequest { request, segment, block } => {
                     let answer = match self.block(segment, block)? {
-                        Some(bytes) => RestoreMsg::Block { request, bytes },
+                        Some(bytes) => RestoreMsg::Block { request, bytes: bytes.into() },
                         None => RestoreMsg::Refusal { request, why: Refused::Gone },
                     };
                     send(channel, &answer)?;
@@ -407,17 +300,26 @@ impl Session<'_> {
                 RestoreMsg::CheckpointOpen { request, id } => {
                     send(channel, &self.open_checkpoint(request, id)?)?;
                 }
-                RestoreMsg::CheckpointRequest { request, offset, durable } => {
-                    send(channel, &self.checkpoint_chunk(request, offset, durable)?)?;
+                RestoreMsg::CheckpointRequest { request, offset, bytes, durable } => {
+                    let bytes = bytes.min(MAX_PIECE_BYTES) as usize;
+                    send(channel, &self.checkpoint_chunk(request, offset, durable, bytes)?)?;
                 }
                 RestoreMsg::LiveRequest { request, from, previous, most, needed, progress } => {
-                    let cut = self.settle_cut(needed, progress)?;
-                    let live = self.live(from, previous, most as usize)?;
-                    send_live(channel, request, cut, live)?;
+                    let Some(role) = &mut self.role else {
+                        let found = "LiveRequest";
+                        return Err(RepError::protocol("", "a question to a follower", found));
+                    };
+                    let serving = role.serving(provider)?;
+                    // Of how far the node is a question about one entry says nothing.
+                    if most > 0 {
+                        role.settle_cut(provider, serving, needed, progress)?;
+                    }
+                    let live = role.live(provider, serving, (from, previous), most as usize)?;
+                    live.send(channel, request, role.cut())?;
                 }
                 RestoreMsg::Done { needed, durable } => {
                     if let Some(role) = &self.role {
-                        role.pin.advance(needed);
+                        role.release(needed);
                     }
                     self.checkpoint = None;
                     return Ok(RestoreEnd::Done(durable));
@@ -434,41 +336,16 @@ impl Session<'_> {
         }
     }
 
-    /// Takes note of how far the node is; says where the restore is to end. That is settled once
-    /// everything is there but the entries, so that it ends however much is written.
-    fn settle_cut(&mut self, needed: Vlsn, progress: Progress) -> Result<Option<Vlsn>> {
-        let Some(role) = &mut self.role else {
-            return Err(RepError::protocol("", "a question to a follower", "LiveRequest"));
-        };
-        let serving = self.provider.check_serving(role.term)?;
-        role.pin.advance(needed);
-        let said = if role.recovery == NO_RECOVERY {
-            None
-        } else {
-            self.provider.host.handle_progress(&role.node, role.recovery, progress)?
-        };
-        if said.is_some() {
-            role.cut = said;
-        } else if progress.base_done && role.cut.is_none() {
-            let last = self.provider.log.positions().last;
-            role.cut = Some(match role.limit {
-                FeedLimit::All => last,
-                FeedLimit::Dtvlsn => serving.dtvlsn.min(last),
-            });
-        }
-        Ok(role.cut)
-    }
-
     /// Whether what was offered is still kept for it.
     fn check(&self) -> Result<()> {
         match &self.role {
-            Some(role) => Ok(role.pin.check()?),
+            Some(role) => role.check(),
             None => Ok(()),
         }
     }
 
     /// A block of an offered segment; `None` if that has gone.
-    fn block(&mut self, segment: u32, block: u32) -> Result<Option<Vec<u8>>> {
+    fn block(&mut self, segment: u32, block: u32) -> Result<Option<&[u8]>> {
         let length = self.lengths.get(&segment).copied().unwrap_or(0);
         let offset = u64::from(block) * u64::from(BLOCK_BYTES);
         let left = u64::from(length).saturating_sub(offset).min(u64::from(BLOCK_BYTES));
@@ -487,18 +364,19 @@ impl Session<'_> {
             }
         }
         let (_, file) = self.open.as_ref().expect("opened before or now");
-        let mut bytes = vec![0; left as usize];
-        let read = file.read_at(&mut bytes, offset).map_err(wrap)?;
-        bytes.truncate(read);
-        Ok(Some(bytes))
+        self.buffer.resize(BLOCK_BYTES as usize, 0);
+        let read = file.read_at(&mut self.buffer[..left as usize], offset).map_err(wrap)?;
+        Ok(Some(&self.buffer[..read]))
     }
 
     /// The node had another block than was promised: only this node can do something about it, if what
     /// it has is damaged.
     fn verify(&mut self, segment: u32, block: u32) -> Result<()> {
+        let provider = self.provider;
         let Some(bytes) = self.block(segment, block)? else { return Ok(()) };
-        let digests = self.provider.log.block_digests(segment)?;
-        let (expected, found) = (digests.blocks.get(block as usize), blake3::hash(&bytes));
+        let found = blake3::hash(bytes);
+        let digests = provider.log.block_digests(segment)?;
+        let expected = digests.blocks.get(block as usize);
         if expected != Some(&found) {
             let cause = LogError::Corrupt {
                 segment,
@@ -506,13 +384,13 @@ impl Session<'_> {
                 expected: expected.map_or("no block".to_owned(), |of| format!("digest {of}")),
                 found: format!("digest {found}"),
             };
-            self.provider.host.handle_failed(&cause.into());
+            provider.host.handle_failed(&cause.into());
             self.open = None;
         }
         Ok(())
     }
 
-    fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg> {
+    fn open_checkpoint(&mut self, request: u64, id: u64) -> Result<RestoreMsg<'static>> {
         let provider = self.provider;
         let checkpoint = if let Some(kept) = provider.checkpoints.take(id) {
             kept
@@ -530,74 +408,33 @@ impl Session<'_> {
         Ok(answer)
     }
 
-    fn checkpoint_chunk(&mut self, request: u64, offset: u64, durable: u64) -> Result<RestoreMsg> {
+    fn checkpoint_chunk(
+        &mut self,
+        request: u64,
+        offset: u64,
+        durable: u64,
+        most: usize,
+    ) -> Result<RestoreMsg<'_>> {
         let none = || {
             let found = format!("a request for the checkpoint at {offset}");
             RepError::protocol("", "one of a piece that is there", found)
         };
         let checkpoint = self.checkpoint.as_mut().ok_or_else(none)?;
-        let (bytes, last) = checkpoint.chunk(offset, durable, CHUNK_BYTES)?.ok_or_else(none)?;
-        let digest = *blake3::hash(&bytes).as_bytes();
-        Ok(RestoreMsg::CheckpointChunk { request, offset, last, digest, bytes })
-    }
-
-    /// Entries from `from` on, whole.
-    fn live(&self, from: Vlsn, previous: Fingerprint, most: usize) -> Result<Live> {
-        let Some(role) = &self.role else {
-            return Err(RepError::protocol("", "a question to a follower", "LiveRequest"));
-        };
-        let (provider, log) = (self.provider, &self.provider.log);
-        let serving = provider.check_serving(role.term)?;
-        let end = log.positions();
-        if from.is_null() || from <= end.anchor.vlsn {
-            return Ok(Live::Refused(Refused::Gone));
-        }
-        if from.prev() > end.last || provider.fingerprint_at(from.prev())? != previous {
-            return Ok(Live::Refused(Refused::Parted));
-        }
-        let last = match role.limit {
-            FeedLimit::All => end.last,
-            FeedLimit::Dtvlsn => serving.dtvlsn.min(end.last),
-        };
-        let most = most.min(MAX_LIVE_BYTES);
-        let run = if most == 0 || from > last { None } else { log.read_through(from, last, most)? };
-        Ok(Live::Run(last, run.map_or_else(Vec::new, |run| run.parts.concat())))
+        let (bytes, last) = checkpoint.chunk(offset, durable, most)?.ok_or_else(none)?;
+        let digest = *blake3::hash(bytes).as_bytes();
+        Ok(RestoreMsg::CheckpointChunk { request, offset, last, digest, bytes: bytes.into() })
     }
 }
 
-/// What there is of the entries that were asked for.
-enum Live {
-    /// The last one that could be had, and the bytes of some.
-    Run(Vlsn, Vec<u8>),
-    /// None, for this reason.
-    Refused(Refused),
-}
-
-fn send_live(channel: &dyn Channel, request: u64, cut: Option<Vlsn>, live: Live) -> Result<()> {
-    let cut = cut.unwrap_or_default();
-    let (last, mut bytes) = match live {
-        Live::Refused(why) => return send(channel, &RestoreMsg::Refusal { request, why }),
-        Live::Run(last, bytes) => (last, bytes),
-    };
-    loop {
-        let rest = bytes.split_off(bytes.len().min(CHUNK_BYTES));
-        let more = !rest.is_empty();
-        send(channel, &RestoreMsg::LiveRun { request, more, last, cut, bytes })?;
-        if !more {
-            return Ok(());
-        }
-        bytes = rest;
-    }
-}
-
-fn send(channel: &dyn Channel, message: &RestoreMsg) -> Result<()> {
+fn send(channel: &dyn Channel, message: &RestoreMsg<'_>) -> Result<()> {
     let (head, payload) = message.encode_parts();
     channel.send_vectored(&[&head, payload])
 }
 
-fn receive(channel: &dyn Channel) -> Result<RestoreMsg> {
-    match channel.receive(SESSION_TIMEOUT)? {
-        Some(frame) => RestoreMsg::decode(&frame),
-        None => Err(RepError::silent(channel.peer(), "a question", SESSION_TIMEOUT)),
+/// The next question, in `frame`.
+fn receive<'a>(channel: &dyn Channel, frame: &'a mut Vec<u8>) -> Result<RestoreMsg<'a>> {
+    if channel.receive_into(frame, SESSION_TIMEOUT)? {
+        return RestoreMsg::decode(frame);
     }
+    Err(RepError::silent(channel.peer(), "a question", SESSION_TIMEOUT))
 }

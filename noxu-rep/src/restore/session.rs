@@ -46,7 +46,7 @@ pub struct Restoring {
     pub group: Option<GroupId>,
     /// The newest term it knows: an older master's data is refused.
     pub term: Term,
-    /// The session of the master's verdict; 0 if the node comes by itself.
+    /// The session of the master's verdict; `NONE` if the node comes by itself.
     pub recovery: RecoveryId,
     /// Its log, as it is opened otherwise.
     pub log: LogConfig,
@@ -92,7 +92,7 @@ impl Restoring {
             kind: NodeKind::Electable,
             group,
             term,
-            recovery: RecoveryId(0),
+            recovery: RecoveryId::NONE,
             log: LogConfig::default(),
             limits: RestoreLimits::default(),
             #[cfg(test)]
@@ -124,7 +124,7 @@ pub trait RestoreHost: Sync {
     /// The network's, or the other node's refusal.
     fn dial(&self, address: &str) -> Result<Arc<dyn Channel>>;
 
-    /// How far the restore is. Called often.
+    /// How far the restore is. Called at every turn, so it had better return at once.
     fn note(&self, progress: &Progress);
 
     /// Whether what came from the master of `term` may replace the log. Asked once, at the end.
@@ -229,18 +229,18 @@ impl<'a> Fetch<'a> {
         Ok(Some(progress))
     }
 
-    /// The next message of the master.
-    fn receive(&self) -> Result<RestoreMsg> {
+    /// The next message of the master, in `frame`.
+    fn receive<'f>(&self, frame: &'f mut Vec<u8>) -> Result<RestoreMsg<'f>> {
         let timeout = self.restoring.limits.answer_timeout;
-        match self.channel.receive(timeout)? {
-            Some(frame) => decode(&frame, &**self.channel),
-            None => Err(RepError::silent(self.channel.peer(), "an answer", timeout)),
+        if self.channel.receive_into(frame, timeout)? {
+            return decode(frame, &**self.channel);
         }
+        Err(RepError::silent(self.channel.peer(), "an answer", timeout))
     }
 }
 
 /// A message, unless it says that the session is over.
-fn decode(frame: &[u8], from: &dyn Channel) -> Result<RestoreMsg> {
+fn decode<'a>(frame: &'a [u8], from: &dyn Channel) -> Result<RestoreMsg<'a>> {
     match RestoreMsg::decode(frame)? {
         RestoreMsg::Failure { reason } => {
             Err(RepError::RestoreRefused { peer: from.peer(), reason })

@@ -8,6 +8,8 @@
 //! One opcode byte, then fields in little endian. Large payloads come last and without a length:
 //! they end with the frame.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use noxu_log::{Anchor, GroupIdentity};
 use noxu_util::codec::{CodecError, Put, Reader};
@@ -17,9 +19,9 @@ use crate::core::recovery::Progress;
 use crate::error::{RepError, Result};
 use crate::wire::handshake::{NodeKind, node_kind};
 
-/// A message of a network restore.
+/// A message of a network restore. One that was decoded borrows its payload from the frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RestoreMsg {
+pub enum RestoreMsg<'a> {
     /// Node, to the master: begin a session, or go on with it.
     Open {
         /// Number of the session, chosen by the node.
@@ -63,7 +65,7 @@ pub enum RestoreMsg {
         /// The question's number.
         request: u64,
         /// The block.
-        bytes: Vec<u8>,
+        bytes: Cow<'a, [u8]>,
     },
     /// Node: that block came with another digest. Not answered.
     Doubt {
@@ -96,8 +98,11 @@ pub enum RestoreMsg {
     CheckpointRequest {
         /// Number of the question.
         request: u64,
-        /// Where to begin: at the end of the last answer, or behind `durable` after a new connection.
+        /// Where to begin: where the question before it ends, or behind `durable` after a new
+        /// connection.
         offset: u64,
+        /// How many, fewer only at the end: at most [`MAX_PIECE_BYTES`].
+        bytes: u32,
         /// Nothing before it is asked for any more.
         durable: u64,
     },
@@ -112,7 +117,7 @@ pub enum RestoreMsg {
         /// BLAKE3 of the bytes.
         digest: [u8; 32],
         /// The bytes.
-        bytes: Vec<u8>,
+        bytes: Cow<'a, [u8]>,
     },
     /// Node, to the master: entries behind the sealed segments.
     LiveRequest {
@@ -122,7 +127,8 @@ pub enum RestoreMsg {
         from: Vlsn,
         /// The fingerprint of the entry before it, as the node has it.
         previous: Fingerprint,
-        /// Most bytes wanted, but for a longer entry; 0 only asks whether both have that entry.
+        /// Most bytes wanted, but for a longer entry. 0 only asks whether both have that entry; what
+        /// follows says nothing then.
         most: u32,
         /// Nothing of the log before it is needed any more.
         needed: Vlsn,
@@ -140,7 +146,7 @@ pub enum RestoreMsg {
         /// The node is to commit once it has this entry; NULL as long as that is not settled.
         cut: Vlsn,
         /// A part of the run's bytes.
-        bytes: Vec<u8>,
+        bytes: Cow<'a, [u8]>,
     },
     /// Provider: not that, but anything else.
     Refusal {
@@ -176,8 +182,6 @@ pub enum Refused {
     Gone = 1,
     /// The entry before the first one wanted is another one here.
     Parted = 2,
-    /// What is there does not read as it should.
-    Damaged = 3,
 }
 
 /// Why a node gives up.
@@ -236,11 +240,14 @@ pub const BLOCK_BYTES: u32 = 256 << 10;
 /// A segment with an entry is longer than its header, which has this many bytes.
 pub const SEGMENT_HEAD_BYTES: u32 = 64;
 
+/// Most bytes of a checkpoint in one answer.
+pub const MAX_PIECE_BYTES: u32 = 1 << 20;
+
 /// Most segments in a manifest.
 pub const MAX_SEGMENTS: u32 = 1 << 22;
 
 /// Version of these messages.
-pub const RESTORE_VERSION: u8 = 1;
+pub const RESTORE_VERSION: u8 = 2;
 
 const MAX_REASON_BYTES: usize = 1024;
 const MAX_SOURCES: usize = 64;
@@ -265,7 +272,7 @@ const REFUSAL: u8 = 16;
 const DOUBT: u8 = 17;
 const ABANDON: u8 = 18;
 
-impl RestoreMsg {
+impl<'a> RestoreMsg<'a> {
     /// The message's name, for errors and logs.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -351,10 +358,11 @@ impl RestoreMsg {
                 out.put_u64(fingerprint.as_u64());
                 out.put_u64(*offset);
             }
-            Self::CheckpointRequest { request, offset, durable } => {
+            Self::CheckpointRequest { request, offset, bytes, durable } => {
                 out.put_u8(CHECKPOINT_REQUEST);
                 out.put_u64(*request);
                 out.put_u64(*offset);
+                out.put_u32(*bytes);
                 out.put_u64(*durable);
             }
             Self::CheckpointChunk { request, offset, last, digest, bytes } => {
@@ -419,7 +427,7 @@ impl RestoreMsg {
     }
 
     /// The message in one frame.
-    pub fn decode(frame: &[u8]) -> Result<Self> {
+    pub fn decode(frame: &'a [u8]) -> Result<Self> {
         let mut r = Reader::new(frame);
         let message = match r.u8("restore opcode")? {
             OPEN => {
@@ -467,6 +475,7 @@ impl RestoreMsg {
             CHECKPOINT_REQUEST => Self::CheckpointRequest {
                 request: r.u64("CheckpointRequest.request")?,
                 offset: r.u64("CheckpointRequest.offset")?,
+                bytes: r.u32("CheckpointRequest.bytes")?,
                 durable: r.u64("CheckpointRequest.durable")?,
             },
             CHECKPOINT_CHUNK => Self::CheckpointChunk {
@@ -501,8 +510,7 @@ impl RestoreMsg {
                 let why = match r.u8("Refusal.why")? {
                     1 => Refused::Gone,
                     2 => Refused::Parted,
-                    3 => Refused::Damaged,
-                    other => return Err(one_to_three("Refusal.why", other).into()),
+                    other => return Err(out_of_range("Refusal.why", other, "1 or 2").into()),
                 };
                 Self::Refusal { request, why }
             }
@@ -515,7 +523,7 @@ impl RestoreMsg {
                     1 => Abandoned::NoSpace,
                     2 => Abandoned::Corrupt,
                     3 => Abandoned::Superseded,
-                    other => return Err(one_to_three("Abandon.why", other).into()),
+                    other => return Err(out_of_range("Abandon.why", other, "1 to 3").into()),
                 };
                 Self::Abandon { why }
             }
@@ -529,24 +537,20 @@ impl RestoreMsg {
     }
 }
 
-fn one_to_three(what: &'static str, found: u8) -> CodecError {
-    CodecError::OutOfRange { what, found: found.to_string(), expected: "1 to 3" }
+fn out_of_range(what: &'static str, found: u8, expected: &'static str) -> CodecError {
+    CodecError::OutOfRange { what, found: found.to_string(), expected }
 }
 
 fn version(r: &mut Reader<'_>) -> Result<(), CodecError> {
     match r.u8("restore version")? {
         RESTORE_VERSION => Ok(()),
-        other => Err(CodecError::OutOfRange {
-            what: "restore version",
-            found: other.to_string(),
-            expected: "1",
-        }),
+        other => Err(out_of_range("restore version", other, "2")),
     }
 }
 
-fn rest(r: &mut Reader<'_>) -> Result<Vec<u8>, CodecError> {
+fn rest<'a>(r: &mut Reader<'a>) -> Result<Cow<'a, [u8]>, CodecError> {
     let left = r.remaining();
-    Ok(r.bytes("payload", left)?.to_vec())
+    Ok(Cow::Borrowed(r.bytes("payload", left)?))
 }
 
 impl ManifestHead {

@@ -81,6 +81,17 @@ impl Facts {
             Agreement::Nothing => false,
         }
     }
+
+    /// Whether they go with a comparison after which the replica is to be fed from `start`, if it found
+    /// a matchpoint.
+    pub fn agree_with(&self, start: Option<Vlsn>) -> bool {
+        match self.agreement {
+            Agreement::Nothing => start.is_none(),
+            Agreement::Empty => start.is_none_or(|start| start == NULL_VLSN.next()),
+            Agreement::Matchpoint { to_end: true, .. } => start == Some(self.durable.next()),
+            Agreement::Matchpoint { matchpoint, .. } => start == Some(matchpoint.next()),
+        }
+    }
 }
 
 /// The master's log.

@@ -15,6 +15,11 @@ use crate::wire::message::Era;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecoveryId(pub u64);
 
+impl RecoveryId {
+    /// Of a restore that no verdict asked for: the node cannot go on with what it has.
+    pub const NONE: Self = Self(0);
+}
+
 /// Number of a question for facts; the answer repeats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Nonce(pub u64);

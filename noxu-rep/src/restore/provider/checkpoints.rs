@@ -5,7 +5,7 @@
 //! - A checkpoint is read once, from its front; what the other side does not have durably is held here,
 //!   as far as [`MAX_HELD_BYTES`] goes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use noxu_util::{Fingerprint, Vlsn};
@@ -30,17 +30,18 @@ pub(super) struct OpenCheckpoint {
     /// Of the entry through which it goes.
     pub(super) fingerprint: Fingerprint,
     source: Box<dyn Checkpoint>,
-    /// What was read and may be asked for again.
-    held: VecDeque<u8>,
-    /// Where that begins.
+    /// What was read and may be asked for again, behind `forgotten` bytes that may not.
+    held: Vec<u8>,
+    forgotten: usize,
+    /// Where in the checkpoint that begins.
     held_from: u64,
     has_ended: bool,
 }
 
 impl OpenCheckpoint {
     pub(super) fn new(id: u64, source: Box<dyn Checkpoint>, fingerprint: Fingerprint) -> Self {
-        let held = VecDeque::new();
-        Self { id, fingerprint, source, held, held_from: 0, has_ended: false }
+        let held = Vec::new();
+        Self { id, fingerprint, source, held, forgotten: 0, held_from: 0, has_ended: false }
     }
 
     pub(super) fn vlsn(&self) -> Vlsn {
@@ -52,38 +53,42 @@ impl OpenCheckpoint {
         self.held_from
     }
 
-    /// At most `most` bytes from `offset` on, and whether they are the last; nothing below `durable` is
-    /// asked for any more. `None` if that offset is not to be had.
+    /// The `most` bytes from `offset` on, or fewer at the end, and whether they are the last; nothing
+    /// below `durable` is asked for any more. `None` if that offset is not to be had.
     pub(super) fn chunk(
         &mut self,
         offset: u64,
         durable: u64,
         most: usize,
-    ) -> Result<Option<(Vec<u8>, bool)>> {
-        self.forget(durable.min(offset));
-        let Some(from) = offset.checked_sub(self.held_from).map(|from| from as usize) else {
+    ) -> Result<Option<(&[u8], bool)>> {
+        let held = (self.held.len() - self.forgotten) as u64;
+        let surplus = (held + most as u64).saturating_sub(MAX_HELD_BYTES as u64);
+        self.forget(durable.max(self.held_from + surplus).min(offset));
+        let held = self.held.len() - self.forgotten;
+        let from = offset.checked_sub(self.held_from).map(|from| from as usize);
+        let Some(from) = from.filter(|from| *from <= held || self.has_ended) else {
             return Ok(None);
         };
-        if from > self.held.len() {
-            return Ok(None);
+        // Questions are under way ahead of the answers: some are asked behind the end.
+        let (from, end) = (self.forgotten + from.min(held), self.forgotten + from + most);
+        while !self.has_ended && self.held.len() < end {
+            let room = end - self.held.len();
+            self.has_ended = !self.source.read(&mut self.held, room)?;
         }
-        let mut read = Vec::new();
-        while !self.has_ended && self.held.len() + read.len() < from + most {
-            let room = from + most - self.held.len() - read.len();
-            self.has_ended = !self.source.read(&mut read, room)?;
-        }
-        self.held.extend(read);
-        let bytes: Vec<u8> = self.held.iter().skip(from).take(most).copied().collect();
-        let is_last = self.has_ended && from + bytes.len() == self.held.len();
-        let surplus = self.held.len().saturating_sub(MAX_HELD_BYTES) as u64;
-        self.forget(self.held_from + surplus);
-        Ok(Some((bytes, is_last)))
+        let end = end.min(self.held.len());
+        Ok(Some((&self.held[from..end], self.has_ended && end == self.held.len())))
     }
 
     fn forget(&mut self, before: u64) {
-        let gone = before.saturating_sub(self.held_from).min(self.held.len() as u64);
-        self.held.drain(..gone as usize);
+        let held = self.held.len() - self.forgotten;
+        let gone = before.saturating_sub(self.held_from).min(held as u64);
         self.held_from += gone;
+        self.forgotten += gone as usize;
+        // Moved as rarely as it pays.
+        if self.forgotten >= self.held.len() / 2 {
+            self.held.drain(..self.forgotten);
+            self.forgotten = 0;
+        }
     }
 }
 
@@ -144,7 +149,8 @@ mod tests {
     fn what_is_not_durable_at_the_other_side_can_be_asked_for_again() {
         let (bytes, mut checkpoint) = opened(1000);
         let chunk = |checkpoint: &mut OpenCheckpoint, offset, durable| {
-            checkpoint.chunk(offset, durable, 300).unwrap()
+            let chunk = checkpoint.chunk(offset, durable, 300).unwrap();
+            chunk.map(|(bytes, is_last)| (bytes.to_vec(), is_last))
         };
         assert_eq!(chunk(&mut checkpoint, 0, 0), Some((bytes[..300].to_vec(), false)));
         assert_eq!(chunk(&mut checkpoint, 300, 0), Some((bytes[300..600].to_vec(), false)));
@@ -155,6 +161,21 @@ mod tests {
         assert_eq!(chunk(&mut checkpoint, 600, 600), Some((bytes[600..900].to_vec(), false)));
         assert_eq!(chunk(&mut checkpoint, 900, 600), Some((bytes[900..].to_vec(), true)));
         assert_eq!(chunk(&mut checkpoint, 1000, 1000), Some((Vec::new(), true)));
+        assert_eq!(chunk(&mut checkpoint, 1300, 1000), Some((Vec::new(), true)), "asked ahead");
+    }
+
+    #[test]
+    fn what_nobody_says_to_have_durably_is_held_up_to_a_limit() {
+        const PIECE: usize = 1 << 20;
+        let (bytes, mut checkpoint) = opened(MAX_HELD_BYTES + 3 * PIECE);
+        for offset in (0..bytes.len()).step_by(PIECE) {
+            let (piece, _) = checkpoint.chunk(offset as u64, 0, PIECE).unwrap().unwrap();
+            assert!(piece == &bytes[offset..offset + PIECE]);
+            assert!(checkpoint.held.len() - checkpoint.forgotten <= MAX_HELD_BYTES);
+        }
+        assert_eq!(checkpoint.first_offset(), 3 * PIECE as u64);
+        let (piece, is_last) = checkpoint.chunk(3 * PIECE as u64, 0, PIECE).unwrap().unwrap();
+        assert!(piece == &bytes[3 * PIECE..4 * PIECE] && !is_last);
     }
 
     #[test]

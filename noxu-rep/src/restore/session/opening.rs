@@ -41,7 +41,8 @@ impl Opening {
             kind: fetch.restoring.kind,
         };
         fetch.channel.send(&opening.encode())?;
-        let head = match fetch.receive()? {
+        let mut frame = Vec::new();
+        let head = match fetch.receive(&mut frame)? {
             RestoreMsg::Manifest(head) => *head,
             other => return Err(RepError::protocol("", "Manifest", other.name())),
         };
@@ -49,7 +50,7 @@ impl Opening {
         opening.check(fetch)?;
         let head = &opening.manifest.head;
         for at in 0..head.segments {
-            let offer = match fetch.receive()? {
+            let offer = match fetch.receive(&mut frame)? {
                 RestoreMsg::Segment(offer) => offer,
                 other => return Err(RepError::protocol("", "Segment", other.name())),
             };
@@ -153,31 +154,32 @@ impl Opening {
         Ok(Some(staged))
     }
 
-    /// Cuts off what the master does not have behind `from`. False if that is all of it.
+    /// Cuts off what the master does not have. False if it does not have `from` either.
     fn cut_at_matchpoint(
         &mut self,
         fetch: &Fetch<'_>,
         staged: &Staged,
         from: Vlsn,
     ) -> Result<bool> {
-        let (mut same, mut end) = (from, staged.end().vlsn);
-        // Most often all of it agrees; what does not is searched for by halving.
-        let mut probe = end;
-        loop {
+        // Most often all of it agrees; else the end of what does is searched for by halving.
+        let end = staged.end().vlsn;
+        match self.ask_lineage(fetch, staged, end)? {
+            Lineage::Same => return Ok(true),
+            Lineage::Gone => return Ok(false),
+            Lineage::Other if end == from => return Ok(false),
+            Lineage::Other => {}
+        }
+        if !matches!(self.ask_lineage(fetch, staged, from)?, Lineage::Same) {
+            return Ok(false);
+        }
+        let (mut same, mut other) = (from, end);
+        while other.prev() > same {
+            let probe = Vlsn::new(i64::midpoint(same.sequence(), other.sequence()));
             match self.ask_lineage(fetch, staged, probe)? {
                 Lineage::Same => same = probe,
-                Lineage::Other if probe == from => return Ok(false),
-                Lineage::Other => end = probe.prev(),
+                Lineage::Other => other = probe,
                 Lineage::Gone => return Ok(false),
             }
-            if same >= end {
-                break;
-            }
-            let half = end.since(same).div_ceil(2);
-            probe = Vlsn::new(same.sequence() + half as i64);
-        }
-        if same == from && !matches!(self.ask_lineage(fetch, staged, same)?, Lineage::Same) {
-            return Ok(false);
         }
         staged.cut_after(same)?;
         Ok(true)
@@ -196,7 +198,7 @@ impl Opening {
             progress: Progress::default(),
         };
         fetch.channel.send(&question.encode())?;
-        match fetch.receive()? {
+        match fetch.receive(&mut Vec::new())? {
             RestoreMsg::LiveRun { request: of, more: false, .. } if of == request => {
                 Ok(Lineage::Same)
             }

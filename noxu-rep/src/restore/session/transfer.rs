@@ -40,6 +40,10 @@ const TURN_FRAMES: usize = 8;
 /// Bytes of entries in one answer.
 const LIVE_BYTES: u32 = 1 << 20;
 
+/// Pieces of the checkpoint that its source is asked for at once, and the bytes of each.
+const PIECES: u64 = 4;
+const PIECE_BYTES: u32 = 1 << 20;
+
 /// Pause between two questions for entries, when there were none the last time.
 const LIVE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -69,8 +73,8 @@ enum Checkpoint<'a> {
     Wanted,
     /// This source was asked to open one.
     Opening(SourceId),
-    /// It comes from there; whether a piece was asked for.
-    Coming(SourceId, Snapshot<'a>, bool),
+    /// It comes from there; pieces before this offset were asked for.
+    Coming(SourceId, Snapshot<'a>, u64),
     /// All of it is here.
     Whole(Snapshot<'a>),
 }
@@ -115,6 +119,8 @@ pub(super) struct Transfer<'a> {
     base_bytes: u64,
     began: Duration,
     progress: Progress,
+    /// The frame that came last.
+    frame: Vec<u8>,
 }
 
 impl<'a> Transfer<'a> {
@@ -176,6 +182,7 @@ impl<'a> Transfer<'a> {
             base_bytes: 0,
             began: now,
             progress,
+            frame: Vec::new(),
         };
         if !transfer.plan.is_done() || needs_checkpoint {
             transfer.attach_sources();
@@ -208,7 +215,7 @@ impl<'a> Transfer<'a> {
         self.fetch.host.clock().now()
     }
 
-    /// Tells how far it is, now and then.
+    /// Tells how far it is.
     fn note(&mut self) {
         let phase = match &self.checkpoint {
             _ if !self.base.is_done() => Phase::Segments,
@@ -300,7 +307,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Sends a question to a source; one that cannot be sent costs the source.
-    fn put(&mut self, source: SourceId, question: &RestoreMsg) -> Result<()> {
+    fn put(&mut self, source: SourceId, question: &RestoreMsg<'_>) -> Result<()> {
         let Some(channel) = self.channel(source) else { return Ok(()) };
         match channel.send(&question.encode()) {
             Err(cause) if source != MASTER => {
@@ -412,22 +419,35 @@ impl<'a> Transfer<'a> {
                 self.touch(from);
                 self.put(from, &RestoreMsg::CheckpointOpen { request: self.requests, id })
             }
-            Checkpoint::Coming(from, snapshot, asked) if !*asked => {
-                let (from, offset) = (*from, snapshot.offset());
-                let durable = snapshot.part().durable;
-                if !self.may_ask() {
-                    return Ok(());
+            Checkpoint::Coming(from, snapshot, _) => {
+                let (from, had, durable) = (*from, snapshot.offset(), snapshot.part().durable);
+                while let Some(offset) = self.next_piece(had) {
+                    self.requests += 1;
+                    let (request, bytes) = (self.requests, PIECE_BYTES);
+                    if offset == had {
+                        self.touch(from);
+                    }
+                    let question =
+                        RestoreMsg::CheckpointRequest { request, offset, bytes, durable };
+                    self.put(from, &question)?;
                 }
-                if let Checkpoint::Coming(_, _, asked) = &mut self.checkpoint {
-                    *asked = true;
-                }
-                self.requests += 1;
-                let request = self.requests;
-                self.touch(from);
-                self.put(from, &RestoreMsg::CheckpointRequest { request, offset, durable })
+                Ok(())
             }
             _ => Ok(()),
         }
+    }
+
+    /// Where the next piece of the checkpoint to be asked for begins, of which `had` bytes are here.
+    fn next_piece(&mut self, had: u64) -> Option<u64> {
+        let may_ask = self.may_ask();
+        let Checkpoint::Coming(_, _, asked) = &mut self.checkpoint else { return None };
+        if !may_ask || *asked >= had + PIECES * u64::from(PIECE_BYTES) {
+            return None;
+        }
+        let offset = *asked;
+        *asked += u64::from(PIECE_BYTES);
+        self.asked_bytes += u64::from(PIECE_BYTES);
+        Some(offset)
     }
 
     /// It was asked something, or answered: from now on it has to answer what else it was asked.
@@ -490,11 +510,14 @@ impl<'a> Transfer<'a> {
 
     fn receive_from(&mut self, source: SourceId, timeout: Duration) -> Result<bool> {
         let Some(channel) = self.channel(source) else { return Ok(false) };
-        let taken = channel.receive(timeout).and_then(|frame| {
-            let Some(frame) = frame else { return Ok(false) };
-            self.handle(source, decode(&frame, &*channel)?)?;
-            Ok(true)
+        let mut frame = std::mem::take(&mut self.frame);
+        let taken = channel.receive_into(&mut frame, timeout).and_then(|came| {
+            if came {
+                self.handle(source, decode(&frame, &*channel)?)?;
+            }
+            Ok(came)
         });
+        self.frame = frame;
         match taken {
             // What this node's own disk says is no source's fault.
             Err(cause) if source != MASTER && !matches!(cause, RepError::Log(_)) => {
@@ -505,7 +528,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn handle(&mut self, source: SourceId, message: RestoreMsg) -> Result<()> {
+    fn handle(&mut self, source: SourceId, message: RestoreMsg<'_>) -> Result<()> {
         match message {
             RestoreMsg::Holdings { segments } if source != MASTER => {
                 self.handle_holdings(source, &segments);
@@ -637,7 +660,8 @@ impl<'a> Transfer<'a> {
             if fits { Snapshot::begin(env, dir, part, offset, earlier.as_ref())? } else { None };
         if let Some(snapshot) = snapshot {
             self.progress.checkpoint_reused = snapshot.offset();
-            self.checkpoint = Checkpoint::Coming(source, snapshot, false);
+            let asked = snapshot.offset();
+            self.checkpoint = Checkpoint::Coming(source, snapshot, asked);
             return Ok(());
         }
         if is_resumed {
@@ -668,7 +692,7 @@ impl<'a> Transfer<'a> {
         let Checkpoint::Coming(from, snapshot, asked) = &mut self.checkpoint else {
             return Ok(());
         };
-        if *from != source || snapshot.offset() != offset || !*asked {
+        if *from != source || snapshot.offset() != offset || *asked <= offset {
             return Ok(());
         }
         if blake3::hash(bytes) != digest || (bytes.is_empty() && !last) {
@@ -676,8 +700,6 @@ impl<'a> Transfer<'a> {
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
         snapshot.write(bytes, last)?;
-        *asked = false;
-        self.asked_bytes += bytes.len() as u64;
         self.progress.checkpoint_bytes = snapshot.offset();
         self.count(source, bytes.len(), 0);
         self.touch(source);

@@ -18,7 +18,7 @@ fn session(channel: &Arc<dyn Channel>, env: &Arc<dyn Env>, node: &Node<'_>) -> R
 }
 
 /// A session whose runs of entries are changed ends with an error, and the next one leaves no hole.
-fn loud(change: impl Fn(&Log, RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static) -> String {
+fn loud(change: impl Fn(&Log, Msg) -> Vec<Msg> + Send + Sync + 'static) -> String {
     let (master, env) = (Master::new(100), memory());
     let log = master.log.clone();
     let channel = Relay::of_answers(master.connect(), move |answer| match answer {
@@ -40,7 +40,7 @@ fn l_a_gap_is_a_loud_error_and_no_hole() {
         if let RestoreMsg::LiveRun { bytes, .. } = &mut run
             && !bytes.is_empty()
         {
-            *bytes = log.read(v(192), 1 << 20).unwrap().unwrap().parts.concat();
+            *bytes = log.read(v(192), 1 << 20).unwrap().unwrap().parts.concat().into();
         }
         vec![run]
     });
@@ -52,7 +52,7 @@ fn l_a_gap_is_a_loud_error_and_no_hole() {
 fn l_entries_that_come_again_are_a_loud_error() {
     loud(|log, mut run| {
         if let RestoreMsg::LiveRun { bytes, .. } = &mut run {
-            *bytes = log.read(v(180), 1 << 20).unwrap().unwrap().parts.concat();
+            *bytes = log.read(v(180), 1 << 20).unwrap().unwrap().parts.concat().into();
         }
         vec![run]
     });
@@ -178,10 +178,12 @@ fn l_old_term_ends_the_session_and_nothing_is_committed() {
 /// L "slow disk -> bounded memory": whatever the disk does, no more is asked for than the window.
 #[test]
 fn l_slow_disk_no_more_is_under_way_than_the_window() {
+    const STATE_BYTES: usize = 6 << 20;
     let (disk, env) = fault_disk();
-    let (master, follower) = (Master::new(0), Master::follower("n3"));
+    let (master, follower) = (Master::new(100), Master::follower("n3"));
+    follower.machine.set(v(190), &vec![b's'; STATE_BYTES]).unwrap();
     master.name_sources(&["n3"]);
-    let most = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(Mutex::new(BTreeMap::<&str, usize>::new()));
     let bounded = |inner: Arc<dyn Channel>| {
         let asked = Arc::new(Mutex::new(BTreeMap::<&str, BTreeSet<u64>>::new()));
         let (answered, most) = (Arc::clone(&asked), Arc::clone(&most));
@@ -191,15 +193,15 @@ fn l_slow_disk_no_more_is_under_way_than_the_window() {
                 let (kind, request, limit) = match &question {
                     RestoreMsg::BlockRequest { request, .. } => ("block", *request, 3),
                     RestoreMsg::LiveRequest { request, .. } => ("live", *request, 1),
-                    RestoreMsg::CheckpointRequest { request, .. } => ("checkpoint", *request, 1),
+                    RestoreMsg::CheckpointRequest { request, .. } => ("checkpoint", *request, 4),
                     _ => return vec![question],
                 };
                 let mut asked = asked.lock();
                 let under_way = asked.entry(kind).or_default();
                 assert!(under_way.insert(request) && under_way.len() <= limit, "{under_way:?}");
-                if kind == "block" {
-                    most.fetch_max(under_way.len(), Ordering::Relaxed);
-                }
+                let mut most = most.lock();
+                let most = most.entry(kind).or_default();
+                *most = under_way.len().max(*most);
                 vec![question]
             },
             move |answer| {
@@ -223,10 +225,14 @@ fn l_slow_disk_no_more_is_under_way_than_the_window() {
             thread::sleep(Duration::from_millis(3));
             drop(hold);
         }
-        restored.join().unwrap().unwrap();
+        let progress = restored.join().unwrap().unwrap();
+        assert_eq!(progress.checkpoint_bytes, STATE_BYTES as u64);
     });
-    assert_eq!(most.load(Ordering::Relaxed), 3, "the window is used");
-    install_and_check(&env, &master, false);
+    let used = BTreeMap::from([("block", 3), ("checkpoint", 4), ("live", 1)]);
+    assert_eq!(*most.lock(), used, "the windows are used");
+    let machine = Machine::open(&env, "/n2-state");
+    install(&env, dir(), &config(), &*machine, &Clock::start()).unwrap();
+    assert!(machine.state.lock().1 == vec![b's'; STATE_BYTES]);
 }
 
 /// L "cut under endless writes ends".

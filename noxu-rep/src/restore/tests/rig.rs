@@ -491,22 +491,30 @@ pub(super) fn given<'a>(progress: &'a Progress, node: &str) -> &'a SourceProgres
     found.unwrap_or_else(|| panic!("no source {node}: {progress:?}"))
 }
 
+/// A message that tests keep for as long as they like.
+pub(super) type Msg = RestoreMsg<'static>;
+
+/// The message in `frame`, whose memory stays: it is little.
+fn decode(frame: Vec<u8>) -> Msg {
+    RestoreMsg::decode(frame.leak()).unwrap()
+}
+
 /// What becomes of one frame: the frames that take its place.
-pub(super) type Change<'a> = Box<dyn Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'a>;
+pub(super) type Change<'a> = Box<dyn Fn(Msg) -> Vec<Msg> + Send + Sync + 'a>;
 
 /// A channel that changes what passes: between the node that restores, which has it, and a provider.
 pub(super) struct Relay {
     inner: Arc<dyn Channel>,
     questions: Change<'static>,
     answers: Change<'static>,
-    due: Mutex<VecDeque<RestoreMsg>>,
+    due: Mutex<VecDeque<Msg>>,
 }
 
 impl Relay {
     /// Changes answers.
     pub(super) fn of_answers(
         inner: Arc<dyn Channel>,
-        answers: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+        answers: impl Fn(Msg) -> Vec<Msg> + Send + Sync + 'static,
     ) -> Arc<dyn Channel> {
         Self::of(inner, |question| vec![question], answers)
     }
@@ -514,15 +522,15 @@ impl Relay {
     /// Changes questions.
     pub(super) fn of_questions(
         inner: Arc<dyn Channel>,
-        questions: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+        questions: impl Fn(Msg) -> Vec<Msg> + Send + Sync + 'static,
     ) -> Arc<dyn Channel> {
         Self::of(inner, questions, |answer| vec![answer])
     }
 
     pub(super) fn of(
         inner: Arc<dyn Channel>,
-        questions: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
-        answers: impl Fn(RestoreMsg) -> Vec<RestoreMsg> + Send + Sync + 'static,
+        questions: impl Fn(Msg) -> Vec<Msg> + Send + Sync + 'static,
+        answers: impl Fn(Msg) -> Vec<Msg> + Send + Sync + 'static,
     ) -> Arc<dyn Channel> {
         let (questions, answers) = (Box::new(questions), Box::new(answers));
         Arc::new(Self { inner, questions, answers, due: Mutex::default() })
@@ -531,7 +539,7 @@ impl Relay {
 
 impl Channel for Relay {
     fn send(&self, frame: &[u8]) -> Result<()> {
-        let changed = (self.questions)(RestoreMsg::decode(frame).unwrap());
+        let changed = (self.questions)(decode(frame.to_vec()));
         changed.into_iter().try_for_each(|question| self.inner.send(&question.encode()))
     }
 
@@ -540,7 +548,7 @@ impl Channel for Relay {
         if due.is_empty()
             && let Some(frame) = self.inner.receive(timeout)?
         {
-            due.extend((self.answers)(RestoreMsg::decode(&frame).unwrap()));
+            due.extend((self.answers)(decode(frame)));
         }
         Ok(due.pop_front().map(|message| message.encode()))
     }

@@ -161,7 +161,7 @@ fn r_a_source_flips_bits_and_is_banned_after_three() {
         };
         Relay::of(follower.connect(), count, |mut answer| {
             if let RestoreMsg::Block { bytes, .. } = &mut answer {
-                bytes[70] ^= 4;
+                bytes.to_mut()[70] ^= 4;
             }
             vec![answer]
         })
@@ -251,7 +251,7 @@ fn r_a_source_that_talks_and_does_not_serve_is_dropped_as_well() {
             babble.send(&first).unwrap();
             let holdings = babble.receive(Duration::from_secs(10)).unwrap().unwrap();
             attach.send(&holdings).unwrap();
-            let noise = RestoreMsg::Block { request: u64::MAX, bytes: vec![1; 10] }.encode();
+            let noise = RestoreMsg::Block { request: u64::MAX, bytes: vec![1; 10].into() }.encode();
             while attach.send(&noise).is_ok() {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -316,10 +316,10 @@ fn r_empty_replies_are_no_answer() {
             if *count <= 2 {
                 match &mut answer {
                     RestoreMsg::Block { bytes, .. } | RestoreMsg::LiveRun { bytes, .. } => {
-                        bytes.clear();
+                        *bytes = b"".into();
                     }
                     RestoreMsg::CheckpointChunk { bytes, last, digest, .. } => {
-                        bytes.clear();
+                        *bytes = b"".into();
                         *last = false;
                         *digest = *blake3::hash(&[]).as_bytes();
                     }

@@ -36,7 +36,7 @@ fn hello() -> Hello {
 
 fn welcome() -> Welcome {
     Welcome {
-        version: 3,
+        version: VersionRange::SPOKEN.highest,
         group: GROUP,
         group_name: name("orders"),
         segment_bytes: 64 << 20,

@@ -37,13 +37,13 @@ fn head() -> ManifestHead {
     }
 }
 
-fn all() -> Vec<(RestoreMsg, &'static [u8])> {
+fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
     let offer = SegmentOffer { number: 2, bytes: 100, digest: [1; 32], blocks: vec![[2; 32]] };
     let node: Name = "n2".parse().unwrap();
     vec![
         (
             RestoreMsg::Open { session: 7, recovery: 8, group: None, node, kind: NodeKind::Secondary },
-            b"\x01\x01\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
+            b"\x01\x02\x07\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0n2\x01",
         ),
         (
             RestoreMsg::Manifest(Box::new(head())),
@@ -66,10 +66,10 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
             RestoreMsg::BlockRequest { request: 1, segment: 2, block: 3 },
             b"\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0",
         ),
-        (RestoreMsg::Block { request: 1, bytes: b"xyz".to_vec() }, b"\x05\x01\0\0\0\0\0\0\0xyz"),
+        (RestoreMsg::Block { request: 1, bytes: b"xyz".into() }, b"\x05\x01\0\0\0\0\0\0\0xyz"),
         (
-            RestoreMsg::CheckpointRequest { request: 1, offset: 2, durable: 1 },
-            b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0",
+            RestoreMsg::CheckpointRequest { request: 1, offset: 2, bytes: 3, durable: 1 },
+            b"\x06\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0",
         ),
         (
             RestoreMsg::CheckpointChunk {
@@ -77,7 +77,7 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
                 offset: 2,
                 last: true,
                 digest: *b"thirty-two bytes of digest, here",
-                bytes: b"xyz".to_vec(),
+                bytes: b"xyz".into(),
             },
             b"\x07\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01thirty-two bytes of digest, herexyz",
         ),
@@ -100,7 +100,7 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
                 more: true,
                 last: Vlsn::new(9),
                 cut: Vlsn::new(8),
-                bytes: b"xyz".to_vec(),
+                bytes: b"xyz".into(),
             },
             b"\x09\x01\0\0\0\0\0\0\0\x01\x09\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0xyz",
         ),
@@ -109,7 +109,7 @@ fn all() -> Vec<(RestoreMsg, &'static [u8])> {
                 group: GroupId::from_bytes(*b"group-of-sixteen"),
                 node: "n2".parse().unwrap(),
             },
-            b"\x0c\x01group-of-sixteen\x02\0n2",
+            b"\x0c\x02group-of-sixteen\x02\0n2",
         ),
         (
             RestoreMsg::Holdings { segments: vec![(2, *b"thirty-two bytes of digest, here")] },
