@@ -38,10 +38,11 @@ impl BlockSource {
         let mut source =
             Self { channel, holdings: BTreeMap::new(), requests: 0, keeps_doubts: false };
         source.channel.send(&RestoreMsg::Attach { group, node: node.clone() }.encode())?;
-        match source.receive("what it has")? {
-            RestoreMsg::Holdings { segments } => source.holdings = segments.into_iter().collect(),
+        let frame = source.receive("what it has")?;
+        source.holdings = match source.decode(&frame)? {
+            RestoreMsg::Holdings { segments } => segments.into_iter().collect(),
             other => return Err(source.unexpected("Holdings", &other)),
-        }
+        };
         Ok(source)
     }
 
@@ -61,13 +62,14 @@ impl BlockSource {
         let question = RestoreMsg::BlockRequest { request: asked, segment, block };
         self.channel.send(&question.encode())?;
         loop {
-            match self.receive("a block")? {
+            let frame = self.receive("a block")?;
+            match self.decode(&frame)? {
                 RestoreMsg::Block { request, bytes } if request == asked => {
                     if bytes.len() > BLOCK_BYTES as usize {
                         let found = format!("{} bytes", bytes.len());
                         return Err(RepError::protocol(self.channel.peer(), "a block", found));
                     }
-                    return Ok(Some(bytes));
+                    return Ok(Some(bytes.into_owned()));
                 }
                 RestoreMsg::Refusal { request, .. } if request == asked => {
                     self.holdings.remove(&segment);
@@ -94,10 +96,13 @@ impl BlockSource {
         let _ = self.channel.send(&RestoreMsg::Doubt { segment, block }.encode());
     }
 
-    fn receive(&self, awaited: &str) -> Result<RestoreMsg> {
+    fn receive(&self, awaited: &str) -> Result<Vec<u8>> {
         let frame = self.channel.receive(ANSWER_TIMEOUT)?;
-        let silent = || RepError::silent(self.channel.peer(), awaited, ANSWER_TIMEOUT);
-        match RestoreMsg::decode(&frame.ok_or_else(silent)?)? {
+        frame.ok_or_else(|| RepError::silent(self.channel.peer(), awaited, ANSWER_TIMEOUT))
+    }
+
+    fn decode<'a>(&self, frame: &'a [u8]) -> Result<RestoreMsg<'a>> {
+        match RestoreMsg::decode(frame)? {
             RestoreMsg::Failure { reason } => {
                 Err(RepError::RestoreRefused { peer: self.channel.peer(), reason })
             }
@@ -105,7 +110,7 @@ impl BlockSource {
         }
     }
 
-    fn unexpected(&self, expected: &'static str, found: &RestoreMsg) -> RepError {
+    fn unexpected(&self, expected: &'static str, found: &RestoreMsg<'_>) -> RepError {
         RepError::protocol(self.channel.peer(), expected, found.name())
     }
 }

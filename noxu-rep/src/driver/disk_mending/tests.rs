@@ -245,7 +245,7 @@ fn mended(told: &[DamageEvent]) -> Vec<(u32, &str)> {
 /// A peer that answers each question as `answer` says; `None` ends the connection. What it was told in
 /// doubt is kept.
 fn peer(
-    answer: impl Fn(&RestoreMsg) -> Option<RestoreMsg> + Send + Sync + 'static,
+    answer: impl Fn(&RestoreMsg<'_>) -> Option<Vec<u8>> + Send + Sync + 'static,
     doubted: &Arc<Mutex<Vec<(u32, u32)>>>,
 ) -> Dial {
     let (answer, doubted) = (Arc::new(answer), Arc::clone(doubted));
@@ -260,7 +260,7 @@ fn peer(
                     continue;
                 }
                 let Some(message) = answer(&question) else { break };
-                let _ = channel_b.send(&message.encode());
+                let _ = channel_b.send(&message);
             }
             channel_b.close();
         });
@@ -268,10 +268,10 @@ fn peer(
     })
 }
 
-fn holdings(of: &TestNode) -> RestoreMsg {
+fn holdings(of: &TestNode) -> Vec<u8> {
     let sealed = of.log().sealed_segments();
     let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
-    RestoreMsg::Holdings { segments: segments.collect() }
+    RestoreMsg::Holdings { segments: segments.collect() }.encode()
 }
 
 #[test]
@@ -306,10 +306,11 @@ fn a_peer_that_sends_something_else_is_told_and_another_one_is_asked() {
     let (node, other) = (TestNode::new(1), TestNode::new(3));
     let doubted = Arc::default();
     let lies = holdings(&other);
-    let liar = move |question: &RestoreMsg| match question {
+    let liar = move |question: &RestoreMsg<'_>| match question {
         RestoreMsg::Attach { .. } => Some(lies.clone()),
         RestoreMsg::BlockRequest { request, .. } => {
-            Some(RestoreMsg::Block { request: *request, bytes: vec![3; BLOCK_BYTES as usize] })
+            let bytes = vec![3; BLOCK_BYTES as usize].into();
+            Some(RestoreMsg::Block { request: *request, bytes }.encode())
         }
         _ => None,
     };
@@ -337,7 +338,7 @@ fn whoever_breaks_off_or_has_another_segment_is_passed_over() {
     let (node, other) = (TestNode::new(1), TestNode::new(3));
     let doubted = Arc::default();
     let all = holdings(&other);
-    let breaks_off = move |question: &RestoreMsg| match question {
+    let breaks_off = move |question: &RestoreMsg<'_>| match question {
         RestoreMsg::Attach { .. } => Some(all.clone()),
         _ => None,
     };
@@ -348,9 +349,10 @@ fn whoever_breaks_off_or_has_another_segment_is_passed_over() {
     let [_, DamageEvent::NotYet { why: Unmended::Unreachable, .. }] = node.take_told()[..] else {
         panic!("it broke off")
     };
-    let other_history = |question: &RestoreMsg| match question {
+    let other_history = |question: &RestoreMsg<'_>| match question {
         RestoreMsg::Attach { .. } => {
-            Some(RestoreMsg::Holdings { segments: vec![(1, [1; 32]), (2, [2; 32])] })
+            let segments = vec![(1, [1; 32]), (2, [2; 32])];
+            Some(RestoreMsg::Holdings { segments }.encode())
         }
         _ => panic!("asked {question:?} for what it does not have"),
     };
@@ -474,11 +476,11 @@ fn entries_that_cannot_be_read_come_from_a_peers_sealed_segment_if_the_chain_agr
     let (doubted, lies) = (Arc::default(), holdings(&other));
     let mut wrong = other.bytes(2);
     wrong.iter_mut().skip(120).step_by(1000).for_each(|byte| *byte ^= 1);
-    let liar = move |question: &RestoreMsg| match question {
+    let liar = move |question: &RestoreMsg<'_>| match question {
         RestoreMsg::Attach { .. } => Some(lies.clone()),
         RestoreMsg::BlockRequest { request, block, .. } => {
-            let bytes = wrong.chunks(BLOCK_BYTES as usize).nth(*block as usize)?.to_vec();
-            Some(RestoreMsg::Block { request: *request, bytes })
+            let bytes = wrong.chunks(BLOCK_BYTES as usize).nth(*block as usize)?.into();
+            Some(RestoreMsg::Block { request: *request, bytes }.encode())
         }
         _ => None,
     };
