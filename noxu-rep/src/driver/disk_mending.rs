@@ -380,6 +380,8 @@ impl Life {
         let node = &self.config.name;
         for event in events {
             match &event {
+                // The log has said so of a block.
+                DamageEvent::Found(Damaged::Block { .. }) => {}
                 DamageEvent::Found(what) => tracing::error!(%node, "ALARM: damaged: {what}"),
                 DamageEvent::Mended { what, from } => {
                     tracing::warn!(%node, %from, "mended: {what}");
