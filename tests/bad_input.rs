@@ -174,6 +174,10 @@ fn a_byte_that_rotted_in_a_sealed_segment_shows_in_the_status() {
     node.wait_for("damaged_blocks", |count| count == "1");
     let block = node.info("damaged0").unwrap();
     assert!(block.starts_with("segment=1,offset=0,"), "{block}");
+    node.wait_for("unrepaired0", |why| why.contains("nobody could be reached; asked"));
+    assert_eq!(node.info("damage_found").unwrap(), "1");
+    assert_eq!(node.info("repaired_blocks").unwrap(), "0");
+    assert_eq!(node.info("faulty_entries").unwrap(), "0");
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub use keeping::pins::{Budget, Holder, HolderKind, Lost, Pin};
 pub use keeping::retention::{HeldBy, HolderReport, Retention, RetentionConfig, WallClock};
 pub use keeping::scrub::{DamagedBlock, ScrubConfig, ScrubProgress, ScrubReport};
 pub use keeping::sealing::SealedSegment;
+pub use keeping::segment_copy::SegmentCopy;
 pub use log::{Appended, DEFAULT_SEGMENT_BYTES, Log, LogConfig, Positions, SEGMENT_BYTES_RANGE};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;

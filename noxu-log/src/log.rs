@@ -173,6 +173,7 @@ impl Positions {
 type DurableHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 type DamageHook = Arc<dyn Fn(&DamagedBlock) + Send + Sync>;
 type CheckpointHook = Arc<dyn Fn(Vlsn) + Send + Sync>;
+pub(crate) type UnsealableHook = Arc<dyn Fn(u32) + Send + Sync>;
 pub(crate) type PoisonHook = Arc<dyn Fn(&LogError) + Send + Sync>;
 type ReadOnlyHook = Arc<dyn Fn(Option<&LogError>) + Send + Sync>;
 
@@ -184,6 +185,7 @@ pub(crate) struct Hooks {
     poisoned: Vec<PoisonHook>,
     pub(crate) read_only: Vec<ReadOnlyHook>,
     pub(crate) damaged: Vec<DamageHook>,
+    pub(crate) unsealable: Vec<UnsealableHook>,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -194,6 +196,7 @@ impl std::fmt::Debug for Hooks {
             .field("poisoned", &self.poisoned.len())
             .field("read_only", &self.read_only.len())
             .field("damaged", &self.damaged.len())
+            .field("unsealable", &self.unsealable.len())
             .finish()
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use noxu_log::{DEFAULT_SEGMENT_BYTES, LogConfig};
 use noxu_util::Name;
 
+use crate::core::damage::DamageEvent;
 use crate::core::feeder::StreamTiming;
 use crate::core::node::ElectionTiming;
 use crate::driver::master::MasterLimits;
@@ -54,6 +55,9 @@ pub type RollbackHook = Arc<dyn Fn(&RollbackReport) + Send + Sync>;
 /// Told of what a node has become.
 pub type StateListener = Arc<dyn Fn(&StateChange) + Send + Sync>;
 
+/// Told of damage on the disk.
+pub type DamageListener = Arc<dyn Fn(&DamageEvent) + Send + Sync>;
+
 /// How a node is opened.
 #[derive(Clone)]
 pub struct NodeConfig {
@@ -96,6 +100,9 @@ pub struct NodeConfig {
     pub on_rollback: Option<RollbackHook>,
     /// Told of each change of what the node is, in order, by one thread of its own.
     pub on_state: Option<StateListener>,
+    /// Told of what is found damaged on the disk and of what becomes of it, in order, by the thread that
+    /// tells `on_state`.
+    pub on_damage: Option<DamageListener>,
 }
 
 impl NodeConfig {
@@ -121,6 +128,7 @@ impl NodeConfig {
             log: LogConfig::default(),
             on_rollback: None,
             on_state: None,
+            on_damage: None,
         }
     }
 }

@@ -23,7 +23,8 @@ pub mod stream;
 pub mod sync;
 pub mod wire;
 
-pub use config::{GroupChoice, NodeConfig, RollbackHook, StateListener};
+pub use config::{DamageListener, GroupChoice, NodeConfig, RollbackHook, StateListener};
+pub use core::damage::{DamageEvent, DamageReport, Damaged, OpenDamage, Unmended};
 pub use core::durability::{AckPolicy, Durability, SyncPolicy};
 pub use core::feeder::{Lag, StreamTiming};
 pub use core::node::ElectionTiming;
@@ -32,6 +33,8 @@ pub use driver::opening::NodeContext;
 pub use error::{RepError, Result};
 pub use node::Node;
 pub use outcome::{CommitId, CommitOutcome, Undecided};
-pub use status::{ReplicaStatus, Role, RollbackReport, StateChange, Status, SyncupReport};
+pub use status::{
+    ReplicaStatus, Role, RollbackReport, ScrubSummary, StateChange, Status, SyncupReport,
+};
 pub use sync::{Checkpoint, LogReader, MemoryCheckpoint, StateMachine};
 pub use wire::handshake::NodeKind;

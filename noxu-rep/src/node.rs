@@ -5,11 +5,12 @@
 //! threads (driver/running.rs), the changing of lives when its log is replaced (driver/seat.rs).
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use noxu_log::env::Env;
-use noxu_log::{Log, NewEntry};
+use noxu_log::{Log, NewEntry, ScrubConfig, ScrubProgress};
 use noxu_util::{Name, Vlsn};
 
 use crate::clock::Clock;
@@ -23,7 +24,7 @@ use crate::driver::seat::Seat;
 use crate::error::{RepError, Result};
 use crate::net::dispatcher::{Dispatcher, DispatcherConfig};
 use crate::outcome::{CommitId, CommitOutcome};
-use crate::status::{Role, Status};
+use crate::status::{Role, ScrubSummary, Status};
 use crate::sync::StateMachine;
 
 /// A member of a group. Cheap to clone; the last handle dropped shuts the node down.
@@ -239,6 +240,34 @@ impl Node {
     /// A snapshot of everything the node can say about itself.
     pub fn status(&self) -> Status {
         self.life().status()
+    }
+
+    /// Reads every sealed segment now, in the caller's thread, at most `bytes_per_second` (`u64::MAX` for
+    /// as fast as it goes), and compares it with its digests; what is damaged is asked of all other
+    /// nodes, once each, and replaced. `progress` is called after every block of 256 KiB; if it breaks,
+    /// the reading ends there. Everything else goes on meanwhile.
+    ///
+    /// The newest segments, which are not sealed yet, are not read: they are when they are sealed.
+    ///
+    /// # Errors
+    /// The log's: `Closed` if the node stops or its log is replaced, `Io`. Damage is no error.
+    pub fn scrub(
+        &self,
+        bytes_per_second: u64,
+        progress: impl FnMut(&ScrubProgress) -> ControlFlow<()>,
+    ) -> Result<ScrubSummary> {
+        let life = self.life();
+        let before = life.damage();
+        let config = ScrubConfig { bytes_per_second, ..ScrubConfig::default() };
+        let read = life.log.scrub(&config, progress)?;
+        life.mend_disk_now();
+        let after = life.damage();
+        Ok(ScrubSummary {
+            read,
+            mended_blocks: after.mended_blocks - before.mended_blocks,
+            mended_runs: after.mended_runs - before.mended_runs,
+            open: after.open,
+        })
     }
 
     /// What stopped the node, if it was not asked to stop.

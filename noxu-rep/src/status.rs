@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use noxu_log::{GroupIdentity, MarkStatus, Positions, SyncLatencies};
-pub use noxu_log::{Retention, ScrubReport, SealedSegment};
+pub use noxu_log::{Retention, ScrubProgress, ScrubReport, SealedSegment};
 use noxu_util::{Incarnation, Lsn, Name, Term, Vlsn};
 
+use crate::core::damage::{DamageReport, OpenDamage};
 use crate::core::recovery::Projection;
 pub use crate::driver::master::ReplicaStatus;
 use crate::restore::{Progress, Restored, Timeline};
@@ -88,6 +89,19 @@ pub struct SyncupReport {
     pub round_trips: u32,
 }
 
+/// What [`Node::scrub`](crate::Node::scrub) has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScrubSummary {
+    /// How much was read, and how many damaged blocks that found.
+    pub read: ScrubProgress,
+    /// Blocks that were replaced by a peer's since it began.
+    pub mended_blocks: u64,
+    /// Runs of entries that were put back from a peer since it began.
+    pub mended_runs: u64,
+    /// What is damaged still: it is asked for again and again.
+    pub open: Vec<OpenDamage>,
+}
+
 /// One snapshot of a node.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -115,6 +129,8 @@ pub struct Status {
     pub retention: Retention,
     /// How far sealed segments were read again, and what was found damaged.
     pub scrub: ScrubReport,
+    /// What was found damaged on the disk, and what became of it.
+    pub damage: DamageReport,
     /// Highest VLSN known durable on a majority.
     pub dtvlsn: Vlsn,
     /// Everything through it may be seen by readers here.

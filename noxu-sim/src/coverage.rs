@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What a long search has to have met besides faults: each trick of the network, each way in which
 /// a log was recovered or changed, each role.
-pub const EXPECTED: [&str; 43] = [
+pub const EXPECTED: [&str; 45] = [
     "client: conflict",
     "client: master gone",
     "client: no answer",
@@ -14,6 +14,8 @@ pub const EXPECTED: [&str; 43] = [
     "client: told durable",
     "client: told weak",
     "client: written",
+    "disk: block mended",
+    "disk: entries mended",
     "fault: kill after a vote",
     "fault: kill of a new master",
     "left in order",

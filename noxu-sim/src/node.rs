@@ -8,11 +8,12 @@
 //! # Not here: the order of turns and faults (world.rs), what is watched (observer.rs).
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fastrand::Rng;
-use noxu_log::{Background, LogConfig, RetentionConfig, WallClock};
+use noxu_log::{Background, DamagedBlock, LogConfig, RetentionConfig, ScrubConfig, WallClock};
 use noxu_rep::core::node::Input;
 use noxu_rep::core::search::Search;
 use noxu_rep::driver::feeding::Feeding;
@@ -68,6 +69,8 @@ pub(crate) struct Process<E: Embedded> {
     due: BTreeMap<Step, Nanos>,
     /// It was closed in order.
     pub(crate) left: bool,
+    /// Its sealed segments have been read since this was last set back.
+    pub(crate) scrubbed: bool,
 }
 
 /// A stream to a replica.
@@ -237,6 +240,7 @@ impl<E: Embedded> SimNode<E> {
             listeners: 0,
             due: BTreeMap::new(),
             left: false,
+            scrubbed: false,
         });
         Ok(())
     }
@@ -384,6 +388,9 @@ impl<E: Embedded> SimNode<E> {
                 if self.rng.hit(0.2) {
                     process.life.log().request_sync();
                 }
+                if self.rng.hit(if process.scrubbed { 0.02 } else { 0.2 }) {
+                    process.scrub();
+                }
                 if self.rng.hit(0.1) {
                     match process.life.checkpoint() {
                         Ok(_) => {}
@@ -513,6 +520,29 @@ impl<E: Embedded> Process<E> {
         (self.life.log().positions().last, self.life.dtvlsn(), master.is_none())
     }
 
+    /// Reads all sealed segments again, as fast as it goes.
+    fn scrub(&mut self) {
+        let config = ScrubConfig { bytes_per_second: u64::MAX, ..ScrubConfig::default() };
+        let read = self.life.log().scrub(&config, |_| ControlFlow::Continue(()));
+        // One that the disk or the end of the process cuts short is made good by another.
+        self.scrubbed = read.is_ok();
+    }
+
+    /// Whether something is damaged on the disk that `other` could give.
+    pub(crate) fn could_be_mended_by(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.life.log(), other.life.log());
+        let (sealed, rotten) = (theirs.sealed_segments(), theirs.damaged_blocks());
+        let has = |segment: u32, block: Option<u32>| {
+            let is_rotten = |known: &DamagedBlock| {
+                known.segment == segment && block.is_none_or(|block| known.block == block)
+            };
+            sealed.iter().any(|sealed| sealed.number == segment) && !rotten.iter().any(is_rotten)
+        };
+        let mut blocks = ours.damaged_blocks().into_iter();
+        blocks.any(|known| has(known.segment, known.expected.map(|_| known.block)))
+            || ours.faulty().iter().any(|faulty| has(faulty.segment, None))
+    }
+
     /// The most bytes that a replica has not taken.
     pub(crate) fn backlog(&self) -> usize {
         self.feedings.values().map(|fed| fed.channel.backlog()).max().unwrap_or_default()
@@ -524,7 +554,12 @@ impl<E: Embedded> Process<E> {
         let dialled = std::mem::take(&mut notes.dialled);
         let admitted = std::mem::take(&mut notes.admitted);
         let sends = std::mem::take(&mut notes.sends);
+        let mend_disk = std::mem::take(&mut notes.mend_disk);
         drop(notes);
+        if mend_disk {
+            let life = Arc::clone(&self.life);
+            stage.begin_task(host, move || life.mend_disk());
+        }
         for (channel, feeding) in feedings {
             let listener = self.next_listener();
             if channel.listen(listener) {

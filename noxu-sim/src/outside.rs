@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use noxu_rep::DamageEvent;
 use noxu_rep::core::commits::Now;
 use noxu_rep::core::node::Input;
 use noxu_rep::driver::feeding::Feeding;
@@ -55,6 +56,10 @@ pub(crate) struct Notes {
     pub(crate) dialling: Option<EndId>,
     again: bool,
     pub(crate) changes: Vec<StateChange>,
+    /// What became known of damage on the disk.
+    pub(crate) damage: Vec<DamageEvent>,
+    /// Somebody is to mend the disk.
+    pub(crate) mend_disk: bool,
     /// Why conversations ended.
     pub(crate) ended: Vec<String>,
     /// Why the life has failed.
@@ -158,6 +163,14 @@ impl Surroundings for Outside {
 
     fn tell(&self, change: StateChange) {
         self.notes.lock().changes.push(change);
+    }
+
+    fn tell_damage(&self, event: DamageEvent) {
+        self.notes.lock().damage.push(event);
+    }
+
+    fn mend_disk(&self) {
+        self.notes.lock().mend_disk = true;
     }
 
     fn look_again(&self) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use noxu_log::LogError;
 use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
-use noxu_rep::{RepError, Role};
+use noxu_rep::{DamageEvent, Damaged, RepError, Role};
 
 use crate::atlas::Atlas;
 use crate::clock::MachineClock;
@@ -399,7 +399,7 @@ impl<E: Embedded> World<E> {
                 self.watch.enter(&Record::Sized { host, what, found: *most, bound })?;
             }
         }
-        let (failed, restored, changes, ended, voted) = {
+        let (failed, restored, changes, (ended, damage), voted) = {
             let mut notes = process.outside.notes();
             let voted = notes.sends.iter().any(|(_, message)| observer::is_vote(message));
             for (to, message) in &notes.sends {
@@ -412,7 +412,7 @@ impl<E: Embedded> World<E> {
                 notes.failed.clone(),
                 notes.restored,
                 std::mem::take(&mut notes.changes),
-                std::mem::take(&mut notes.ended),
+                (std::mem::take(&mut notes.ended), std::mem::take(&mut notes.damage)),
                 voted,
             )
         };
@@ -431,6 +431,15 @@ impl<E: Embedded> World<E> {
         }
         for why in ended {
             self.stage.trace.note(now, format_args!("{host} ended: {why}"));
+        }
+        for event in damage {
+            self.coverage.count(match &event {
+                DamageEvent::Mended { what: Damaged::Block { .. }, .. } => "disk: block mended",
+                DamageEvent::Mended { .. } => "disk: entries mended",
+                DamageEvent::NotYet { .. } => "disk: nobody has what is damaged",
+                _ => "disk: damage found, or over",
+            });
+            self.stage.trace.note(now, format_args!("{host} damage: {event:?}"));
         }
         process.life.check_invariants();
         self.embedded.check(&process.engine)?;

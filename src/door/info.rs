@@ -1,8 +1,8 @@
 //! Info: what a node says of itself in `INFO`, which `noxu status` shows.
 
 use noxu_kv::{Store, StoreStatus};
-use noxu_rep::Role;
 use noxu_rep::status::{Retention, ScrubReport, SealedSegment, Status};
+use noxu_rep::{DamageReport, Damaged, Role};
 use noxu_util::{Latencies, Vlsn};
 
 use super::backend::InfoSection;
@@ -142,6 +142,7 @@ fn log_lines(status: &Status, sealed: &[SealedSegment]) -> Vec<Line> {
     ];
     lines.extend(retention_lines(&status.retention));
     lines.extend(scrub_lines(&status.scrub));
+    lines.extend(damage_lines(&status.damage));
     lines
 }
 
@@ -205,6 +206,30 @@ fn scrub_lines(scrub: &ScrubReport) -> Vec<Line> {
     }
     if let Some(error) = &scrub.last_error {
         lines.push(line("scrub_last_error", error.to_string()));
+    }
+    lines
+}
+
+/// What became of what was found damaged, and what is damaged still.
+fn damage_lines(damage: &DamageReport) -> Vec<Line> {
+    let runs = damage.open.iter().filter_map(|open| match open.what {
+        Damaged::Entries { first, last, .. } => Some(last.since(first) + 1),
+        Damaged::Block { .. } => None,
+    });
+    let mut lines = vec![
+        line("damage_found", damage.found.to_string()),
+        line("repaired_blocks", damage.mended_blocks.to_string()),
+        line("repaired_runs", damage.mended_runs.to_string()),
+        line("faulty_entries", runs.sum::<u64>().to_string()),
+    ];
+    for (index, open) in damage.open.iter().enumerate().take(MOST_BLOCKS) {
+        let why =
+            open.why.as_ref().map_or_else(|| "not asked for yet".to_owned(), ToString::to_string);
+        let again = open.again_in.as_secs();
+        lines.push(line(
+            &format!("unrepaired{index}"),
+            format!("{}: {why}; asked {} times, again in {again} s", open.what, open.attempts),
+        ));
     }
     lines
 }

@@ -292,7 +292,11 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             cut: vlsn,
             bytes: bytes.clone(),
         },
-        RestoreMsg::Attach { group: GroupId::from_bytes([3; 16]), node: name("n1"), method },
+        RestoreMsg::Attach {
+            group: GroupId::from_bytes([3; 16]),
+            node: name("n1"),
+            method: Some(method),
+        },
         RestoreMsg::Holdings { state: true, segments: vec![(3, [1; 32]), (4, [2; 32])] },
         RestoreMsg::Doubt { segment: 3, block: 1 },
         RestoreMsg::StateOpen { request: 4, id: 0 },

@@ -7,3 +7,4 @@ pub(crate) mod pins;
 pub(crate) mod retention;
 pub(crate) mod scrub;
 pub(crate) mod sealing;
+pub(crate) mod segment_copy;

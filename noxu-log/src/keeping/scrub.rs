@@ -149,6 +149,25 @@ impl Log {
         Ok(pass.progress())
     }
 
+    /// Reads one sealed segment now, as fast as it goes, because somebody could not read it. What is
+    /// damaged in it is reported and kept as [`Log::scrub`] does, and returned.
+    ///
+    /// # Errors
+    /// `NotSealed` if there is no such sealed segment; `Closed`, `Io`.
+    pub fn scrub_segment(&self, segment: u32) -> Result<Vec<DamagedBlock>> {
+        let shared = &*self.shared;
+        let sealed = shared.sealed(segment).ok_or(LogError::NotSealed { segment })?;
+        let config = ScrubConfig { bytes_per_second: u64::MAX, ..ScrubConfig::default() };
+        let mut show = |_: &ScrubProgress| ControlFlow::Continue(());
+        let mut pass = Pass::new(&config, std::slice::from_ref(&sealed), &mut show);
+        if shared.scrub_segment(&sealed, &mut pass)?.is_break() {
+            shared.scrubber.check_open(shared)?;
+        }
+        let mut damaged = self.damaged_blocks();
+        damaged.retain(|block| block.segment == segment);
+        Ok(damaged)
+    }
+
     /// What scrubbing has found since the log was opened.
     pub fn scrub_report(&self) -> ScrubReport {
         let order = self.shared.scrub_order();

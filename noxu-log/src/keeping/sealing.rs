@@ -11,6 +11,8 @@
 //! The file is first cut to its end and synced, which changes no entry; then the side file appears
 //! whole or not at all. Until then the segment is scanned at the next open, as an unsealed one is.
 
+use std::sync::Arc;
+
 use noxu_util::Vlsn;
 
 use crate::error::{LogError, Result};
@@ -68,6 +70,13 @@ impl Log {
         Ok(())
     }
 
+    /// Registers a function to be called once for every finished segment that turns out to be damaged
+    /// when it is to be sealed, by the thread that was to seal it, with no lock of the log held.
+    /// [`Log::examine`] tells what is damaged in it.
+    pub fn on_unsealable(&self, hook: impl Fn(u32) + Send + Sync + 'static) {
+        self.shared.hooks.write().unsealable.push(Arc::new(hook));
+    }
+
     /// The sealed segments, oldest first.
     pub fn sealed_segments(&self) -> Vec<SealedSegment> {
         let state = self.shared.state.lock();
@@ -110,8 +119,23 @@ fn first_to_seal(state: &State) -> Option<usize> {
 }
 
 impl Shared {
-    /// Seals every segment that may be.
+    /// Seals every segment that may be; tells who wants to know of one that cannot be.
     pub(crate) fn seal_finished(&self) -> Result<()> {
+        let known = self.state.lock().unsealable;
+        let sealed = self.seal_all();
+        let unsealable = self.state.lock().unsealable;
+        if let Some(number) = unsealable
+            && unsealable != known
+        {
+            let hooks = self.hooks.read().unsealable.clone();
+            for hook in hooks {
+                hook(number);
+            }
+        }
+        sealed
+    }
+
+    fn seal_all(&self) -> Result<()> {
         let _alone = self.maintenance.lock();
         loop {
             self.check_running()?;

@@ -10,6 +10,7 @@
 //!   damaged and there is none.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -130,8 +131,20 @@ impl FileCache {
     pub(crate) fn open(&self, shared: &Shared, number: u32) -> Result<Arc<dyn EnvFile>> {
         self.0.get_or_load(number, || {
             let path = shared.segment_path(number);
-            let file = shared.env.open(&path, OpenMode::Read);
-            Ok((file.map_err(|e| LogError::io("open", &path, e))?, 1))
+            match shared.env.open(&path, OpenMode::Read) {
+                Ok(file) => Ok((file, 1)),
+                // Segments are forgotten before they are removed, so this one was lost: damage, which a
+                // peer can mend, and no trouble with the disk.
+                Err(e) if e.kind() == ErrorKind::NotFound && shared.sealed(number).is_some() => {
+                    Err(LogError::Corrupt {
+                        segment: number,
+                        offset: 0,
+                        expected: "a sealed segment".to_owned(),
+                        found: "no file".to_owned(),
+                    })
+                }
+                Err(e) => Err(LogError::io("open", &path, e)),
+            }
         })
     }
 
@@ -240,8 +253,7 @@ impl Shared {
         let sealed = self.sealed(number).ok_or(LogError::NotSealed { segment: number })?;
         let (last_sync, last_txn_end) = self.state.lock().syncs_before(number);
         let path = self.segment_path(number);
-        let file =
-            self.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
+        let file = self.files.open(self, number)?;
         let mut builder = SummaryBuilder::new(sealed.header, last_sync, last_txn_end);
         let end = (sealed.end, &sealed.last);
         let mut clock = LastClock::default();

@@ -24,6 +24,7 @@ mod reopening;
 mod retention;
 mod rig;
 mod scrub;
+mod segment_copy;
 mod side_files;
 mod support;
 mod truncation;

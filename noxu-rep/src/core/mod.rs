@@ -8,6 +8,7 @@
 
 pub mod block_plan;
 pub mod commits;
+pub mod damage;
 pub mod durability;
 pub mod election;
 pub mod feeder;

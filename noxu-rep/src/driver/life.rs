@@ -37,9 +37,11 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock::Clock;
 use crate::config::{GroupChoice, NodeConfig};
 use crate::core::commits::Now;
+use crate::core::damage::DamageEvent;
 use crate::core::node::{Ballot, FoundingWish, Input, Membership, NodeCore, NodeSetup};
 use crate::driver::applier::Applier;
 use crate::driver::checkpointer;
+use crate::driver::disk_mending::DiskMending;
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::master::Master;
 use crate::driver::opening::{HousekeeperSlot, NodeContext, Opened, open_directory, wanted_group};
@@ -81,6 +83,12 @@ pub trait Surroundings: Send + Sync {
 
     /// The node has become something else. Never waits.
     fn tell(&self, change: StateChange);
+
+    /// Something was found damaged on the disk, or is no more. Never waits.
+    fn tell_damage(&self, event: DamageEvent);
+
+    /// Have [`Life::mend_disk`] called once, soon and by a thread that may wait for others. Never waits.
+    fn mend_disk(&self);
 
     /// Something that a round of looking for a master may have failed for is over. Never waits.
     fn look_again(&self);
@@ -137,6 +145,7 @@ pub struct Life {
     pub(crate) around: Arc<dyn Surroundings>,
     /// The state, as it is given to nodes that restore.
     pub(in crate::driver) offers: Arc<StateOffers>,
+    pub(in crate::driver) disk_mending: DiskMending,
     slot: HousekeeperSlot,
     open_report: OpenReport,
     me: Peer,
@@ -270,6 +279,7 @@ impl Life {
             address,
             around,
             offers: Arc::new(offers),
+            disk_mending: DiskMending::default(),
             slot,
             open_report: report,
             me,
@@ -323,16 +333,32 @@ impl Life {
                 life.around.look_again();
             }
         });
+        let weak = Arc::downgrade(self);
+        self.log.on_damaged_block(move |_| {
+            if let Some(life) = weak.upgrade() {
+                life.request_disk_mending();
+            }
+        });
+        let weak = Arc::downgrade(self);
+        self.log.on_unsealable(move |segment| {
+            if let Some(life) = weak.upgrade() {
+                life.handle_unsealable(segment);
+            }
+        });
         self.log.set_checkpoint(self.applier.machine().checkpointed());
         self.applier.signal();
         self.meet_voters();
+        if !self.log.faulty().is_empty() {
+            self.request_disk_mending();
+        }
         self.handle_timeout();
     }
 
     // ---- what happens
 
-    /// Somebody met what cannot be read. True if these are faulty entries of the log now, to be had
-    /// from other voters: the next conversation with a master begins with that.
+    /// Somebody met what cannot be read. True if it is to be had from other nodes: what is sealed is
+    /// asked for at once; what is not are faulty entries of the log now, and the next conversation with a
+    /// master begins with that.
     pub(super) fn handle_rot(&self, cause: &LogError) -> bool {
         let LogError::Corrupt { segment, .. } = cause else { return false };
         if self.members().len() < 2 {
@@ -340,10 +366,16 @@ impl Life {
         }
         tracing::error!(node = %self.config.name, "ALARM: {cause}");
         self.notes.lock().last_error = Some(cause.to_string());
-        match self.log.examine(*segment) {
+        self.mend_sealed(*segment) || self.examine(*segment)
+    }
+
+    /// Has the log find out what is damaged in a segment. True if these are faulty entries now.
+    pub(super) fn examine(&self, segment: u32) -> bool {
+        match self.log.examine(segment) {
             Ok(true) => {
                 self.around.post(Input::Unreadable);
                 self.cut_channel();
+                self.request_disk_mending();
                 true
             }
             Ok(false) => false,
@@ -356,6 +388,9 @@ impl Life {
 
     /// Something happened. Called by nobody who holds a lock of the node.
     pub fn handle(&self, input: Input) {
+        if matches!(input, Input::LinkUp(_)) {
+            self.handle_peer_came();
+        }
         self.drive(Some(input));
     }
 
@@ -375,7 +410,8 @@ impl Life {
     /// Gives up on what has run out of time, such as commits; returns when the next does.
     pub(crate) fn expire(&self, now: Now) -> Option<Now> {
         let next = self.mastership().and_then(|master| master.handle_timeout(now));
-        next.into_iter().chain(self.offers.expire()).min()
+        let others = [self.offers.expire(), self.expire_disk_mending(now)];
+        next.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// Has the state machine take a checkpoint; returns the VLSN through which the state is in it.
@@ -697,6 +733,7 @@ impl Life {
     pub(crate) fn stop(&self) {
         self.changed.notify_all();
         self.cut_channel();
+        self.stop_disk_mending();
         self.applier.stop();
         self.housekeeper.stop();
         self.log.wake_readers();

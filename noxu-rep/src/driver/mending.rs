@@ -41,18 +41,23 @@ pub fn damages(log: &Log, checkpoint: Vlsn) -> Damages {
     let last = log.positions().last;
     let mut damages = Damages { all: Vec::new(), needed: Vec::new() };
     for faulty in log.faulty() {
-        let damage = Damage {
-            first: faulty.first,
-            last: faulty.last,
-            before: mark(&faulty.before),
-            after: mark(&faulty.after),
-        };
+        let damage = damage_of(&faulty);
         damages.all.push(damage);
         if faulty.last > checkpoint || (faulty.behind.is_none() && faulty.last == last) {
             damages.needed.push(damage);
         }
     }
     damages
+}
+
+/// A run of entries that cannot be read, for others.
+pub(super) fn damage_of(faulty: &Faulty) -> Damage {
+    Damage {
+        first: faulty.first,
+        last: faulty.last,
+        before: mark(&faulty.before),
+        after: mark(&faulty.after),
+    }
 }
 
 /// The answer of `log` to a voter that asks for entries, with at most `max_bytes` of them, or
@@ -121,6 +126,8 @@ pub fn put_back(log: &Log, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Re
     let repaired = if through == damage.last { log.repair(&run) } else { log.repair_prefix(&run) };
     match repaired {
         Ok(()) => Ok(true),
+        // Somebody else has put it back meanwhile.
+        Err(LogError::NotFaulty { .. }) if is_whole(log, damage) => Ok(true),
         Err(
             LogError::NotFaulty { .. } | LogError::ChainMismatch { .. } | LogError::Misfit { .. },
         ) => Ok(false),
@@ -132,6 +139,14 @@ pub fn put_back(log: &Log, damage: &Damage, through: Vlsn, bytes: Vec<u8>) -> Re
         }
         Err(cause) => Err(cause.into()),
     }
+}
+
+/// Whether the log has these entries, and can read them.
+fn is_whole(log: &Log, damage: &Damage) -> bool {
+    let stays = |faulty: &Faulty| faulty.first <= damage.last && damage.first <= faulty.last;
+    let found = log.header(damage.last).ok().flatten();
+    !log.faulty().iter().any(stays)
+        && found.is_some_and(|(header, _)| header.fingerprint == damage.after.fingerprint)
 }
 
 /// What a master says about damaged entries of a replica.

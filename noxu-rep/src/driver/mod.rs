@@ -3,6 +3,7 @@
 
 pub mod applier;
 pub(crate) mod checkpointer;
+pub mod disk_mending;
 pub mod feeding;
 pub(crate) mod follower;
 pub mod following;

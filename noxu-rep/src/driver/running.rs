@@ -26,6 +26,7 @@ use super::opening::Opened;
 use super::seat::Seat;
 use super::services;
 use crate::core::commits::Now;
+use crate::core::damage::DamageEvent;
 use crate::core::node::Input;
 use crate::error::Result;
 use crate::net::channel::Channel;
@@ -60,11 +61,18 @@ pub(crate) struct Running {
 struct Inbox {
     events: Receiver<Input>,
     mail: Receiver<Input>,
-    changes: Receiver<StateChange>,
+    news: Receiver<News>,
     /// The timer was set anew.
     timer: Receiver<()>,
     /// Disconnected when the life ends.
     over: Receiver<()>,
+}
+
+/// What listeners are told.
+#[derive(Debug)]
+enum News {
+    State(StateChange),
+    Damage(DamageEvent),
 }
 
 /// The world as a life sees it.
@@ -72,7 +80,7 @@ struct Outside {
     links: Arc<Links>,
     orders: Arc<Orders>,
     events: Sender<Input>,
-    changes: Sender<StateChange>,
+    news: Sender<News>,
     /// When the core wants to know of the time.
     due: Mutex<Option<Now>>,
     timer: Sender<()>,
@@ -91,7 +99,7 @@ impl Running {
         let address = opened.config.advertise.clone().unwrap_or_else(listening);
         let (events, events_in) = bounded(EVENTS);
         let (mail, mail_in) = bounded(MAIL);
-        let (changes, changes_in) = bounded(EVENTS);
+        let (news, news_in) = bounded(EVENTS);
         let (timer, timer_in) = bounded(1);
         let (alive, over) = bounded(0);
         let (links, orders) = (Arc::new(Links::default()), Arc::new(Orders::default()));
@@ -99,7 +107,7 @@ impl Running {
             links: Arc::clone(&links),
             orders: Arc::clone(&orders),
             events,
-            changes,
+            news,
             due: Mutex::new(None),
             timer,
             alive: Mutex::new(Some(alive)),
@@ -115,13 +123,7 @@ impl Running {
             checkpointer: Checkpointer::default(),
             outside: Arc::clone(&outside),
             mail,
-            inbox: Inbox {
-                events: events_in,
-                mail: mail_in,
-                changes: changes_in,
-                timer: timer_in,
-                over,
-            },
+            inbox: Inbox { events: events_in, mail: mail_in, news: news_in, timer: timer_in, over },
             seat: OnceLock::new(),
             threads: Mutex::default(),
         });
@@ -198,28 +200,32 @@ impl Running {
         }
     }
 
-    /// The events' thread: tells the listener, one change after the other.
+    /// The events' thread: tells the listeners, one thing after the other.
     fn tell_all(&self) {
         loop {
-            let change = select! {
-                recv(self.inbox.changes) -> change => change,
+            let news = select! {
+                recv(self.inbox.news) -> news => news,
                 recv(self.inbox.over) -> _ => {
                     // What was told before the end is not kept back.
-                    for change in self.inbox.changes.try_iter() {
-                        self.tell(&change);
+                    for news in self.inbox.news.try_iter() {
+                        self.tell(&news);
                     }
                     return;
                 }
             };
-            let Ok(change) = change else { return };
-            self.tell(&change);
+            let Ok(news) = news else { return };
+            self.tell(&news);
         }
     }
 
-    fn tell(&self, change: &StateChange) {
-        let Some(listener) = &self.life.config.on_state else { return };
-        if catch_unwind(AssertUnwindSafe(|| listener(change))).is_err() {
-            tracing::error!(node = %self.life.config.name, "the state listener panicked");
+    fn tell(&self, news: &News) {
+        let config = &self.life.config;
+        let tell = || match news {
+            News::State(change) => config.on_state.iter().for_each(|told| told(change)),
+            News::Damage(event) => config.on_damage.iter().for_each(|told| told(event)),
+        };
+        if catch_unwind(AssertUnwindSafe(tell)).is_err() {
+            tracing::error!(node = %config.name, ?news, "a listener panicked");
         }
     }
 
@@ -325,6 +331,12 @@ impl Outside {
         self.links.stop();
     }
 
+    fn announce(&self, news: News) {
+        if let Err(TrySendError::Full(news)) = self.news.try_send(news) {
+            tracing::error!(?news, "a listener does not keep up and misses this");
+        }
+    }
+
     fn running(&self) -> Option<Arc<Running>> {
         self.running.get().and_then(Weak::upgrade)
     }
@@ -363,8 +375,19 @@ impl Surroundings for Outside {
     }
 
     fn tell(&self, change: StateChange) {
-        if let Err(TrySendError::Full(change)) = self.changes.try_send(change) {
-            tracing::error!(?change, "the state listener does not keep up and misses this");
+        self.announce(News::State(change));
+    }
+
+    fn tell_damage(&self, event: DamageEvent) {
+        self.announce(News::Damage(event));
+    }
+
+    fn mend_disk(&self) {
+        if let Some(running) = self.running() {
+            running.spawn("disk-mender", |node| {
+                node.life.mend_disk();
+                Ok(())
+            });
         }
     }
 

@@ -30,6 +30,7 @@
 
 mod base;
 mod bitmap;
+pub mod block_fetch;
 pub mod install;
 mod manifest;
 pub mod provider;

@@ -149,7 +149,7 @@ impl RestoreProvider {
                 return self.serve_master(channel, group, who);
             }
             RestoreMsg::Attach { group, node, method } => {
-                self.attach(channel, group, &node, &method)?
+                self.attach(channel, group, &node, method.as_ref())?
             }
             other => return Err(RepError::protocol("", "Open or Attach", other.name())),
         };
@@ -185,12 +185,12 @@ impl RestoreProvider {
         channel: &dyn Channel,
         theirs: GroupId,
         node: &Name,
-        method: &MethodId,
+        method: Option<&MethodId>,
     ) -> Result<Session<'_>> {
         self.group(Some(theirs))?;
         let sealed = self.log.sealed_segments();
         tracing::info!(%node, segments = sealed.len(), "gives to a restore");
-        let method = self.offers.find(method);
+        let method = method.and_then(|method| self.offers.find(method));
         let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
         let (state, segments) = (method.is_some(), segments.collect());
         send(channel, &RestoreMsg::Holdings { state, segments })?;

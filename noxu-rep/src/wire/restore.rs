@@ -43,8 +43,8 @@ pub enum RestoreMsg<'a> {
         group: GroupId,
         /// Its name.
         node: Name,
-        /// The method of the restore.
-        method: MethodId,
+        /// The method of the restore; `None` if only blocks are wanted.
+        method: Option<MethodId>,
     },
     /// Provider: these.
     Holdings {
@@ -350,7 +350,10 @@ impl<'a> RestoreMsg<'a> {
                 out.put_u8(RESTORE_VERSION);
                 out.put_bytes(group.as_bytes());
                 out.put_text(node.as_str());
-                method.put(&mut out);
+                out.put_bool(method.is_some());
+                if let Some(method) = method {
+                    method.put(&mut out);
+                }
             }
             Self::Holdings { state, segments } => {
                 out.put_u8(HOLDINGS);
@@ -471,11 +474,11 @@ impl<'a> RestoreMsg<'a> {
             BLOCK => Self::Block { request: r.u64("Block.request")?, bytes: rest(&mut r)? },
             ATTACH => {
                 version(&mut r)?;
-                Self::Attach {
-                    group: r.group_id("Attach.group")?,
-                    node: r.name("Attach.node")?,
-                    method: MethodId::read(&mut r)?,
-                }
+                let group = r.group_id("Attach.group")?;
+                let node = r.name("Attach.node")?;
+                let has_method = r.bool("Attach.method")?;
+                let method = has_method.then(|| MethodId::read(&mut r)).transpose()?;
+                Self::Attach { group, node, method }
             }
             HOLDINGS => {
                 let state = r.bool("Holdings.state")?;

@@ -241,18 +241,28 @@ fn old_entries_that_the_state_machine_meets_rotten_are_taken_back() {
     }
 }
 
+/// Others have the same segments sealed, so that nobody need make way.
 #[test]
-fn a_master_that_cannot_read_what_a_replica_needs_makes_way_for_one_that_can() {
+fn a_master_that_cannot_read_what_is_sealed_of_its_log_takes_it_back_and_stays_master() {
     let (mut group, [master, away]) = three_of_which_one_is_to_go(4 << 10);
     let machine = Arc::clone(group.ledger(away));
     group.stop(away);
     commit_bodies(&group, master, Durability::MAJORITY);
     let sealed = || group.node(master).log().sealed_segments();
     eventually("segments are sealed", || sealed().len() > 1);
-    for segment in sealed() {
+    let rotten = sealed();
+    let other = 3 - master - away;
+    let has_all = || group.node(other).log().sealed_segments().len() >= rotten.len();
+    eventually("the other has as many", has_all);
+    for segment in &rotten {
         rot_all_over(&group, master, segment.number);
     }
-    comes_back(&mut group, master, away, machine);
+    comes_back(&mut group, away, machine);
+    assert_eq!(group.commit("after"), master);
+    group.await_everywhere("after");
+    let status = group.node(master).status();
+    assert!(status.damage.mended_blocks >= rotten.len() as u64, "{:?}", status.damage);
+    assert_eq!((status.damage.open, status.damage.mended_runs), (vec![], 0));
 }
 
 /// The same where nothing is sealed yet: entries still come to the segment that has rotted.
@@ -263,7 +273,9 @@ fn a_master_that_cannot_read_the_segment_that_it_writes_makes_way_for_one_that_c
     group.stop(away);
     commit_bodies(&group, master, Durability::MAJORITY);
     rot_all_over(&group, master, 1);
-    comes_back(&mut group, master, away, machine);
+    comes_back(&mut group, away, machine);
+    assert_ne!(group.commit("after"), master);
+    group.await_everywhere("after");
 }
 
 /// Three nodes that have one entry, and read little of their logs in memory. Returns the master and
@@ -278,13 +290,11 @@ fn three_of_which_one_is_to_go(segment_bytes: u32) -> (Group, [usize; 2]) {
     (group, [master, (master + 1) % 3])
 }
 
-fn comes_back(group: &mut Group, master: usize, away: usize, machine: Arc<Ledger>) {
+fn comes_back(group: &mut Group, away: usize, machine: Arc<Ledger>) {
     group.start_over(away, machine);
     eventually("it has everything", || {
         group.ledger(away).bodies().contains(&b"body number 0199".to_vec())
     });
-    assert_ne!(group.commit("after"), master);
-    group.await_everywhere("after");
 }
 
 /// Three nodes, of which the first, which has `rotten` damaged below its checkpoint and holds more than

@@ -3,6 +3,7 @@
 
 mod broken_wires;
 mod damaged;
+mod damaged_disks;
 mod door;
 mod durability_policies;
 mod elections;

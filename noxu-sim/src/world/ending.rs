@@ -28,6 +28,17 @@ impl<E: Embedded> World<E> {
         here && ends.iter().all(|end| end.applied == end.last)
             && !self.clients.iter().any(Client::is_waiting)
             && i14_convergence::check(&ends).is_ok()
+            && self.is_mended()
+    }
+
+    /// Whether everybody has looked at what is sealed on its disk, and nothing is damaged that another
+    /// one could give.
+    fn is_mended(&self) -> bool {
+        let running: Vec<_> = self.nodes.iter().filter_map(|node| node.process.as_ref()).collect();
+        running.iter().all(|process| {
+            let mut others = running.iter().filter(|other| !std::ptr::eq(*process, **other));
+            process.scrubbed && !others.any(|other| process.could_be_mended_by(other))
+        })
     }
 
     /// How the nodes that run are at the moment. States are compared only if the logs are equal.

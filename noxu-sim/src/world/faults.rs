@@ -221,6 +221,9 @@ impl<E: Embedded> World<E> {
                 disk.forget_faults();
             }
             self.stage.go_on(host);
+            if let Some(process) = &mut self.nodes[host.0].process {
+                process.scrubbed = false;
+            }
             if !self.is_up(host) {
                 self.down_until.remove(&host);
                 self.boot(host)?;

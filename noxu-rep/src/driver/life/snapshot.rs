@@ -29,6 +29,7 @@ impl Life {
             positions: self.log.positions(),
             retention: self.log.retention(),
             scrub: self.log.scrub_report(),
+            damage: self.damage(),
             dtvlsn: mastership.as_ref().map_or_else(|| self.housekeeper.dtvlsn(), |m| m.dtvlsn()),
             visible: self.applier.limit(),
             applied: self.applier.applied(),

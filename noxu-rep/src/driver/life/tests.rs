@@ -30,6 +30,8 @@ impl Surroundings for Alone {
     }
     fn meet(&self, _: Vec<String>) {}
     fn tell(&self, _: StateChange) {}
+    fn tell_damage(&self, _: DamageEvent) {}
+    fn mend_disk(&self) {}
     fn look_again(&self) {}
     fn handle_failed(&self) {}
     fn dial(&self, address: &str, _: &str, _: Duration) -> Result<Arc<dyn Channel>> {

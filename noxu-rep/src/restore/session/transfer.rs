@@ -248,7 +248,7 @@ impl<'a> Transfer<'a> {
             let attach = RestoreMsg::Attach {
                 group: head.group.id,
                 node: self.fetch.restoring.node.clone(),
-                method: method.clone(),
+                method: Some(method.clone()),
             };
             let dialled = self.fetch.host.dial(address);
             let attached = dialled.and_then(|channel| {

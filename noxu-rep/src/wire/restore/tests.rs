@@ -122,9 +122,9 @@ fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
             RestoreMsg::Attach {
                 group: GroupId::from_bytes(*b"group-of-sixteen"),
                 node: "n2".parse().unwrap(),
-                method: method("a", 9),
+                method: Some(method("a", 9)),
             },
-            b"\x0c\x02group-of-sixteen\x02\0n2\x01\0a\x09\0\0\0\0\0\0\0",
+            b"\x0c\x02group-of-sixteen\x02\0n2\x01\x01\0a\x09\0\0\0\0\0\0\0",
         ),
         (
             RestoreMsg::Holdings {
