@@ -157,8 +157,12 @@ impl Recovering {
         let rebuilds = known.session.is_some_and(|known| is_rebuild(known.kind));
         known.restore_heard = (known.runs && rebuilds).then_some(now);
         inner.tell(name, session, SessionEvent::Accepted);
-        let durable = inner.replicas.get(name).map(|known| known.durable).unwrap_or_default();
-        inner.complete(name, session, durable);
+        // A replica that streams may be level already; one that is rebuilt is done when its restore is,
+        // however far the log goes that is being replaced.
+        if !rebuilds {
+            let durable = inner.replicas.get(name).map(|known| known.durable).unwrap_or_default();
+            inner.complete(name, session, durable);
+        }
         inner.take_errands()
     }
 
@@ -380,4 +384,48 @@ impl Inner {
 
 const fn is_rebuild(kind: Kind) -> bool {
     matches!(kind, Kind::Rebuild { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use noxu_util::Term;
+
+    use super::*;
+    use crate::core::recovery::Agreement;
+
+    const ERA: Era = Era { epoch: 1, term: Term::new(3) };
+    const BOUNDS: Bounds =
+        Bounds { first: Vlsn::new(1), last: Vlsn::new(50), dtvlsn: Vlsn::new(50) };
+
+    fn level(incarnation: Incarnation) -> Facts {
+        let (durable, known_dtvlsn) = (BOUNDS.last, BOUNDS.last);
+        let agreement = Agreement::Matchpoint { matchpoint: durable, to_end: true };
+        Facts { era: ERA, incarnation, durable, known_dtvlsn, agreement, restore_marker: None }
+    }
+
+    /// A replica that is level and must be rebuilt all the same: as far as its own log goes it has been
+    /// through from the first moment on, and yet it is not done before its restore is.
+    #[test]
+    fn a_rebuild_of_a_log_that_is_level_ends() {
+        let name: Name = "n2".parse().unwrap();
+        let incarnation = Incarnation::from_u64(7);
+        let now = Duration::from_secs;
+        let members = BTreeMap::from([(name.clone(), Some(incarnation))]);
+        let recovering = Recovering::new(ERA, members, 9, now(0), BOUNDS);
+        let meet = |at, link| {
+            let (nonce, _) = recovering.begin(now(at), (&name, incarnation, Link(link)));
+            recovering.decide(now(at), &name, nonce.unwrap(), level(incarnation), BOUNDS).0
+        };
+        let Verdict::Stream { session, .. } = meet(1, 1) else { panic!("it is level") };
+        let _ = recovering.handle_accepted(now(1), &name, session);
+        let _ = recovering.handle_gone(now(2), &name, Link(1), true);
+
+        let Verdict::Rebuild { session } = meet(100, 2) else { panic!("its place was lost") };
+        let _ = recovering.handle_accepted(now(100), &name, session);
+        let progress = Progress { base_bytes: 9, base_done: true, durable: BOUNDS.last };
+        let (ends, _) = recovering.handle_restore(now(101), &name, session, progress, BOUNDS);
+        assert_eq!(ends, Ok(Some(BOUNDS.last)));
+        let _ = recovering.handle_restored(now(102), &name, session, BOUNDS.last);
+        assert!(matches!(meet(103, 3), Verdict::Stream { .. }), "it was rebuilt");
+    }
 }

@@ -47,6 +47,10 @@ fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
         (1_502_607, "a voter that restored did not count as heard, and its master stepped down"),
         (
+            1_866,
+            "a rebuild of a log that was level never counted as done, and began again for ever",
+        ),
+        (
             1_100_151,
             "a node was offered the same checkpoint again, which its log no longer reached",
         ),
