@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,9 +23,10 @@ use noxu_log::{
 use noxu_util::{Lsn, Name, Term, Vlsn};
 use parking_lot::Mutex;
 
+use super::heard::{Heard, HeardChannel};
+use super::life::Life;
 #[cfg(doc)]
 use super::life::Surroundings;
-use super::life::{Heard, Life};
 use super::mending::{Damages, Told, ask_master, damages, put_back};
 use super::services::LOG_FORMAT;
 use crate::clock::Clock;
@@ -368,8 +369,7 @@ impl Life {
     }
 
     fn listen(&self, channel: Arc<dyn Channel>, heard: &Heard) -> Arc<dyn Channel> {
-        let (clock, heard) = (self.clock.clone(), Arc::clone(heard));
-        Arc::new(HeardChannel { channel, clock, heard })
+        Arc::new(HeardChannel::new(channel, self.clock.clone(), Arc::clone(heard)))
     }
 
     fn hello(&self) -> Hello {
@@ -676,53 +676,5 @@ impl ReplicaHost for Host {
 
     fn handle_head_confirmed(&self, nonce: u64, head: LogEnd) {
         self.life.around.post(Input::HeadConfirmed { nonce, head });
-    }
-}
-
-/// A channel that tells when something arrived on it last.
-struct HeardChannel {
-    channel: Arc<dyn Channel>,
-    clock: Clock,
-    heard: Arc<AtomicU64>,
-}
-
-impl HeardChannel {
-    fn note(&self) {
-        let now = self.clock.now().as_nanos() as u64;
-        self.heard.fetch_max(now, Ordering::AcqRel);
-    }
-}
-
-impl Channel for HeardChannel {
-    fn send(&self, frame: &[u8]) -> Result<()> {
-        self.channel.send(frame)
-    }
-
-    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
-        let frame = self.channel.receive(timeout)?;
-        if frame.is_some() {
-            self.note();
-        }
-        Ok(frame)
-    }
-
-    fn close(&self) {
-        self.channel.close();
-    }
-
-    fn send_vectored(&self, parts: &[&[u8]]) -> Result<()> {
-        self.channel.send_vectored(parts)
-    }
-
-    fn receive_into(&self, frame: &mut Vec<u8>, timeout: Duration) -> Result<bool> {
-        let received = self.channel.receive_into(frame, timeout)?;
-        if received {
-            self.note();
-        }
-        Ok(received)
-    }
-
-    fn peer(&self) -> String {
-        self.channel.peer()
     }
 }

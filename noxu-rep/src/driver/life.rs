@@ -26,7 +26,7 @@
 //! (links.rs, follower.rs).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use noxu_log::env::Env;
@@ -42,6 +42,7 @@ use crate::core::node::{Ballot, FoundingWish, Input, Membership, NodeCore, NodeS
 use crate::driver::applier::Applier;
 use crate::driver::checkpointer;
 use crate::driver::disk_mending::DiskMending;
+use crate::driver::heard::Heard;
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::master::Master;
 use crate::driver::opening::{HousekeeperSlot, NodeContext, Opened, open_directory, wanted_group};
@@ -179,9 +180,6 @@ struct FollowedMaster {
     term: Term,
     heard: Heard,
 }
-
-/// When something arrived last, in nanoseconds of the node's clock.
-pub(super) type Heard = Arc<AtomicU64>;
 
 /// What everybody may know at once.
 struct Public {

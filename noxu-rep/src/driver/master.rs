@@ -17,8 +17,9 @@ use noxu_log::{Log, NewEntry, Pin};
 use noxu_util::{Fingerprint, Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::heard::{Heard, HeardChannel};
 use crate::clock::Clock;
-use crate::core::commits::{Admissible, Changed, Commits, Outcome, WaiterId};
+use crate::core::commits::{Admissible, Changed, Commits, Now, Outcome, WaiterId};
 use crate::core::durability::{AckPolicy, Class, Durability, SyncPolicy};
 use crate::core::feeder::{FeedLimit, Feeder, Lag, StreamTiming};
 use crate::core::node::Contact;
@@ -151,6 +152,8 @@ pub struct FeederSession {
     pub(crate) counts: bool,
     pub(crate) channel: Arc<dyn Channel>,
     pub(crate) core: Arc<Mutex<Feeder>>,
+    /// When the replica said something last, until its stream is open.
+    heard: Heard,
 }
 
 /// A replica that passed its handshake.
@@ -383,8 +386,20 @@ impl Master {
         let mut core = Feeder::new(era, self.limits.timing, FeedLimit::of(kind));
         core.handle_welcomed();
         let core = Arc::new(Mutex::new(core));
-        let session =
-            Arc::new(FeederSession { id, name, incarnation, address, kind, counts, channel, core });
+        let heard = Heard::new(AtomicU64::new(self.clock.now().as_nanos() as u64));
+        let channel = HeardChannel::new(channel, self.clock.clone(), Arc::clone(&heard));
+        let channel = Arc::new(channel);
+        let session = Arc::new(FeederSession {
+            id,
+            name,
+            incarnation,
+            address,
+            kind,
+            counts,
+            channel,
+            core,
+            heard,
+        });
         let mut feeders = self.feeders.lock();
         let older: Vec<_> =
             feeders.values().filter(|s| s.name == session.name).map(Arc::clone).collect();
@@ -594,16 +609,19 @@ impl Master {
         MasterGate { state: self.state.lock() }
     }
 
-    /// When each voter was last heard, and how far it is.
+    /// When each voter that has a conversation with this master was last heard, and how far it is.
     pub(crate) fn contacts(&self) -> Vec<Contact> {
         let feeders = self.feeders.lock();
-        let streaming = feeders.values().filter_map(|session| {
+        // One that is being compared with this log follows it already, and where every answer takes its
+        // time the comparison may take longer than a master is given without a quorum.
+        let connected = feeders.values().map(|session| {
             let core = session.core.lock();
-            Some(Contact {
+            let before_stream = Now::from_nanos(session.heard.load(Ordering::Acquire));
+            Contact {
                 peer: Peer { name: session.name.clone(), incarnation: session.incarnation },
-                heard: core.last_heard()?,
+                heard: core.last_heard().unwrap_or(before_stream),
                 durable: core.acked().durable,
-            })
+            }
         });
         // A long restore must not cost the mastership that it comes from.
         let restoring = self.recovering.restoring().into_iter();
@@ -612,7 +630,7 @@ impl Master {
             heard,
             durable: NULL_VLSN,
         });
-        streaming.chain(restoring).collect()
+        connected.chain(restoring).collect()
     }
 
     /// Cuts all streams.

@@ -7,6 +7,7 @@ pub mod disk_mending;
 pub mod feeding;
 pub(crate) mod follower;
 pub mod following;
+mod heard;
 pub mod housekeeper;
 pub mod life;
 pub(crate) mod links;

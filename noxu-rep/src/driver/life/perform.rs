@@ -10,11 +10,12 @@ use noxu_log::{EntryFlags, EntryKind, NewEntry};
 use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
 use parking_lot::MutexGuard;
 
-use super::{FollowedMaster, Heard, Life, Target};
+use super::{FollowedMaster, Life, Target};
 use crate::core::node::{Input, Membership, NodeCore, Output, Promise, StateEvent};
 use crate::core::quorum::Quorum;
 use crate::core::recovery::Bounds;
 use crate::core::repair::{Damage, RepairStep};
+use crate::driver::heard::Heard;
 use crate::driver::master::Master;
 use crate::driver::mending::{answer_ask, put_back};
 use crate::driver::recovering::Recovering;

@@ -60,9 +60,11 @@ impl RestoreProvider {
         };
         let Method { id: MethodId { name: method_name, .. }, log_part, .. } =
             self.offers.method(at);
-        let term = self.host.serving()?.term;
-        // The log may hold commits that are finished but not sealed yet.
-        self.log.seal_through(self.log.control().state().commit_floor)?;
+        let serving = self.host.serving()?;
+        let term = serving.term;
+        // The log may hold commits that are finished but not sealed yet: what is sealed others give too.
+        let durable = serving.dtvlsn.min(self.log.positions().durable);
+        self.log.seal_through(self.log.control().state().commit_floor.max(durable))?;
         let mut pin = self.log.pin_front(Holder::new(HolderKind::Restore, node.as_str()))?;
         pin.set_grace(RETURN_GRACE);
         let limit = FeedLimit::of(kind);
