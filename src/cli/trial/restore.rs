@@ -9,6 +9,7 @@
 //!
 //! After each of them everything that was acknowledged is at the restored node.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +48,9 @@ pub(super) struct Restore {
     /// Have the last restore, beside the writers, take at least so long
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     slow: u32,
+    /// Log that the master may keep meanwhile [default: a quarter of --bytes]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    window: Option<u64>,
     /// Work below this directory [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -291,7 +295,7 @@ impl<'a> Trial<'a> {
             let (mut kills, mut twice, mut worst, mut before) = (0, 0, 0, None::<Far>);
             loop {
                 let began = Instant::now();
-                let seen = std::cell::Cell::new(None);
+                let seen = Cell::new(None);
                 let ended = watch(
                     n3,
                     || Ok(()),
@@ -339,7 +343,7 @@ impl<'a> Trial<'a> {
 
     fn beside_writers(&mut self) -> Result<(), CliError> {
         let segment = self.segment_bytes();
-        let window = (self.order.bytes / 4).max(8 * segment);
+        let window = self.order.window.unwrap_or(self.order.bytes / 4).max(8 * segment);
         let small =
             vec![format!("--keep-bytes={}", 2 * segment), format!("--max-log-bytes={window}")];
         let mut slow = small.clone();
@@ -376,7 +380,22 @@ impl<'a> Trial<'a> {
                 }
                 Ok(())
             };
-            watch(&nodes[N3], look, |_| false)?;
+            let committed = Cell::new(false);
+            let begins_again = |info: &Info| {
+                let phase = info.text("restore_phase").unwrap_or_default();
+                let again = committed.get() && phase != "Committed";
+                committed.set(committed.get() || phase == "Committed");
+                again
+            };
+            let since = Instant::now();
+            if watch(&nodes[N3], look, begins_again)?.is_none() {
+                return Err(CliError::Differs(format!(
+                    "n3 was restored and lost its place in the master's log while it was installed: \
+                     another restore began {:.1?} after the first, while {} were written",
+                    since.elapsed(),
+                    show_bytes(bytes(written) - before)
+                )));
+            }
             Ok((most, holder, bytes(written) - before))
         })?;
         let info = self.nodes[N3].info()?;
