@@ -14,6 +14,7 @@ mod out;
 mod progress;
 mod sizes;
 mod status;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ enum Command {
     Get(client::Get),
     Scan(client::Scan),
     Status(status::Status),
+    Trial(trial::Trial),
 }
 
 /// Runs the program: parses the arguments, runs the command, prints an error as one line.
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Scan(scan) => scan.run(),
         Command::Status(status) => status.run(),
+        Command::Trial(trial) => trial.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

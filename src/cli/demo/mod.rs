@@ -4,7 +4,7 @@ mod failover;
 mod group;
 mod input;
 mod load;
-mod process;
+pub(super) mod process;
 mod single_log;
 mod table;
 mod verify;

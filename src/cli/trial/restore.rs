@@ -1,0 +1,431 @@
+//! Restore: network restores of a size, under what may happen to them.
+//!
+//! # Scenes
+//! 1. From followers only: the master gives nothing of segments and state.
+//! 2. The restoring node is killed over and over, while clients write: it ends, and no more is fetched
+//!    twice than was not synced.
+//! 3. Clients write without pause, the log's window is small, the copy is slow: the master's log stays
+//!    within the window, and the restored node becomes master.
+//!
+//! After each of them everything that was acknowledged is at the restored node.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::series::Series;
+use super::watch::{BLOCK_BYTES, Far, watch};
+use crate::cli::demo::process::NodeProcess;
+use crate::cli::error::CliError;
+use crate::cli::info::Info;
+use crate::cli::out::print_line;
+use crate::cli::sizes::{parse_bytes, show_bytes, show_count};
+
+/// Try network restores: from followers only, killed over and over, beside writers that never stop
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Three nodes are processes with real files and loopback TCP. Everything happens in a
+temporary directory, which is removed unless something differs or --keep is given.
+
+Examples:
+  noxu trial restore
+  noxu trial restore --bytes 10GiB --dir /var/tmp
+  noxu trial restore --bytes 512MiB --kill-every 1"
+)]
+pub(super) struct Restore {
+    /// Bytes of values that are loaded before
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_bytes)]
+    bytes: u64,
+    /// Kill the restoring node when it has restored for so long, again and again
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    kill_every: f64,
+    /// At least so many times: the restore is slowed down for that
+    #[arg(long, value_name = "COUNT", default_value_t = 4)]
+    kills: u32,
+    /// Have the last restore, beside the writers, take at least so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    slow: u32,
+    /// Log that the master may keep meanwhile [default: a quarter of --bytes]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    window: Option<u64>,
+    /// Work below this directory [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Keep the directory in any case
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Length of the values that are loaded, and of those that are written meanwhile.
+const LOADED_VALUE_BYTES: usize = 64 << 10;
+const WRITTEN_VALUE_BYTES: usize = 16 << 10;
+/// Series that are written at once.
+const WRITERS: usize = 4;
+/// Sizes of the log's files.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 20;
+/// Kills after which a restore that does not end has failed.
+const MOST_KILLS: u32 = 1000;
+/// Blocks that come between the one that is one too many unsynced and the sync: a turn of each source.
+const TURN_BLOCKS: u64 = 8 * 4;
+
+impl Restore {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        if !Duration::try_from_secs_f64(self.kill_every).is_ok_and(|every| !every.is_zero()) {
+            let found = self.kill_every;
+            return Err(CliError::Usage(format!("--kill-every {found}: more than 0 expected")));
+        }
+        let below = self.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new()
+            .prefix("noxu-trial-")
+            .tempdir_in(&below)
+            .map_err(CliError::file(below))?;
+        let started = Instant::now();
+        let done = Trial::new(&self, dir.path()).play();
+        if self.keep || matches!(done, Err(CliError::Differs(_))) {
+            print_line!("kept: {}", dir.keep().display())?;
+        }
+        done?;
+        print_line!("all of it in {:.1?}: everything checked is as promised", started.elapsed())
+    }
+}
+
+/// Says what was just seen.
+macro_rules! say {
+    ($($part:tt)*) => { print_line!("   {}", format_args!($($part)*)) };
+}
+
+/// The group, and what it must hold.
+struct Trial<'a> {
+    order: &'a Restore,
+    nodes: [NodeProcess; 3],
+    loaded: Series,
+    written: Vec<Series>,
+}
+
+const N1: usize = 0;
+const N2: usize = 1;
+const N3: usize = 2;
+
+impl<'a> Trial<'a> {
+    fn new(order: &'a Restore, dir: &Path) -> Self {
+        let writer = |number| Series::new(&format!("writer{number}"), WRITTEN_VALUE_BYTES);
+        Self {
+            order,
+            nodes: ["n1", "n2", "n3"].map(|name| NodeProcess::new(name, dir)),
+            loaded: Series::new("loaded", LOADED_VALUE_BYTES),
+            written: (0..WRITERS).map(writer).collect(),
+        }
+    }
+
+    fn play(&mut self) -> Result<(), CliError> {
+        print_line!("load: {} on three nodes", show_bytes(self.order.bytes))?;
+        self.load()?;
+        print_line!("1. n3 is restored from followers only")?;
+        self.spare_master()?;
+        print_line!("2. n3 is restored and killed every {} s (SIGKILL)", self.order.kill_every)?;
+        self.killed()?;
+        print_line!("3. n3 is restored slowly, while clients write and the log's window is small")?;
+        self.beside_writers()?;
+        for which in [N1, N2, N3] {
+            self.nodes[which].stop()?;
+        }
+        Ok(())
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        (self.order.bytes / 64).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end())
+    }
+
+    /// Bytes between two syncs of a restore.
+    fn sync_bytes(&self) -> u64 {
+        (self.order.bytes / 32).clamp(4 * BLOCK_BYTES, 64 << 20)
+    }
+
+    /// Starts a node with what is its own in this trial, and `further`.
+    fn start(&mut self, which: usize, further: &[String]) -> Result<(), CliError> {
+        let others = self.nodes.iter().enumerate().filter(|(at, n)| *at != which && n.is_running());
+        let mut arguments: Vec<String> =
+            others.flat_map(|(_, n)| ["--peer".to_owned(), n.peer_addr.clone()]).collect();
+        // n1 is the master as long as it is there, then n3.
+        arguments.extend(["--priority".to_owned(), ["9", "0", "5"][which].to_owned()]);
+        arguments.extend(["--restore-sync".to_owned(), self.sync_bytes().to_string()]);
+        arguments.extend_from_slice(further);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.nodes[which].start(&arguments).map(drop)
+    }
+
+    fn load(&mut self) -> Result<(), CliError> {
+        let keep =
+            vec!["--keep-bytes=1048576GiB".to_owned(), "--max-log-bytes=1048576GiB".to_owned()];
+        let mut found = keep.clone();
+        found.extend(["--create-group=trial".to_owned(), "--members=n1,n2,n3".to_owned()]);
+        found.push(format!("--segment-size={}", self.segment_bytes()));
+        self.start(N1, &found)?;
+        self.start(N2, &keep)?;
+        self.start(N3, &keep)?;
+        self.wait_replicas(2)?;
+        let started = Instant::now();
+        self.loaded.write(&self.nodes[N1], self.order.bytes, &AtomicBool::new(false))?;
+        say!(
+            "{} values, {} in {:.1?}",
+            show_count(self.loaded.acknowledged()),
+            show_bytes(self.loaded.bytes()),
+            started.elapsed()
+        )
+    }
+
+    /// Waits until n1 is master and feeds so many.
+    fn wait_replicas(&self, count: i64) -> Result<(), CliError> {
+        self.nodes[N1].wait_for("mastership with replicas", |info| {
+            (info.number("connected_slaves") == Some(count)).then_some(())
+        })
+    }
+
+    /// Everybody has all of it, and has finished what can be finished: sealed segments, a checkpoint.
+    fn settle(&self) -> Result<(), CliError> {
+        let last = self.nodes[N1].info()?.number("last_vlsn").unwrap_or(0);
+        for node in &self.nodes {
+            node.wait_applied(last)?;
+            node.client()?.call(&[b"NOXU", b"CHECKPOINT"])?;
+        }
+        let sealed = |info: &Info| info.number("sealed_segments");
+        let wanted = self.nodes[N1].wait_for("sealed segments", sealed)?;
+        self.nodes[N2].wait_for("as many sealed segments as n1", |info| {
+            sealed(info).filter(|found| *found >= wanted)
+        })?;
+        Ok(())
+    }
+
+    fn order_restore(&self) -> Result<(), CliError> {
+        self.nodes[N3].client()?.call(&[b"NOXU", b"RESTORE"]).map(drop).map_err(Into::into)
+    }
+
+    /// Everything acknowledged is at n3.
+    fn check(&self) -> Result<(), CliError> {
+        let last = self.nodes[N1].info()?.number("last_vlsn").unwrap_or(0);
+        let n3 = &self.nodes[N3];
+        n3.wait_applied(last)?;
+        let mut count = 0;
+        for series in self.written.iter().chain([&self.loaded]) {
+            series.check(n3)?;
+            count += series.acknowledged();
+        }
+        say!("n3 holds all {} values that were acknowledged", show_count(count))
+    }
+
+    fn spare_master(&self) -> Result<(), CliError> {
+        self.settle()?;
+        let started = Instant::now();
+        self.order_restore()?;
+        let info = watch(&self.nodes[N3], || Ok(()), |_| false)?;
+        let info = info.ok_or_else(|| CliError::Failed("the restore did not end".to_owned()))?;
+        say!("restored in {:.1?}", started.elapsed())?;
+        let mut of_master = None;
+        for (source, given) in info.all("restore_from_") {
+            say!("restore_from_{source}: {given}")?;
+            if source == self.nodes[N1].name {
+                of_master = Some(given == "0 blocks, 0 bytes");
+            }
+        }
+        if of_master != Some(true) {
+            return Err(CliError::Differs(
+                "the master gave blocks though a follower had them".to_owned(),
+            ));
+        }
+        self.check()
+    }
+
+    /// Runs `scene` while clients write at n1.
+    fn while_writing<T>(
+        &mut self,
+        scene: impl FnOnce(&mut [NodeProcess; 3], &[Series]) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let Self { nodes, written, .. } = self;
+        // A handle of its own: `scene` starts and kills n3.
+        let mut master = NodeProcess::new(nodes[N1].name, Path::new(""));
+        master.client_addr.clone_from(&nodes[N1].client_addr);
+        let (stop, master) = (AtomicBool::new(false), &master);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = written
+                .iter()
+                .map(|series| scope.spawn(|| series.write(master, u64::MAX, &stop)))
+                .collect();
+            let seen = scene(nodes, written);
+            stop.store(true, Ordering::Release);
+            for writer in writers {
+                let panicked = |_| Err(CliError::Failed("a writer panicked".to_owned()));
+                writer.join().unwrap_or_else(panicked)?;
+            }
+            seen
+        })
+    }
+
+    fn killed(&mut self) -> Result<(), CliError> {
+        self.settle()?;
+        let every = Duration::from_secs_f64(self.order.kill_every);
+        let batch = self.sync_bytes() / BLOCK_BYTES + TURN_BLOCKS;
+        // So slow that it takes as many kills.
+        let time = every.as_secs_f64() * f64::from(self.order.kills);
+        let rate = ((self.order.bytes as f64 / time) as u64).max(1);
+        let peers = [self.nodes[N1].peer_addr.clone(), self.nodes[N2].peer_addr.clone()];
+        let sync = self.sync_bytes().to_string();
+        let rate = rate.to_string();
+        let arguments = [
+            "--peer",
+            &peers[0],
+            "--peer",
+            &peers[1],
+            "--priority",
+            "5",
+            "--restore-sync",
+            &sync,
+            "--restore-rate",
+            &rate,
+            "--keep-bytes=1048576GiB",
+            "--max-log-bytes=1048576GiB",
+        ];
+        self.nodes[N3].stop()?;
+        self.nodes[N3].start(&arguments)?;
+        self.order_restore()?;
+        let (kills, twice, worst, blocks) = self.while_writing(|nodes, _| {
+            let n3 = &mut nodes[N3];
+            let (mut kills, mut twice, mut worst, mut before) = (0, 0, 0, None::<Far>);
+            loop {
+                let began = Instant::now();
+                let seen = Cell::new(None);
+                let ended = watch(
+                    n3,
+                    || Ok(()),
+                    |info| {
+                        seen.set(Far::of(info).or(seen.get()));
+                        began.elapsed() >= every
+                    },
+                )?;
+                let far = match &ended {
+                    Some(info) => Far::of(info),
+                    None => seen.get(),
+                };
+                if let (Some(before), Some(far)) = (before, far) {
+                    let lost = before.done.saturating_sub(far.reused);
+                    twice += lost;
+                    worst = worst.max(lost);
+                }
+                if ended.is_some() {
+                    let total = far.or(before).unwrap_or_default().total;
+                    return Ok((kills, twice, worst, total));
+                }
+                before = far.or(before);
+                n3.kill();
+                kills += 1;
+                if kills > MOST_KILLS {
+                    return Err(CliError::Differs(format!("not restored after {kills} kills")));
+                }
+                n3.start(&arguments)?;
+            }
+        })?;
+        say!("restored after {kills} kills: {blocks} blocks of the log at last")?;
+        say!(
+            "{twice} blocks fetched twice, {worst} at most for one kill; unsynced are at most {batch}"
+        )?;
+        if worst > batch {
+            return Err(CliError::Differs(format!(
+                "a kill cost {worst} blocks, of which at most {batch} were not synced"
+            )));
+        }
+        if kills == 0 {
+            return Err(CliError::Failed("the restore was over before the first kill".to_owned()));
+        }
+        self.check()
+    }
+
+    fn beside_writers(&mut self) -> Result<(), CliError> {
+        let segment = self.segment_bytes();
+        let window = self.order.window.unwrap_or(self.order.bytes / 4).max(8 * segment);
+        let small =
+            vec![format!("--keep-bytes={}", 2 * segment), format!("--max-log-bytes={window}")];
+        let mut slow = small.clone();
+        slow.push(format!(
+            "--restore-rate={}",
+            self.order.bytes / u64::from(self.order.slow.max(1))
+        ));
+        for which in [N3, N2, N1] {
+            self.nodes[which].stop()?;
+        }
+        self.start(N1, &small)?;
+        self.start(N2, &small)?;
+        // Before n3 is there, which would be elected as readily.
+        self.wait_replicas(1)?;
+        self.start(N3, &slow)?;
+        self.wait_replicas(2)?;
+        self.settle()?;
+        self.nodes[N1].wait_for("a log within the window", |info| {
+            info.number("kept_bytes").filter(|kept| *kept as u64 <= window)
+        })?;
+        let bytes = |written: &[Series]| written.iter().map(Series::bytes).sum::<u64>();
+        let started = Instant::now();
+        let (most, holder, during) = self.while_writing(|nodes, written| {
+            let before = bytes(written);
+            nodes[N3].client()?.call(&[b"NOXU", b"RESTORE"])?;
+            let mut master = nodes[N1].client()?;
+            let (mut most, mut holder) = (0, String::new());
+            let look = || {
+                let info = Info::ask(&mut master)?;
+                let kept = info.number("kept_bytes").unwrap_or(0).max(0) as u64;
+                if kept > most {
+                    most = kept;
+                    info.text("front_held_by").unwrap_or_default().clone_into(&mut holder);
+                }
+                Ok(())
+            };
+            let committed = Cell::new(false);
+            let begins_again = |info: &Info| {
+                let phase = info.text("restore_phase").unwrap_or_default();
+                let again = committed.get() && phase != "Committed";
+                committed.set(committed.get() || phase == "Committed");
+                again
+            };
+            let since = Instant::now();
+            if watch(&nodes[N3], look, begins_again)?.is_none() {
+                return Err(CliError::Differs(format!(
+                    "n3 was restored and lost its place in the master's log while it was installed: \
+                     another restore began {:.1?} after the first, while {} were written",
+                    since.elapsed(),
+                    show_bytes(bytes(written) - before)
+                )));
+            }
+            Ok((most, holder, bytes(written) - before))
+        })?;
+        let info = self.nodes[N3].info()?;
+        let fetched = info.number("restore_bytes_fetched").unwrap_or(0).max(0) as u64;
+        say!(
+            "restored in {:.1?}: {} fetched, while {} were written",
+            started.elapsed(),
+            show_bytes(fetched),
+            show_bytes(during)
+        )?;
+        let lost = self.nodes[N1].info()?.number("lost_places").unwrap_or(0);
+        say!(
+            "the master's log: {} at most, held by {holder}; window {}; {lost} places lost",
+            show_bytes(most),
+            show_bytes(window)
+        )?;
+        // Whole files go, once they are finished and the next one is begun.
+        if most > window + 2 * segment {
+            return Err(CliError::Differs(format!(
+                "the master kept {most} bytes of log, {window} and two files at most expected"
+            )));
+        }
+        self.check()?;
+        self.nodes[N1].stop()?;
+        let started = Instant::now();
+        self.nodes[N3]
+            .wait_for("mastership", |info| (info.text("role") == Some("master")).then_some(()))?;
+        say!("n1 stopped: n3 is master after {:.2?}", started.elapsed())?;
+        let one = Series::new("by n3", LOADED_VALUE_BYTES);
+        one.write(&self.nodes[N3], LOADED_VALUE_BYTES as u64, &AtomicBool::new(false))?;
+        one.check(&self.nodes[N3])
+    }
+}
