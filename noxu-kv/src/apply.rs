@@ -23,7 +23,7 @@ use crate::checkpoint::CheckpointStream;
 use crate::encode::{KIND_WRITES, Write, decode_commit, decode_part};
 use crate::error::{KvError, Result};
 use crate::snapshot::View;
-use crate::table::{Mark, Table, Version};
+use crate::table::{Mark, SealedContent, Table, Version};
 use crate::value::Value;
 
 /// What the store asks of replication.
@@ -60,6 +60,8 @@ const KIND_TERM: u8 = 0;
 /// The table, what applies to it and what writes it to disk.
 pub(crate) struct Machine {
     core: Arc<Core>,
+    /// Content that was made ahead, by the number of its checkpoint. Held while content is made.
+    prepared: Mutex<Option<([u8; 32], SealedContent)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -134,7 +136,7 @@ impl Machine {
             spawn("noxu-kv-flush", Core::run_flusher),
             spawn("noxu-kv-compact", Core::run_compactor),
         ];
-        Self { core, threads: Mutex::new(threads) }
+        Self { core, prepared: Mutex::default(), threads: Mutex::new(threads) }
     }
 
     /// Without threads: the caller calls [`Machine::upkeep`].
@@ -144,7 +146,7 @@ impl Machine {
         memtable_bytes: u64,
     ) -> Self {
         let core = Core::new(table, stability, memtable_bytes, true);
-        Self { core, threads: Mutex::default() }
+        Self { core, prepared: Mutex::default(), threads: Mutex::default() }
     }
 
     /// Flushes and compacts what there is to flush and compact, unless threads see to it.
@@ -247,20 +249,57 @@ impl Machine {
         }
     }
 
-    /// Replaces all state through `install`, which leaves the table flushed at its new mark.
-    pub(crate) fn replace(&self, install: impl FnOnce(&dyn Table) -> Result<Mark>) -> Result<()> {
+    /// Replaces all state by the content that `make` makes.
+    pub(crate) fn replace(
+        &self,
+        make: impl FnOnce(&dyn Table) -> Result<SealedContent>,
+    ) -> Result<()> {
+        let mut prepared = self.prepared.lock();
+        *prepared = None; // there is one place for new content
+        self.put_in_force(make)
+    }
+
+    /// Makes content ahead, for [`Machine::adopt_prepared`]; what is in force stays.
+    pub(crate) fn prepare(
+        &self,
+        id: &[u8; 32],
+        make: impl FnOnce(&dyn Table) -> Result<SealedContent>,
+    ) -> Result<()> {
+        let mut prepared = self.prepared.lock();
+        *prepared = None;
+        *prepared = Some((*id, make(&*self.core.view.table)?));
+        Ok(())
+    }
+
+    /// Replaces all state by the content that was made of checkpoint `id`, if that is still there; says
+    /// whether.
+    pub(crate) fn adopt_prepared(&self, id: &[u8; 32]) -> Result<bool> {
+        let Some((_, content)) = self.prepared.lock().take_if(|(of, _)| of == id) else {
+            return Ok(false);
+        };
+        self.put_in_force(|_| Ok(content)).map(|()| true)
+    }
+
+    fn put_in_force(&self, make: impl FnOnce(&dyn Table) -> Result<SealedContent>) -> Result<()> {
         let core = &*self.core;
         let mut applier = core.applier.lock();
         let applied = self.applied();
-        core.view.rewrite_history(None, || match install(&*core.view.table) {
-            Ok(mark) => {
-                applier.start_after(mark);
-                applier.stopped = None;
-                // The checkpoint holds the newest version of each key only.
-                core.view.raise_floor(mark.vlsn);
-                (mark.vlsn, Ok(()))
+        core.view.rewrite_history(None, || {
+            let table = &*core.view.table;
+            let adopted = make(table).and_then(|content| {
+                let mark = content.mark;
+                table.adopt(content).map(|()| mark)
+            });
+            match adopted {
+                Ok(mark) => {
+                    applier.start_after(mark);
+                    applier.stopped = None;
+                    // The checkpoint holds the newest version of each key only.
+                    core.view.raise_floor(mark.vlsn);
+                    (mark.vlsn, Ok(()))
+                }
+                Err(cause) => (applied, Err(cause)),
             }
-            Err(cause) => (applied, Err(cause)),
         })
     }
 

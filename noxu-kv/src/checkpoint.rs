@@ -15,7 +15,7 @@ use noxu_util::{Fingerprint, Term, Vlsn};
 
 use crate::error::{KvError, Result};
 use crate::snapshot::{Snapshot, SnapshotItems};
-use crate::table::{KeyRange, Mark, RESERVED_PREFIX, Table};
+use crate::table::{KeyRange, Mark, RESERVED_PREFIX, SealedContent, Table};
 use crate::value::{Value, shown};
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -96,9 +96,13 @@ impl CheckpointStream {
     }
 }
 
-/// Replaces the table's content by that of a checkpoint of VLSN `expected`. Nothing changes unless
-/// the whole stream arrives and its digest is right.
-pub(crate) fn install(table: &dyn Table, expected: Vlsn, source: &mut dyn Read) -> Result<Mark> {
+/// Makes content for `table` of a checkpoint of VLSN `expected`. There is none unless the whole stream
+/// arrives and its digest is right.
+pub(crate) fn ingest(
+    table: &dyn Table,
+    expected: Vlsn,
+    source: &mut dyn Read,
+) -> Result<SealedContent> {
     let mut source = Hashing { source, hasher: blake3::Hasher::new() };
     let header: [u8; HEADER_BYTES] = source.array("its header")?;
     let mut fields = Reader::new(&header);
@@ -156,8 +160,7 @@ pub(crate) fn install(table: &dyn Table, expected: Vlsn, source: &mut dyn Read) 
     let computed = *source.hasher.finalize().as_bytes();
     let stored: [u8; 32] = source.array("the digest")?;
     check(stored == computed, || "its digest does not match its content".to_owned())?;
-    ingest.finish(mark)?;
-    Ok(mark)
+    ingest.seal(mark)
 }
 
 fn check(lawful: bool, cause: impl FnOnce() -> String) -> Result<()> {
@@ -260,7 +263,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lsm: Box<dyn Table> = Box::new(LsmTable::open(dir.path(), 1 << 20).unwrap());
         for table in [memory(), lsm] {
-            let mark = install(&*table, Vlsn::new(44), &mut whole.as_slice()).unwrap();
+            let sealed = ingest(&*table, Vlsn::new(44), &mut whole.as_slice()).unwrap();
+            let mark = sealed.mark;
+            table.adopt(sealed).unwrap();
             assert_eq!((mark.vlsn, mark.term), (Vlsn::new(44), Term::new(3)));
             assert_eq!(table.flushed(), mark);
             assert_eq!(contents(&*table, 44), pairs);
@@ -272,7 +277,7 @@ mod tests {
         let whole = stream(&[(b"a", b"1".to_vec()), (b"b", b"22".to_vec())], 7, 100);
         let table = memory();
         let refused = |bytes: &[u8]| {
-            let error = install(&*table, Vlsn::new(7), &mut &*bytes).unwrap_err();
+            let error = ingest(&*table, Vlsn::new(7), &mut &*bytes).unwrap_err();
             assert!(matches!(error, KvError::BadCheckpoint { .. }), "{error}");
             assert_eq!(table.flushed(), Mark::default());
         };
@@ -284,7 +289,8 @@ mod tests {
             bad[at] ^= 1;
             refused(&bad);
         }
-        assert!(install(&*table, Vlsn::new(8), &mut whole.as_slice()).is_err(), "another VLSN");
-        install(&*table, Vlsn::new(7), &mut whole.as_slice()).unwrap();
+        assert!(ingest(&*table, Vlsn::new(8), &mut whole.as_slice()).is_err(), "another VLSN");
+        let sealed = ingest(&*table, Vlsn::new(7), &mut whole.as_slice()).unwrap();
+        table.adopt(sealed).unwrap();
     }
 }

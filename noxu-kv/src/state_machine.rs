@@ -7,7 +7,7 @@ use noxu_rep::sync::{Checkpoint, LogReader, StateMachine};
 use noxu_util::Vlsn;
 
 use crate::apply::{LogEntry, Machine};
-use crate::checkpoint::{CheckpointStream, install};
+use crate::checkpoint::{CheckpointStream, ingest};
 use crate::error::KvError;
 use crate::table::Mark;
 
@@ -37,7 +37,7 @@ impl StateMachine for Machine {
 
     fn clear(&self) -> Result<()> {
         let nothing = Mark::default();
-        self.replace(|table| table.ingest()?.finish(nothing).map(|()| nothing)).map_err(report)
+        self.replace(|table| table.ingest()?.seal(nothing)).map_err(report)
     }
 
     fn checkpointed(&self) -> Vlsn {
@@ -56,7 +56,15 @@ impl StateMachine for Machine {
     }
 
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn Read) -> Result<()> {
-        self.replace(|table| install(table, vlsn, source)).map_err(report)
+        self.replace(|table| ingest(table, vlsn, source)).map_err(report)
+    }
+
+    fn prepare_checkpoint(&self, id: &[u8; 32], vlsn: Vlsn, source: &mut dyn Read) -> Result<()> {
+        self.prepare(id, |table| ingest(table, vlsn, source)).map_err(report)
+    }
+
+    fn install_prepared(&self, id: &[u8; 32]) -> Result<bool> {
+        self.adopt_prepared(id).map_err(report)
     }
 }
 

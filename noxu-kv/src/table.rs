@@ -127,21 +127,33 @@ pub(crate) trait Table: Send + Sync {
     /// flushes and [`Table::clear_unflushed`] do not change what the iterator shows.
     fn range(&self, range: &KeyRange, at: Vlsn) -> Items;
 
-    /// Begins to replace the whole content. Nothing changes until [`Ingest::finish`].
+    /// Begins to make new content. The present one stays as it is until [`Table::adopt`]; what was
+    /// sealed before and not adopted is gone.
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>>;
+
+    /// Replaces the whole content by the one sealed last, durably, in one step that a crash leaves
+    /// either wholly done or not done at all. A crash before forgets what was sealed.
+    fn adopt(&self, sealed: SealedContent) -> Result<()>;
 
     /// Bytes of the flushed part on disk, and how many files hold them.
     fn disk_usage(&self) -> (u64, usize);
 }
 
-/// A table under construction that will replace the present one.
+/// Content that is durable and not in force.
+#[derive(Debug)]
+pub(crate) struct SealedContent {
+    /// Through where it goes.
+    pub(crate) mark: Mark,
+    number: u64,
+}
+
+/// Content under construction that may replace the present one.
 pub(crate) trait Ingest {
     /// Adds a key; keys come in ascending order.
     fn put(&mut self, key: Value, value: Value) -> Result<()>;
 
-    /// Makes the new content durable at `mark` and swaps it in, in one step that a crash leaves
-    /// either wholly done or not done at all.
-    fn finish(self: Box<Self>, mark: Mark) -> Result<()>;
+    /// Makes the new content durable, as that at `mark`.
+    fn seal(self: Box<Self>, mark: Mark) -> Result<SealedContent>;
 }
 
 impl Mark {

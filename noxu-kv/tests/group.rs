@@ -329,6 +329,25 @@ fn a_checkpoint_of_one_store_installs_into_another_under_load() {
     assert!(contents(&copy) == expected);
     assert_eq!(copy.status().checkpoint, vlsn);
 
+    // Made ready ahead, while what is there stays in use, and put in force at a stroke.
+    let held = copy.snapshot().unwrap();
+    let (id, other) = ([1; 32], [2; 32]);
+    machine.prepare_checkpoint(&id, vlsn, &mut bytes.as_slice()).unwrap();
+    assert!(held.get(b"k").is_ok() && contents(&copy) == expected, "nothing has changed");
+    assert!(!machine.install_prepared(&other).unwrap());
+    assert!(held.get(b"k").is_ok());
+    assert!(machine.install_prepared(&id).unwrap());
+    assert!(held.get(b"k").is_err() && contents(&copy) == expected);
+    assert!(!machine.install_prepared(&id).unwrap(), "once");
+    // One that does not arrive whole is none, and what takes its place leaves none.
+    let cut = &mut &bytes[..bytes.len() - 1];
+    assert!(machine.prepare_checkpoint(&id, vlsn, cut).is_err());
+    assert!(!machine.install_prepared(&id).unwrap());
+    machine.prepare_checkpoint(&id, vlsn, &mut bytes.as_slice()).unwrap();
+    machine.install_checkpoint(vlsn, &mut bytes.as_slice()).unwrap();
+    assert!(!machine.install_prepared(&id).unwrap());
+    assert!(contents(&copy) == expected);
+
     // And back to the beginning, what is flushed too.
     machine.clear().unwrap();
     assert_eq!((machine.applied(), machine.checkpointed()), (NULL_VLSN, NULL_VLSN));

@@ -45,6 +45,29 @@ pub trait StateMachine: Send + Sync {
     /// A consistent snapshot of the state, for a node that restores.
     fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>>;
 
+    /// Reads the snapshot in `source`, taken at `vlsn`, ahead of its installation, while the present state
+    /// is in use; `id` stands for it. What comes of it may be forgotten at any time, by a crash or for
+    /// another one, and is of no use unless it is whole. Default: nothing is read.
+    ///
+    /// It spares a node the time in which it would neither hold what its master writes nor be fed it:
+    /// where that is long, its place in the master's log may be lost, and all be in vain.
+    fn prepare_checkpoint(
+        &self,
+        id: &[u8; 32],
+        vlsn: Vlsn,
+        source: &mut dyn std::io::Read,
+    ) -> Result<()> {
+        let _ = (id, vlsn, source);
+        Ok(())
+    }
+
+    /// Replaces all state by snapshot `id`, if it was prepared and still is. Says whether; if not,
+    /// [`StateMachine::install_checkpoint`] is called.
+    fn install_prepared(&self, id: &[u8; 32]) -> Result<bool> {
+        let _ = id;
+        Ok(false)
+    }
+
     /// Replaces all state by the snapshot in `source`, taken at `vlsn`.
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()>;
 }

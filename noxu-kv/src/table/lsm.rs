@@ -34,7 +34,9 @@ use noxu_util::checksum::crc;
 use noxu_util::codec::{Put, Reader};
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::{Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, Table, Version};
+use super::{
+    Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, SealedContent, Table, Version,
+};
 use crate::error::{KvError, Result};
 use crate::value::Value;
 
@@ -225,7 +227,19 @@ impl Table for LsmTable {
             fs::remove_dir_all(&path).map_err(io_error(&path))?;
         }
         let live = open_tree(&self.dir, number, &self.cache)?;
-        Ok(Box::new(LsmIngest { table: self, live, pending: Vec::new(), pending_bytes: 0 }))
+        Ok(Box::new(LsmIngest { live, pending: Vec::new(), pending_bytes: 0 }))
+    }
+
+    fn adopt(&self, sealed: SealedContent) -> Result<()> {
+        // Reopened, so that its file lists begin anew at stamp 0.
+        let live = Arc::new(open_tree(&self.dir, sealed.number, &self.cache)?);
+        write_current(&self.dir, sealed.number)?;
+        let old = std::mem::replace(&mut *self.live.write(), live);
+        let old_number = old.number;
+        drop(old);
+        let old_path = tree_path(&self.dir, old_number);
+        // Iterators that still read the old tree end with the rollback that comes with an install.
+        fs::remove_dir_all(&old_path).map_err(io_error(&old_path))
     }
 
     fn disk_usage(&self) -> (u64, usize) {
@@ -269,14 +283,13 @@ impl DoubleEndedIterator for LsmItems {
     }
 }
 
-struct LsmIngest<'a> {
-    table: &'a LsmTable,
+struct LsmIngest {
     live: Live,
     pending: Vec<(Value, Value)>,
     pending_bytes: usize,
 }
 
-impl Ingest for LsmIngest<'_> {
+impl Ingest for LsmIngest {
     fn put(&mut self, key: Value, value: Value) -> Result<()> {
         self.pending_bytes += key.len() + value.len();
         self.pending.push((key, value));
@@ -286,28 +299,18 @@ impl Ingest for LsmIngest<'_> {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+    fn seal(mut self: Box<Self>, mark: Mark) -> Result<SealedContent> {
         self.write_pending()?;
-        let Self { table, live, .. } = *self;
+        let live = self.live;
         // The mark goes last, by the ordinary way: until then the new tree claims to hold nothing.
         live.stamps.set(0);
         let _sizes = live.tree.insert(MARK_KEY, mark.encode(), sequence(mark.vlsn));
         live.tree.flush_active_memtable(0)?;
-        let number = live.number;
-        drop(live);
-        // Reopened, so that its file lists begin anew at stamp 0.
-        let live = Arc::new(open_tree(&table.dir, number, &table.cache)?);
-        write_current(&table.dir, number)?;
-        let old = std::mem::replace(&mut *table.live.write(), live);
-        let old_number = old.number;
-        drop(old);
-        let old_path = tree_path(&table.dir, old_number);
-        // Iterators that still read the old tree end with the rollback that comes with an install.
-        fs::remove_dir_all(&old_path).map_err(io_error(&old_path))
+        Ok(SealedContent { mark, number: live.number })
     }
 }
 
-impl LsmIngest<'_> {
+impl LsmIngest {
     fn write_pending(&mut self) -> Result<()> {
         if self.pending.is_empty() {
             return Ok(());

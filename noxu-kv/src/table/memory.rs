@@ -11,7 +11,7 @@ use std::sync::Arc;
 use noxu_util::{NULL_VLSN, Vlsn};
 use parking_lot::{Mutex, RwLock};
 
-use super::{Ingest, Item, Items, KeyRange, Mark, Table, Version};
+use super::{Ingest, Item, Items, KeyRange, Mark, SealedContent, Table, Version};
 use crate::error::Result;
 use crate::value::Value;
 
@@ -33,6 +33,8 @@ struct Flushed {
 pub(crate) struct MemoryTable {
     image: MemoryImage,
     parts: RwLock<Parts>,
+    /// Content that was sealed and not adopted yet.
+    sealed: Mutex<Option<Arc<Versions>>>,
 }
 
 /// What a reader sees, as one value: cloning it is taking a view that later changes leave alone,
@@ -60,7 +62,7 @@ impl MemoryTable {
             flushed: flushed.versions,
             mark: flushed.mark,
         };
-        Self { image, parts: RwLock::new(parts) }
+        Self { image, parts: RwLock::new(parts), sealed: Mutex::default() }
     }
 
     fn store_image(&self, versions: Arc<Versions>, mark: Mark) {
@@ -145,7 +147,18 @@ impl Table for MemoryTable {
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>> {
+        *self.sealed.lock() = None;
         Ok(Box::new(MemoryIngest { table: self, versions: Vec::new() }))
+    }
+
+    fn adopt(&self, sealed: SealedContent) -> Result<()> {
+        let flushed = self.sealed.lock().take().expect("sealed before it is adopted");
+        let mark = sealed.mark;
+        let mut parts = self.parts.write();
+        let (active, sealed) = (Arc::default(), None);
+        *parts = Parts { active, sealed, flushed: Arc::clone(&flushed), mark };
+        self.store_image(flushed, mark);
+        Ok(())
     }
 
     fn disk_usage(&self) -> (u64, usize) {
@@ -261,17 +274,13 @@ impl Ingest for MemoryIngest<'_> {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, mark: Mark) -> Result<()> {
+    fn seal(self: Box<Self>, mark: Mark) -> Result<SealedContent> {
         let versions: Versions = self
             .versions
             .into_iter()
             .map(|(key, value)| ((key, Reverse(mark.vlsn)), Some(value)))
             .collect();
-        let versions = Arc::new(versions);
-        let mut parts = self.table.parts.write();
-        *parts =
-            Parts { active: Arc::default(), sealed: None, flushed: Arc::clone(&versions), mark };
-        self.table.store_image(versions, mark);
-        Ok(())
+        *self.table.sealed.lock() = Some(Arc::new(versions));
+        Ok(SealedContent { mark, number: 0 })
     }
 }

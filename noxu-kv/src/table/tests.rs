@@ -285,7 +285,8 @@ fn ingesting_replaces_everything_in_one_step() {
                 ingest.put(key, Value::from(n.to_string().into_bytes())).unwrap();
             }
             if finish {
-                ingest.finish(mark(50)).unwrap();
+                let sealed = ingest.seal(mark(50)).unwrap();
+                bench.table().adopt(sealed).unwrap();
             } else {
                 drop(ingest);
                 assert_eq!(texts(all(bench.table(), 9)), pairs(&[("old", "1"), ("old2", "2")]));
@@ -313,7 +314,8 @@ fn ingesting_replaces_everything_in_one_step() {
 fn an_empty_ingest_leaves_an_empty_table_with_its_mark() {
     on_each_table(|bench| {
         put(bench.table(), "old", "1", 1);
-        bench.table().ingest().unwrap().finish(mark(5)).unwrap();
+        let sealed = bench.table().ingest().unwrap().seal(mark(5)).unwrap();
+        bench.table().adopt(sealed).unwrap();
         assert_eq!(bench.table().flushed(), mark(5));
         bench.reopen();
         assert_eq!(bench.table().flushed(), mark(5));

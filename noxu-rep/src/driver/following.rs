@@ -46,6 +46,7 @@ use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
 use crate::stream::replica::{ReplicaHost, ReplicaStream, ended};
 use crate::stream::syncup_protocol::{SyncupOptions, SyncupOutcome, replica_syncup};
+use crate::sync::StateMachine;
 use crate::wire::election::LogEnd;
 use crate::wire::handshake::{
     Capabilities, Hello, RejectReason, VersionRange, Welcome, handshake_as_replica,
@@ -641,6 +642,14 @@ impl RestoreHost for Restorer<'_> {
 
     fn clock(&self) -> &Clock {
         &self.life.clock
+    }
+
+    fn machine(&self) -> Option<Arc<dyn StateMachine>> {
+        Some(Arc::clone(self.life.applier.machine()))
+    }
+
+    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+        self.life.around.run_beside(work);
     }
 }
 

@@ -91,6 +91,11 @@ pub trait Surroundings: Send + Sync {
     /// Have [`Life::mend_disk`] called once, soon and by a thread that may wait for others. Never waits.
     fn mend_disk(&self);
 
+    /// Runs `work`, which may take long: by another thread if there are any, else at once.
+    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
+
     /// Something that a round of looking for a master may have failed for is over. Never waits.
     fn look_again(&self);
 

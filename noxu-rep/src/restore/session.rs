@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::core::recovery::RecoveryId;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
+use crate::sync::StateMachine;
 use crate::sync::method::StateSync;
 use crate::sync::stream::StreamSync;
 use crate::wire::handshake::NodeKind;
@@ -152,6 +153,16 @@ pub trait RestoreHost: Sync {
 
     /// Its clock.
     fn clock(&self) -> &Clock;
+
+    /// Its state machine, for what can be done ahead of the installation; `None` if nothing is to be.
+    fn machine(&self) -> Option<Arc<dyn StateMachine>> {
+        None
+    }
+
+    /// Runs `work`, which may take long: beside the session if there are threads, else at once.
+    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
 }
 
 /// Fetches everything from the master at the other end of `channel`, and from the nodes that it names,

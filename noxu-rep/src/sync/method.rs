@@ -25,6 +25,7 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use noxu_log::env::Env;
 use noxu_util::{Fingerprint, Name, Vlsn};
@@ -55,6 +56,23 @@ pub trait StateSync: Debug + Send + Sync {
     /// `Log` for the disk. What is merely damaged is had again.
     fn session(&self, order: &SyncOrder, saved: Option<&[u8]>) -> Result<Box<dyn SyncSession>>;
 
+    /// Does as much of [`StateSync::install`] ahead as leaves the state of `machine` as it is, while the
+    /// log is still fetched: the longer the installation takes, the more log the master must keep for
+    /// this node. Nothing of it is relied on. Default: nothing.
+    ///
+    /// # Errors
+    /// As [`StateSync::install`]; they end nothing.
+    fn prepare(
+        &self,
+        order: &SyncOrder,
+        sealed: &[u8],
+        machine: &dyn StateMachine,
+        pace: &Pace,
+    ) -> Result<()> {
+        let _ = (order, sealed, machine, pace);
+        Ok(())
+    }
+
     /// Replaces the state of `machine` by what a session sealed, durably. `log` is the restored log; all
     /// of it may be applied through the entry of the newest proof. May be repeated after a crash.
     ///
@@ -67,6 +85,35 @@ pub trait StateSync: Debug + Send + Sync {
         machine: &dyn StateMachine,
         log: &dyn LogReader,
     ) -> Result<()>;
+}
+
+/// How far a preparation is, and whether it is still wanted.
+#[derive(Debug, Default)]
+pub struct Pace {
+    bytes: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Pace {
+    /// So many bytes more are done.
+    pub fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes done.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits for it any more: it had better end.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Whether nobody does.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
 }
 
 /// How much of the log comes with a method.

@@ -19,8 +19,8 @@ use noxu_util::Name;
 use noxu_util::codec::{CodecError, Put, Reader};
 
 use self::giving::StreamProvider;
-use self::taking::{Sealed, StreamSession, install};
-use super::method::{LogPart, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession};
+use self::taking::{Sealed, StreamSession, install, prepare};
+use super::method::{LogPart, Pace, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession};
 use super::{LogReader, StateMachine};
 use crate::error::Result;
 
@@ -65,6 +65,16 @@ impl StateSync for StreamSync {
 
     fn session(&self, order: &SyncOrder, saved: Option<&[u8]>) -> Result<Box<dyn SyncSession>> {
         Ok(Box::new(StreamSession::new(order, saved)))
+    }
+
+    fn prepare(
+        &self,
+        order: &SyncOrder,
+        sealed: &[u8],
+        machine: &dyn StateMachine,
+        pace: &Pace,
+    ) -> Result<()> {
+        prepare(order, &Sealed::decode(sealed)?, machine, pace)
     }
 
     fn install(

@@ -12,14 +12,16 @@ use std::sync::Arc;
 use noxu_log::LogError;
 use noxu_log::env::Env;
 use noxu_util::{Name, Vlsn};
+use parking_lot::{Condvar, Mutex};
 
 use super::super::manifest::{CommittedState, STATE, Saved};
+use super::RestoreHost;
 use crate::core::block_plan::SourceId;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::sync::method::{
-    Answer, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Opened, Proof, SessionHost, StateSync, SyncOrder,
-    SyncProgress, SyncSession,
+    Answer, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Opened, Pace, Proof, SessionHost, StateSync,
+    SyncOrder, SyncProgress, SyncSession,
 };
 use crate::wire::restore::RestoreMsg;
 
@@ -35,6 +37,8 @@ pub(super) enum Stage {
     Opening(SourceId),
     /// It comes from there.
     Coming(SourceId),
+    /// All of it is here, and is made ready to be installed.
+    Preparing,
     /// All of it is here.
     Whole,
 }
@@ -61,6 +65,23 @@ pub(super) struct StateLane {
     wanted: u64,
     /// Numbers of the questions under way: ours, and the session's.
     asked: VecDeque<(u64, u64)>,
+    order: SyncOrder,
+    preparation: Option<Arc<Preparation>>,
+}
+
+/// What makes the state ready to be installed, beside the session.
+#[derive(Default)]
+struct Preparation {
+    pace: Pace,
+    is_over: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Preparation {
+    fn end(&self) {
+        *self.is_over.lock() = true;
+        self.changed.notify_all();
+    }
 }
 
 impl StateLane {
@@ -83,7 +104,9 @@ impl StateLane {
         let session = method.session(&order, earlier.as_deref())?;
         let (stage, asked) = (Stage::Wanted, VecDeque::new());
         let (open_request, wanted) = (0, 0);
-        let mut lane = Self { method, saved, session, stage, open_request, wanted, asked };
+        let preparation = None;
+        let mut lane =
+            Self { method, saved, session, stage, open_request, wanted, asked, order, preparation };
         if lane.session.proofs().iter().any(|proof| proof.vlsn < front) {
             lane.discard()?;
         }
@@ -183,10 +206,54 @@ impl StateLane {
         let answer = Answer { number, proof, bytes };
         self.session.take(&answer, &mut Mute(&self.saved))?;
         if self.session.is_whole() {
-            self.stage = Stage::Whole;
+            self.stage = Stage::Preparing;
             self.asked.clear();
         }
         Ok(true)
+    }
+
+    /// Makes what is here ready to be installed; looks whether it is.
+    pub(super) fn prepare(&mut self, host: &dyn RestoreHost) {
+        if self.stage != Stage::Preparing {
+            return;
+        }
+        let Some(preparation) = &self.preparation else {
+            let Some(machine) = host.machine() else {
+                self.stage = Stage::Whole;
+                return;
+            };
+            let preparation = Arc::new(Preparation::default());
+            self.preparation = Some(Arc::clone(&preparation));
+            let (method, order) = (Arc::clone(&self.method), self.order.clone());
+            let sealed = self.session.seal();
+            // However it ends, and if it never begins.
+            let end = EndOf(preparation);
+            host.run_beside(Box::new(move || {
+                let prepared = method.prepare(&order, &sealed, &*machine, &end.0.pace);
+                if let Err(cause) = prepared {
+                    tracing::warn!("a state could not be prepared and is installed later: {cause}");
+                }
+            }));
+            return;
+        };
+        if *preparation.is_over.lock() {
+            self.stage = Stage::Whole;
+        }
+    }
+
+    /// Bytes that have been made ready.
+    pub(super) fn prepared_bytes(&self) -> u64 {
+        self.preparation.as_ref().map_or(0, |preparation| preparation.pace.bytes())
+    }
+
+    /// Ends what runs beside the session.
+    fn stop_preparing(&mut self) {
+        let Some(preparation) = self.preparation.take() else { return };
+        preparation.pace.cancel();
+        let mut is_over = preparation.is_over.lock();
+        while !*is_over {
+            preparation.changed.wait(&mut is_over);
+        }
     }
 
     /// `source` is of no use any more.
@@ -199,6 +266,7 @@ impl StateLane {
 
     /// Nothing of it counts any more.
     pub(super) fn discard(&mut self) -> Result<()> {
+        self.stop_preparing();
         self.session.discard(&mut Mute(&self.saved))?;
         self.stage = Stage::Wanted;
         self.asked.clear();
@@ -213,6 +281,21 @@ impl StateLane {
             through: through.unwrap_or_default(),
             sealed: self.session.seal(),
         }
+    }
+}
+
+impl Drop for StateLane {
+    fn drop(&mut self) {
+        self.stop_preparing();
+    }
+}
+
+/// Says that a preparation is over, however it ends.
+struct EndOf(Arc<Preparation>);
+
+impl Drop for EndOf {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

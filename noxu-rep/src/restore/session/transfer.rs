@@ -392,7 +392,8 @@ impl<'a> Transfer<'a> {
             most: LIVE_BYTES,
             needed,
             progress: recovery::Progress {
-                base_bytes: self.base_bytes,
+                base_bytes: self.base_bytes
+                    + self.state.as_ref().map_or(0, StateLane::prepared_bytes),
                 base_done,
                 durable: end.vlsn,
             },
@@ -405,6 +406,12 @@ impl<'a> Transfer<'a> {
         match self.state.as_ref().map(StateLane::stage) {
             Some(Stage::Wanted) if !self.awaits_sources() => self.open_state(),
             Some(Stage::Coming(source)) => self.ask_about_state(source),
+            Some(Stage::Preparing) => {
+                if let Some(state) = &mut self.state {
+                    state.prepare(self.fetch.host);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -488,7 +495,7 @@ impl<'a> Transfer<'a> {
         let state = self.state.as_ref().is_some_and(|state| match state.stage() {
             Stage::Opening(from) => from == source,
             Stage::Coming(from) => from == source && state.under_way() > 0,
-            Stage::Wanted | Stage::Whole => false,
+            Stage::Wanted | Stage::Preparing | Stage::Whole => false,
         });
         let attaching = self.sources[source].as_ref().is_some_and(|source| !source.is_attached);
         live || state || attaching

@@ -469,3 +469,124 @@ fn p_damaged_hints_cost_only_what_they_spoke_of() {
         install_and_check(&env, &master, true);
     }
 }
+
+/// A state machine that takes its time to prepare a checkpoint, until it is let.
+struct Preparing {
+    may_end: AtomicBool,
+    begun: AtomicBool,
+    prepared: Mutex<Option<([u8; 32], Vec<u8>)>>,
+    installed: Mutex<Vec<u8>>,
+}
+
+impl StateMachine for Preparing {
+    fn applied(&self) -> Vlsn {
+        NULL_VLSN
+    }
+    fn apply(&self, _: &EntryRun, _: Vlsn) -> Result<()> {
+        Ok(())
+    }
+    fn roll_back_to(&self, _: Vlsn, _: &dyn LogReader) -> Result<()> {
+        Ok(())
+    }
+    fn checkpoint(&self) -> Result<Vlsn> {
+        Ok(NULL_VLSN)
+    }
+    fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
+        panic!("it gives nothing")
+    }
+    fn prepare_checkpoint(&self, id: &[u8; 32], _: Vlsn, source: &mut dyn Read) -> Result<()> {
+        self.begun.store(true, Ordering::Release);
+        let (mut text, mut byte) = (Vec::new(), [0]);
+        // One that nobody waits for any more is told so by its source, at the end too.
+        while source.read(&mut byte).map_err(RepError::state_machine)? > 0
+            || !self.may_end.load(Ordering::Acquire)
+        {
+            if text.len() < CHECKPOINT_TEXT.len() {
+                text.push(byte[0]);
+            }
+        }
+        *self.prepared.lock() = Some((*id, text));
+        Ok(())
+    }
+    fn install_prepared(&self, id: &[u8; 32]) -> Result<bool> {
+        let Some((_, text)) = self.prepared.lock().take_if(|(of, _)| of == id) else {
+            return Ok(false);
+        };
+        *self.installed.lock() = text;
+        Ok(true)
+    }
+    fn install_checkpoint(&self, _: Vlsn, source: &mut dyn Read) -> Result<()> {
+        let mut text = b"read: ".to_vec();
+        source.read_to_end(&mut text).map_err(RepError::state_machine)?;
+        *self.installed.lock() = text;
+        Ok(())
+    }
+}
+
+fn preparing(may_end: bool) -> Arc<Preparing> {
+    Arc::new(Preparing {
+        may_end: AtomicBool::new(may_end),
+        begun: AtomicBool::new(false),
+        prepared: Mutex::default(),
+        installed: Mutex::default(),
+    })
+}
+
+/// P "10 GB slow copy with live writes keeps the master's log below its window": however long the state
+/// takes to be made ready, the node goes on to take what is written, and the master keeps none of it.
+#[test]
+fn p_entries_come_while_the_state_is_prepared_and_the_installation_reads_nothing() {
+    let (master, env, machine) = (Master::new(100), memory(), preparing(false));
+    let node = Node { machine: Some(Arc::<Preparing>::clone(&machine)), ..Node::default() };
+    thread::scope(|scope| {
+        let restored = scope.spawn(|| session(&master.connect(), &env, &node));
+        while !machine.begun.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        for end in [300, 400, 500] {
+            extend(&master.log, (end, end, 0), end - 10);
+            let is_near = || {
+                let held = master.log.retention().holders;
+                !held.is_empty() && held.iter().all(|holder| holder.from >= v(end - 100))
+            };
+            while !is_near() {
+                thread::yield_now();
+            }
+        }
+        assert!(!restored.is_finished());
+        machine.may_end.store(true, Ordering::Release);
+        let progress = restored.join().unwrap().unwrap();
+        assert_eq!(progress.phase, Phase::Committed);
+    });
+    assert_eq!(install(&env, &*machine).unwrap().last, v(500));
+    assert!(*machine.installed.lock() == CHECKPOINT_TEXT, "what was prepared, not read again");
+}
+
+/// A node that forgot what it had prepared, such as one that was started anew, reads it.
+#[test]
+fn what_was_prepared_and_forgotten_is_read_when_it_is_installed() {
+    let (master, env, machine) = (Master::new(100), memory(), preparing(true));
+    let node = Node { machine: Some(machine), ..Node::default() };
+    session(&master.connect(), &env, &node).unwrap();
+    let anew = preparing(true);
+    install(&env, &*anew).unwrap();
+    assert!(*anew.installed.lock() == [b"read: ", CHECKPOINT_TEXT].concat());
+}
+
+/// What runs beside a session ends with it.
+#[test]
+fn a_session_that_breaks_off_ends_its_preparation() {
+    let (master, env, machine) = (Master::new(100), memory(), preparing(false));
+    let node = Node { machine: Some(Arc::<Preparing>::clone(&machine)), ..Node::default() };
+    let channel = master.connect();
+    thread::scope(|scope| {
+        let restored = scope.spawn(|| session(&channel, &env, &node));
+        while !machine.begun.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        channel.close();
+        restored.join().unwrap().unwrap_err();
+    });
+    assert!(machine.prepared.lock().is_none());
+    assert!(!is_committed(&*env, dir()).unwrap());
+}

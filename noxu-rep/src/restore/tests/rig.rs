@@ -356,12 +356,15 @@ pub(super) struct Node<'a> {
     /// Who is reached at which address, and how.
     pub(super) peers: Vec<(&'static str, Dial<'a>)>,
     pub(super) clock: Clock,
+    /// Prepares what comes, in a thread of its own.
+    pub(super) machine: Option<Arc<dyn StateMachine>>,
 }
 
 impl Default for Node<'_> {
     fn default() -> Self {
         let (asked, clock) = (Mutex::default(), Clock::start());
-        Self { watch: Box::new(|_| {}), permits: true, asked, peers: Vec::new(), clock }
+        let (peers, machine) = (Vec::new(), None);
+        Self { watch: Box::new(|_| {}), permits: true, asked, peers, clock, machine }
     }
 }
 
@@ -404,6 +407,14 @@ impl RestoreHost for Node<'_> {
 
     fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    fn machine(&self) -> Option<Arc<dyn StateMachine>> {
+        self.machine.clone()
+    }
+
+    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+        thread::spawn(work);
     }
 }
 

@@ -17,7 +17,7 @@ use super::{PIECE_BYTES, Question};
 use crate::error::{RepError, Result};
 use crate::sync::StateMachine;
 use crate::sync::method::{
-    Answer, Opened, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
+    Answer, Opened, Pace, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
 };
 
 /// Bytes of a checkpoint between two syncs.
@@ -270,33 +270,59 @@ impl Sealed {
     }
 }
 
+pub(super) fn prepare(
+    order: &SyncOrder,
+    sealed: &Sealed,
+    machine: &dyn StateMachine,
+    pace: &Pace,
+) -> Result<()> {
+    let mut source = Verified::open(order, sealed, Some(pace))?;
+    machine.prepare_checkpoint(&sealed.digest, sealed.vlsn, &mut source)
+}
+
 pub(super) fn install(
     order: &SyncOrder,
     sealed: &Sealed,
     machine: &dyn StateMachine,
 ) -> Result<()> {
-    let path = path(order);
-    let file = order.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
-    let Sealed { vlsn, bytes: len, digest: expected } = *sealed;
-    let source = Verified { file, at: 0, len, hasher: blake3::Hasher::new(), expected };
-    let mut source = BufReader::with_capacity(READ_BYTES, source);
-    machine.install_checkpoint(vlsn, &mut source)?;
+    if machine.install_prepared(&sealed.digest)? {
+        return Ok(());
+    }
+    let mut source = Verified::open(order, sealed, None)?;
+    machine.install_checkpoint(sealed.vlsn, &mut source)?;
     // What the machine left unread is verified too.
+    let path = path(order);
     io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
     Ok(())
 }
 
 /// Reads a file and fails at its end if its digest is not the expected one.
-struct Verified {
+struct Verified<'a> {
     file: Arc<dyn EnvFile>,
     at: u64,
     len: u64,
     hasher: blake3::Hasher,
     expected: [u8; 32],
+    pace: Option<&'a Pace>,
 }
 
-impl Read for Verified {
+impl<'a> Verified<'a> {
+    fn open(order: &SyncOrder, sealed: &Sealed, pace: Option<&'a Pace>) -> Result<BufReader<Self>> {
+        let path = path(order);
+        let file =
+            order.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
+        let Sealed { bytes: len, digest: expected, .. } = *sealed;
+        let hasher = blake3::Hasher::new();
+        let verified = Self { file, at: 0, len, hasher, expected, pace };
+        Ok(BufReader::with_capacity(READ_BYTES, verified))
+    }
+}
+
+impl Read for Verified<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.pace.is_some_and(Pace::is_cancelled) {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
         let wanted = (self.len - self.at).min(buf.len() as u64) as usize;
         if wanted == 0 {
             if self.at == self.len && self.hasher.finalize() != self.expected && !buf.is_empty() {
@@ -313,6 +339,9 @@ impl Read for Verified {
         }
         self.hasher.update(&buf[..read]);
         self.at += read as u64;
+        if let Some(pace) = self.pace {
+            pace.advance(read as u64);
+        }
         Ok(read)
     }
 }
