@@ -139,6 +139,10 @@ pub(crate) trait Ingest {
     /// Adds a key; keys come in ascending order.
     fn put(&mut self, key: Value, value: Value) -> Result<()>;
 
+    /// Writes versions over what was put, each newer than all that is there of its key; leaves `batch`
+    /// empty. Nothing is put any more.
+    fn write_over(&mut self, batch: &mut Vec<Version>) -> Result<()>;
+
     /// Makes the new content durable at `mark` and swaps it in, in one step that a crash leaves
     /// either wholly done or not done at all.
     fn finish(self: Box<Self>, mark: Mark) -> Result<()>;
