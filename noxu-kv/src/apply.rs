@@ -22,8 +22,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::checkpoint::CheckpointStream;
 use crate::encode::{KIND_WRITES, Write, decode_commit, decode_part};
 use crate::error::{KvError, Result};
-use crate::snapshot::View;
-use crate::table::{Mark, SealedContent, Table, Version};
+use crate::snapshot::{Snapshot, View};
+use crate::table::{Ingest, Mark, SealedContent, Table, Version};
 use crate::value::Value;
 
 /// What the store asks of replication.
@@ -96,7 +96,7 @@ struct UpkeepState {
 }
 
 #[derive(Default)]
-struct Applier {
+pub(crate) struct Applier {
     /// The last entry given.
     given: Vlsn,
     /// The newest sync entry with nothing open behind it.
@@ -236,17 +236,9 @@ impl Machine {
 
     /// The content at the newest VLSN that is durable, as a stream.
     pub(crate) fn open_checkpoint(&self) -> Result<CheckpointStream> {
-        loop {
-            self.checkpoint()?;
-            // C6: `commit_floor` is durable at or above the mark since its flush.
-            let mark = self.core.view.table.flushed();
-            match self.core.view.open_snapshot(Some(mark.vlsn)) {
-                Ok(snapshot) => return CheckpointStream::open(&snapshot, mark),
-                // Another flush got in between, and has moved the mark on.
-                Err(KvError::SnapshotTooOld { .. }) => {}
-                Err(cause) => return Err(cause),
-            }
-        }
+        self.checkpoint()?;
+        let (snapshot, mark) = self.durable_snapshot()?;
+        CheckpointStream::open(&snapshot, mark)
     }
 
     /// Replaces all state by the content that `make` makes.
@@ -303,6 +295,20 @@ impl Machine {
         })
     }
 
+    /// The content at the newest VLSN that is durable.
+    pub(crate) fn durable_snapshot(&self) -> Result<(Snapshot, Mark)> {
+        loop {
+            // C6: `commit_floor` is durable at or above the mark since its flush.
+            let mark = self.core.view.table.flushed();
+            match self.core.view.open_snapshot(Some(mark.vlsn)) {
+                Ok(snapshot) => return Ok((snapshot, mark)),
+                // Another flush is moving the mark on: with its lock it is waited for.
+                Err(KvError::SnapshotTooOld { .. }) => self.core.flush_if_stable()?,
+                Err(cause) => return Err(cause),
+            }
+        }
+    }
+
     /// Why the threads that write to disk last failed, if they have not succeeded since.
     pub(crate) fn upkeep_failure(&self) -> Option<String> {
         self.core.upkeep.state.lock().failure.clone()
@@ -335,8 +341,7 @@ impl Core {
         memtable_bytes: u64,
         inline: bool,
     ) -> Arc<Self> {
-        let boundary = table.flushed();
-        let applier = Applier { given: boundary.vlsn, boundary, ..Applier::default() };
+        let applier = Applier::behind(table.flushed());
         Arc::new(Self {
             view: View::new(table),
             stability,
@@ -656,6 +661,36 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    /// Entries behind `after` follow.
+    pub(crate) fn behind(after: Mark) -> Self {
+        Self { given: after.vlsn, boundary: after, ..Self::default() }
+    }
+
+    /// Writes `entries` over what `ingest` has.
+    pub(crate) fn redo<'a>(
+        &mut self,
+        ingest: &mut dyn Ingest,
+        entries: impl Iterator<Item = LogEntry<'a>>,
+    ) -> Result<()> {
+        for entry in entries {
+            self.take(entry)?;
+            if self.batch_bytes >= BATCH_BYTES {
+                self.write_batch_over(ingest)?;
+            }
+        }
+        self.write_batch_over(ingest)
+    }
+
+    fn write_batch_over(&mut self, ingest: &mut dyn Ingest) -> Result<()> {
+        self.batch_bytes = 0;
+        ingest.write_over(&mut self.batch)
+    }
+
+    /// Where all of it is applied and no transaction is open.
+    pub(crate) fn boundary(&self) -> Option<Mark> {
+        (self.open.is_none() && self.boundary.vlsn == self.given).then_some(self.boundary)
     }
 
     fn insert_batch(&mut self, view: &View) {

@@ -131,22 +131,10 @@ pub(crate) fn ingest(
             [KEY] => {
                 let key_bytes = usize::from(u16::from_le_bytes(source.array("a key's length")?));
                 let value_bytes = u32::from_le_bytes(source.array("a value's length")?) as usize;
-                check((2..=MAX_KEY_BYTES + 1).contains(&key_bytes), || {
-                    format!("a key of {key_bytes} bytes found, 2 to {} expected", MAX_KEY_BYTES + 1)
-                })?;
-                check(value_bytes <= MAX_VALUE_BYTES, || {
-                    format!(
-                        "a value of {value_bytes} bytes found, at most {MAX_VALUE_BYTES} expected"
-                    )
-                })?;
+                check_lengths(key_bytes, value_bytes)?;
                 let key = Value::from(source.bytes("a key", key_bytes)?);
                 let value = Value::from(source.bytes("a value", value_bytes)?);
-                check(key.first() != Some(&RESERVED_PREFIX), || {
-                    format!("key {} belongs to the table itself", shown(&key))
-                })?;
-                check(last.as_ref().is_none_or(|last| *last < key), || {
-                    format!("key {} does not come after the one before it", shown(&key))
-                })?;
+                check_order(&key, last.as_ref())?;
                 last = Some(key.clone());
                 keys += 1;
                 ingest.put(key, value)?;
@@ -161,6 +149,26 @@ pub(crate) fn ingest(
     let stored: [u8; 32] = source.array("the digest")?;
     check(stored == computed, || "its digest does not match its content".to_owned())?;
     ingest.seal(mark)
+}
+
+/// Whether a pair of the table can have these lengths.
+pub(crate) fn check_lengths(key_bytes: usize, value_bytes: usize) -> Result<()> {
+    check((2..=MAX_KEY_BYTES + 1).contains(&key_bytes), || {
+        format!("a key of {key_bytes} bytes found, 2 to {} expected", MAX_KEY_BYTES + 1)
+    })?;
+    check(value_bytes <= MAX_VALUE_BYTES, || {
+        format!("a value of {value_bytes} bytes found, at most {MAX_VALUE_BYTES} expected")
+    })
+}
+
+/// Whether a key of the table can come after `last`.
+pub(crate) fn check_order(key: &Value, last: Option<&Value>) -> Result<()> {
+    check(key.first() != Some(&RESERVED_PREFIX), || {
+        format!("key {} belongs to the table itself", shown(key))
+    })?;
+    check(last.is_none_or(|last| last < key), || {
+        format!("key {} does not come after the one before it", shown(key))
+    })
 }
 
 fn check(lawful: bool, cause: impl FnOnce() -> String) -> Result<()> {

@@ -10,6 +10,7 @@ mod conflicts;
 mod encode;
 mod engine;
 mod error;
+mod ranges;
 mod snapshot;
 mod state_machine;
 mod store;

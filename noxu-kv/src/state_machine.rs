@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use noxu_log::{Entry, EntryRun};
+use noxu_rep::sync::ranges::RangedState;
 use noxu_rep::sync::{Checkpoint, LogReader, StateMachine};
 use noxu_util::Vlsn;
 
@@ -66,6 +67,10 @@ impl StateMachine for Machine {
     fn install_prepared(&self, id: &[u8; 32]) -> Result<bool> {
         self.adopt_prepared(id).map_err(report)
     }
+
+    fn ranges(&self) -> Option<&dyn RangedState> {
+        Some(self)
+    }
 }
 
 impl Checkpoint for CheckpointStream {
@@ -78,7 +83,7 @@ impl Checkpoint for CheckpointStream {
     }
 }
 
-fn log_entry(entry: Entry<'_>) -> LogEntry<'_> {
+pub(crate) fn log_entry(entry: Entry<'_>) -> LogEntry<'_> {
     LogEntry {
         vlsn: entry.header.vlsn,
         term: entry.header.term,
@@ -90,7 +95,7 @@ fn log_entry(entry: Entry<'_>) -> LogEntry<'_> {
     }
 }
 
-fn report(cause: KvError) -> noxu_rep::RepError {
+pub(crate) fn report(cause: KvError) -> noxu_rep::RepError {
     match cause {
         KvError::Replication(cause) => cause,
         cause => noxu_rep::RepError::state_machine(cause),

@@ -152,6 +152,10 @@ pub(crate) trait Ingest {
     /// Adds a key; keys come in ascending order.
     fn put(&mut self, key: Value, value: Value) -> Result<()>;
 
+    /// Writes versions over what was put, each newer than all that is there of its key; leaves `batch`
+    /// empty. Nothing is put any more.
+    fn write_over(&mut self, batch: &mut Vec<Version>) -> Result<()>;
+
     /// Makes the new content durable, as that at `mark`.
     fn seal(self: Box<Self>, mark: Mark) -> Result<SealedContent>;
 }

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod conformance;
 pub mod core;
 #[cfg(test)]
 mod damaged_log;

@@ -4,11 +4,13 @@
 //! the node then stops loudly, because it can no longer say what its state is.
 
 pub mod method;
+pub mod ranges;
 pub mod stream;
 
 use noxu_log::{EntryRun, Log};
 use noxu_util::{NULL_VLSN, Vlsn};
 
+use self::ranges::RangedState;
 use crate::error::Result;
 
 /// What Noxu replicates for.
@@ -70,6 +72,18 @@ pub trait StateMachine: Send + Sync {
 
     /// Replaces all state by the snapshot in `source`, taken at `vlsn`.
     fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()>;
+
+    /// Its state as pairs of keys and values, if it is that: then it can be given by ranges of keys
+    /// ([`ranges::RangeSync`]).
+    fn ranges(&self) -> Option<&dyn RangedState> {
+        None
+    }
+
+    /// Itself, for a method of the application's own that has to know which state machine it is
+    /// ([`method::StateSync`]).
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        None
+    }
 }
 
 /// A snapshot of a state machine, read from the front.
@@ -131,3 +145,6 @@ impl LogReader for Log {
         Ok(Log::read(self, from, max_bytes)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,22 +128,7 @@ impl LsmTable {
 impl Table for LsmTable {
     fn insert(&self, batch: &mut Vec<Version>) {
         let live = self.live();
-        // The memtable cannot change under us: the inserting thread is also the only one that
-        // rotates or clears.
-        let active = live.tree.active_memtable();
-        for Version { key, value, at } in batch.drain(..) {
-            let at = sequence(at);
-            let key = key.into_slice();
-            let _sizes = active.insert(match value {
-                Some(value) => lsm_tree::InternalValue::from_components(
-                    key,
-                    value.into_slice(),
-                    at,
-                    lsm_tree::ValueType::Value,
-                ),
-                None => lsm_tree::InternalValue::new_tombstone(key, at),
-            });
-        }
+        insert(&live.tree, batch);
     }
 
     fn active_bytes(&self) -> u64 {
@@ -299,6 +284,16 @@ impl Ingest for LsmIngest {
         Ok(())
     }
 
+    fn write_over(&mut self, batch: &mut Vec<Version>) -> Result<()> {
+        self.write_pending()?;
+        insert(&self.live.tree, batch);
+        if self.live.tree.active_memtable().size() >= INGEST_BYTES as u64 {
+            self.live.stamps.set(0);
+            self.live.tree.flush_active_memtable(0)?;
+        }
+        Ok(())
+    }
+
     fn seal(mut self: Box<Self>, mark: Mark) -> Result<SealedContent> {
         self.write_pending()?;
         let live = self.live;
@@ -353,6 +348,26 @@ fn open_tree(dir: &Path, number: u64, cache: &Arc<Cache>) -> Result<Live> {
         compaction: Mutex::new(()),
         _claim: claim,
     })
+}
+
+/// Puts versions into the active memtable.
+fn insert(tree: &Tree, batch: &mut Vec<Version>) {
+    // The memtable cannot change under us: the inserting thread is also the only one that
+    // rotates or clears.
+    let active = tree.active_memtable();
+    for Version { key, value, at } in batch.drain(..) {
+        let at = sequence(at);
+        let key = key.into_slice();
+        let _sizes = active.insert(match value {
+            Some(value) => lsm_tree::InternalValue::from_components(
+                key,
+                value.into_slice(),
+                at,
+                lsm_tree::ValueType::Value,
+            ),
+            None => lsm_tree::InternalValue::new_tombstone(key, at),
+        });
+    }
 }
 
 /// The library's sequence number of a VLSN.

@@ -148,7 +148,7 @@ impl Table for MemoryTable {
 
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>> {
         *self.sealed.lock() = None;
-        Ok(Box::new(MemoryIngest { table: self, versions: Vec::new() }))
+        Ok(Box::new(MemoryIngest { table: self, pairs: BTreeMap::new() }))
     }
 
     fn adopt(&self, sealed: SealedContent) -> Result<()> {
@@ -265,18 +265,28 @@ impl DoubleEndedIterator for Cursor {
 
 struct MemoryIngest<'a> {
     table: &'a MemoryTable,
-    versions: Vec<(Value, Value)>,
+    pairs: BTreeMap<Value, Value>,
 }
 
 impl Ingest for MemoryIngest<'_> {
     fn put(&mut self, key: Value, value: Value) -> Result<()> {
-        self.versions.push((key, value));
+        self.pairs.insert(key, value);
+        Ok(())
+    }
+
+    fn write_over(&mut self, batch: &mut Vec<Version>) -> Result<()> {
+        for Version { key, value, .. } in batch.drain(..) {
+            match value {
+                Some(value) => self.pairs.insert(key, value),
+                None => self.pairs.remove(&key),
+            };
+        }
         Ok(())
     }
 
     fn seal(self: Box<Self>, mark: Mark) -> Result<SealedContent> {
         let versions: Versions = self
-            .versions
+            .pairs
             .into_iter()
             .map(|(key, value)| ((key, Reverse(mark.vlsn)), Some(value)))
             .collect();

@@ -249,13 +249,14 @@ impl Life {
         address: String,
         around: Arc<dyn Surroundings>,
     ) -> Result<Arc<Self>> {
-        let Opened { env, config, clock, log, report, housekeeper, slot, machine } = opened;
+        let Opened { env, mut config, clock, log, report, housekeeper, slot, machine } = opened;
         let positions = log.positions();
         let limit = if machine.applied() < positions.anchor.vlsn {
             NULL_VLSN // nothing can be applied before a restore
         } else {
             housekeeper.dtvlsn().min(positions.last)
         };
+        config.sync.retain(|method| method.is_for(&*machine));
         let giving = SyncNode { env: Arc::clone(&env), machine: Arc::clone(&machine) };
         let offers = StateOffers::new(clock.clone(), &config.sync, &giving);
         let applier = Arc::new(Applier::new(log.clone(), machine, limit));

@@ -35,6 +35,7 @@ use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::sync::StateMachine;
 use crate::sync::method::StateSync;
+use crate::sync::ranges::RangeSync;
 use crate::sync::stream::StreamSync;
 use crate::wire::handshake::NodeKind;
 use crate::wire::restore::{Abandoned, MethodId, RestoreMsg};
@@ -56,7 +57,8 @@ pub struct Restoring {
     pub log: LogConfig,
     /// How it is done.
     pub limits: RestoreLimits,
-    /// By which methods its state may come, those it prefers first. Default [`default_methods`].
+    /// By which methods its state may come, those it prefers first, all of them for its state machine
+    /// ([`StateSync::is_for`]). Default [`default_methods`].
     pub methods: Vec<Arc<dyn StateSync>>,
     /// A mutation that the tests must catch: the bitmap is saved before its data is synced.
     #[cfg(test)]
@@ -90,9 +92,10 @@ impl Default for RestoreLimits {
     }
 }
 
-/// The methods that ship with Noxu and need nothing of a state machine but its checkpoint.
+/// The methods that ship with Noxu; a node does without those that are not for its state machine.
 pub fn default_methods() -> Vec<Arc<dyn StateSync>> {
-    vec![Arc::new(StreamSync::SEGMENTS), Arc::new(StreamSync::SNAPSHOT)]
+    let ranges = RangeSync::default();
+    vec![Arc::new(StreamSync::SEGMENTS), Arc::new(StreamSync::SNAPSHOT), Arc::new(ranges)]
 }
 
 impl Restoring {

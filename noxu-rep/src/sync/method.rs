@@ -47,6 +47,12 @@ pub trait StateSync: Debug + Send + Sync {
         LogPart::Whole
     }
 
+    /// Whether a node with this state machine can give and take by it: else the node does as if it did not
+    /// have it. Default true.
+    fn is_for(&self, _machine: &dyn StateMachine) -> bool {
+        true
+    }
+
     /// The half of it that gives, on a node with this state machine.
     fn provider(&self, node: &SyncNode) -> Box<dyn SyncProvider>;
 

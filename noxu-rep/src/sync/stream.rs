@@ -19,13 +19,14 @@ use noxu_util::Name;
 use noxu_util::codec::{CodecError, Put, Reader};
 
 use self::giving::StreamProvider;
+pub(super) use self::taking::digest_front;
 use self::taking::{Sealed, StreamSession, install, prepare};
 use super::method::{LogPart, Pace, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession};
 use super::{LogReader, StateMachine};
 use crate::error::Result;
 
-/// Bytes of a piece.
-const PIECE_BYTES: u32 = 1 << 20;
+/// Most bytes of a piece.
+const MAX_PIECE_BYTES: u32 = 1 << 20;
 
 /// The form of questions, answers and heads. The checkpoint's own is the state machine's affair.
 const SIGNATURE: u64 = 0x6e6f_7875_7374_7231;
@@ -35,15 +36,33 @@ const SIGNATURE: u64 = 0x6e6f_7875_7374_7231;
 pub struct StreamSync {
     name: &'static str,
     log_part: LogPart,
+    piece_bytes: u32,
+    sync_bytes: u64,
 }
 
 impl StreamSync {
     /// All of the log, and the checkpoint if the log does not begin with the group's first entry. The
     /// default.
-    pub const SEGMENTS: Self = Self { name: "segments", log_part: LogPart::Whole };
+    pub const SEGMENTS: Self = Self::new("segments", LogPart::Whole);
 
     /// The checkpoint, and the log from the finished segments on.
-    pub const SNAPSHOT: Self = Self { name: "snapshot", log_part: LogPart::Newest };
+    pub const SNAPSHOT: Self = Self::new("snapshot", LogPart::Newest);
+
+    const fn new(name: &'static str, log_part: LogPart) -> Self {
+        Self { name, log_part, piece_bytes: MAX_PIECE_BYTES, sync_bytes: 16 << 20 }
+    }
+
+    /// Asks for pieces of `piece_bytes`, at least 1 and at most 1 MiB, which is the default, and syncs after
+    /// `sync_bytes`; as much is fetched again after a crash. Default 16 MiB.
+    #[must_use]
+    pub const fn with_tuning(self, piece_bytes: u32, sync_bytes: u64) -> Self {
+        let piece_bytes = match piece_bytes {
+            0 => 1,
+            1..=MAX_PIECE_BYTES => piece_bytes,
+            _ => MAX_PIECE_BYTES,
+        };
+        Self { piece_bytes, sync_bytes, ..self }
+    }
 }
 
 impl StateSync for StreamSync {
@@ -64,7 +83,7 @@ impl StateSync for StreamSync {
     }
 
     fn session(&self, order: &SyncOrder, saved: Option<&[u8]>) -> Result<Box<dyn SyncSession>> {
-        Ok(Box::new(StreamSession::new(order, saved)))
+        Ok(Box::new(StreamSession::new(*self, order, saved)))
     }
 
     fn prepare(

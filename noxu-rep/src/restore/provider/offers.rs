@@ -43,14 +43,15 @@ pub(super) struct OpenOffer {
 }
 
 impl StateOffers {
-    /// By these methods, of `node`; none is open yet.
+    /// By those of these methods that are for `node`; none is open yet.
     pub fn new(clock: Clock, methods: &[Arc<dyn StateSync>], node: &SyncNode) -> Self {
         let method = |method: &Arc<dyn StateSync>| Method {
             id: MethodId { name: method.name(), signature: method.signature() },
             log_part: method.log_part(),
             provider: method.provider(node),
         };
-        let methods = methods.iter().map(method).collect();
+        let methods = methods.iter().filter(|method| method.is_for(&*node.machine)).map(method);
+        let methods = methods.collect();
         Self { clock, methods, kept: Mutex::default() }
     }
 

@@ -155,7 +155,12 @@ impl StateLane {
         fits: bool,
     ) -> Result<Taken> {
         let begun = fits && self.session.begin(opened, &mut Mute(&self.saved))?;
-        self.stage = if begun { Stage::Coming(source) } else { Stage::Wanted };
+        self.stage = match begun {
+            // An earlier session had all of it, and did not commit.
+            true if self.session.is_whole() => Stage::Preparing,
+            true => Stage::Coming(source),
+            false => Stage::Wanted,
+        };
         if begun {
             return Ok(Taken::Begun);
         }

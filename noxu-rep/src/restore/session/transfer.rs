@@ -726,7 +726,7 @@ impl<'a> Transfer<'a> {
                 continue;
             }
             // What it holds was rolled back meanwhile.
-            self.base_told = false;
+            (self.base_told, self.sound) = (false, None);
             if let Some(state) = &mut self.state {
                 state.discard()?;
             }

@@ -11,7 +11,7 @@ use noxu_util::Vlsn;
 use noxu_util::codec::Put;
 use parking_lot::Mutex;
 
-use super::{PIECE_BYTES, Question};
+use super::{MAX_PIECE_BYTES, Question};
 use crate::error::{RepError, Result};
 use crate::sync::Checkpoint;
 use crate::sync::method::{Offer, SyncNode, SyncProvider};
@@ -55,7 +55,7 @@ impl SyncProvider for StreamProvider {
         };
         let checkpoint = found.ok_or_else(none)?;
         let mut checkpoint = checkpoint.lock();
-        let most = bytes.min(PIECE_BYTES) as usize;
+        let most = bytes.min(MAX_PIECE_BYTES) as usize;
         let (piece, is_last) = checkpoint.piece(offset, durable, most)?.ok_or_else(none)?;
         answer.put_bool(is_last);
         answer.put_bytes(piece);

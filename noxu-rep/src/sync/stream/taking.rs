@@ -13,15 +13,12 @@ use noxu_log::env::{EnvFile, OpenMode};
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Name, Vlsn};
 
-use super::{PIECE_BYTES, Question};
+use super::{Question, StreamSync};
 use crate::error::{RepError, Result};
 use crate::sync::StateMachine;
 use crate::sync::method::{
     Answer, Opened, Pace, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
 };
-
-/// Bytes of a checkpoint between two syncs.
-const SYNC_BYTES: u64 = 16 << 20;
 
 /// Bytes that are read from disk at once.
 const READ_BYTES: usize = 1 << 20;
@@ -73,6 +70,7 @@ impl Part {
 
 /// A checkpoint that is being fetched.
 pub(super) struct StreamSession {
+    tuning: StreamSync,
     order: SyncOrder,
     /// Which it is; `None` for none.
     part: Option<Part>,
@@ -87,8 +85,9 @@ pub(super) struct StreamSession {
 }
 
 impl StreamSession {
-    pub(super) fn new(order: &SyncOrder, saved: Option<&[u8]>) -> Self {
+    pub(super) fn new(tuning: StreamSync, order: &SyncOrder, saved: Option<&[u8]>) -> Self {
         Self {
+            tuning,
             order: order.clone(),
             part: saved.and_then(|saved| Part::decode(saved).ok()),
             file: None,
@@ -145,12 +144,13 @@ impl SyncSession for StreamSession {
 
     fn ask(&mut self, host: &mut dyn SessionHost) -> Result<()> {
         let Some(part) = self.part.as_ref().filter(|_| !self.is_whole) else { return Ok(()) };
-        while self.asked < self.written + PIECES * u64::from(PIECE_BYTES) {
-            let (offset, bytes, durable) = (self.asked, PIECE_BYTES, part.durable);
+        let bytes = self.tuning.piece_bytes;
+        while self.asked < self.written + PIECES * u64::from(bytes) {
+            let (offset, durable) = (self.asked, part.durable);
             if !host.ask(offset, &Question { offset, bytes, durable }.encode())? {
                 break;
             }
-            self.asked += u64::from(PIECE_BYTES);
+            self.asked += u64::from(bytes);
         }
         Ok(())
     }
@@ -165,7 +165,9 @@ impl SyncSession for StreamSession {
         if self.is_whole || answer.number != self.written {
             return Ok(());
         }
-        if answer.proof != part.proof || (bytes.len() < PIECE_BYTES as usize && !is_last) {
+        if answer.proof != part.proof
+            || (bytes.len() < self.tuning.piece_bytes as usize && !is_last)
+        {
             let found = format!("{} bytes through {}", bytes.len(), answer.proof.vlsn);
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
@@ -174,7 +176,7 @@ impl SyncSession for StreamSession {
             .map_err(|e| LogError::io("write", &path, e))?;
         self.hasher.update(bytes);
         self.written += bytes.len() as u64;
-        if is_last || self.written - part.durable >= SYNC_BYTES {
+        if is_last || self.written - part.durable >= self.tuning.sync_bytes {
             file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
             if part.durable == 0 {
                 // A file without a name is no file.
@@ -225,7 +227,7 @@ fn path(order: &SyncOrder) -> PathBuf {
 }
 
 /// The digest of the first `len` bytes of a file, or of all if it is shorter.
-fn digest_front(file: &dyn EnvFile, len: u64) -> io::Result<blake3::Hasher> {
+pub(in crate::sync) fn digest_front(file: &dyn EnvFile, len: u64) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     let (mut at, mut buffer) = (0, vec![0; READ_BYTES]);
     while at < len {
