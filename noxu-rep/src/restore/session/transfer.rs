@@ -713,7 +713,7 @@ impl<'a> Transfer<'a> {
     fn commit_if_whole(&mut self) -> Result<Option<Commit>> {
         let (end, head) = (self.staged.end(), &self.manifest.head);
         // The master says where it ends, once it knows that only entries are missing.
-        let Some(cut) = self.cut else { return Ok(None) };
+        let Some(cut) = self.cut.filter(|_| self.base_told) else { return Ok(None) };
         if !self.base.is_done() || end.vlsn < head.target.max(cut) {
             return Ok(None);
         }
