@@ -49,14 +49,13 @@ pub struct Applier {
     signalled: Condvar,
 }
 
-/// Hears of rot, and says whether it counts as faulty entries now, which will be mended. Called with no
-/// lock held.
+/// Hears of rot, and says whether it will be mended, or just was. Called with no lock held.
 type OnRot = Box<dyn Fn(&LogError) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Turn {
     failed: Option<String>,
-    /// What is behind this could not be read, and did not count as faulty then.
+    /// What is behind this could not be read though nothing is known to be damaged there.
     misread: Option<Vlsn>,
 }
 
@@ -247,14 +246,17 @@ impl Applier {
                 // The limit may name entries that are still on their way to this node.
                 Ok(None) | Err(LogError::Faulty { .. }) => Ok(None),
                 Err(cause @ LogError::Corrupt { .. }) => {
-                    // Once more, unless this is the second time: the disk may have told otherwise than
-                    // it does now, or somebody else have met it first and had it mended.
-                    let again = turn.misread.replace(applied) == Some(applied);
+                    let again = turn.misread == Some(applied);
                     drop(turn);
-                    if self.on_rot.get().is_some_and(|hook| hook(&cause)) {
+                    let is_mended = self.on_rot.get().is_some_and(|hook| hook(&cause));
+                    turn = self.turn.lock();
+                    if is_mended {
+                        turn.misread = None;
                         return Ok(false);
                     }
-                    turn = self.turn.lock();
+                    // Once more, unless nothing was known to be damaged before it was read either: the
+                    // disk may have told otherwise than it does now, or it was mended in between.
+                    turn.misread = Some(applied);
                     if !again {
                         return Ok(true);
                     }
@@ -366,6 +368,29 @@ mod tests {
             assert_eq!(applier.step().is_ok(), is_transient);
             assert_eq!(applier.applied() > NULL_VLSN, is_transient);
         }
+    }
+
+    /// It is read again while it is mended: whoever looks finds nothing damaged any more.
+    #[test]
+    fn what_is_mended_between_being_read_and_being_looked_at_is_no_failure() {
+        let (env, log) = sealed();
+        let path = log_dir(log.dir()).join(segment_name(log.sealed_segments()[0].number));
+        log.close().unwrap();
+        let applier = Applier::new(reopened(&env), Arc::new(Given::default()), NULL_VLSN);
+        applier.raise(Vlsn::new(8));
+        env.corrupt(&path, 200, 0x10).unwrap();
+        let calls = AtomicUsize::new(0);
+        applier.set_on_rot(move |_| {
+            let call = calls.fetch_add(1, Ordering::Relaxed);
+            if call == 1 {
+                env.corrupt(&path, 200, 0x10).unwrap(); // the same bit again
+            }
+            call == 0
+        });
+        assert!(!applier.step().unwrap(), "it is asked for");
+        assert!(applier.step().unwrap(), "once more");
+        assert!(applier.step().unwrap());
+        assert!(applier.applied() > NULL_VLSN);
     }
 
     #[test]

@@ -77,8 +77,9 @@ struct State {
     channel: Option<Arc<dyn Channel>>,
     /// Sealed segments that somebody needs and could not read.
     needed: BTreeSet<u32>,
-    /// When something of a segment was mended last.
-    mended: BTreeMap<u32, Now>,
+    /// When something of a segment was last mended, or is about to be: whoever could not read it and
+    /// finds nothing damaged there now is to look again.
+    touched: BTreeMap<u32, Now>,
 }
 
 impl Life {
@@ -152,15 +153,15 @@ impl Life {
     }
 
     /// Somebody needs a sealed segment and could not read it. True if it is damaged: then it is mended
-    /// at once, and if nobody has it, its entries count as faulty. True too if it has just been mended,
-    /// after whoever could not read it looked.
+    /// at once, and if nobody has it, its entries count as faulty. True too if it is just being mended, or has
+    /// been after whoever could not read it looked.
     pub(super) fn mend_sealed(&self, segment: u32) -> bool {
         // An open segment has no digests, and no other node has it sealed for certain.
         let Ok(damaged) = self.log.scrub_segment(segment) else { return false };
         if damaged.is_empty() {
-            let mended = self.disk_mending.state.lock().mended.get(&segment).copied();
+            let touched = self.disk_mending.state.lock().touched.get(&segment).copied();
             let now = self.clock.now();
-            let is_recent = mended.is_some_and(|at| now.saturating_sub(at) < FIRST_WAIT);
+            let is_recent = touched.is_some_and(|at| now.saturating_sub(at) < FIRST_WAIT);
             if is_recent {
                 self.applier.signal(); // it may be who looked
             }
@@ -235,13 +236,13 @@ impl Life {
                 // A master that meets what it cannot mend makes way; nobody follows it with these.
                 source.keep_doubts(master.as_ref() == Some(&address));
                 for what in left.keys().copied().collect::<Vec<_>>() {
+                    self.note_touched(what.segment());
                     match self.ask(&mut source, what)? {
                         Asked::Mended => {
                             left.remove(&what);
                             mended = true;
                             put_back_entries |= matches!(what, Damaged::Entries { .. });
-                            let now = self.clock.now();
-                            self.disk_mending.state.lock().mended.insert(what.segment(), now);
+                            self.note_touched(what.segment());
                             let told = self.disk_mending.book.lock().handle_mended(what, &from);
                             self.tell_damage(told);
                         }
@@ -273,6 +274,11 @@ impl Life {
             }
         }
         mended
+    }
+
+    fn note_touched(&self, segment: u32) {
+        let now = self.clock.now();
+        self.disk_mending.state.lock().touched.insert(segment, now);
     }
 
     /// What is needed, was asked for and nobody gave is no matter of blocks any more: what can be read of

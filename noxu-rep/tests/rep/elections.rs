@@ -12,7 +12,7 @@ use noxu_rep::{
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::support::{Ledger, entry, eventually, name};
+use crate::support::{Ledger, entry, eventually, eventually_or, name};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
@@ -191,8 +191,10 @@ impl Group {
 
     pub(crate) fn await_everywhere(&self, body: &str) {
         for (n, _) in self.running() {
-            eventually("it is everywhere", || {
-                self.ledger(n).bodies().contains(&body.as_bytes().to_vec())
+            let has = || self.ledger(n).bodies().contains(&body.as_bytes().to_vec());
+            eventually_or("it is everywhere", has, || {
+                let nodes = self.running().map(|(_, node)| node.status());
+                format!("on n{}: {body:?}, {:#?}", n + 1, nodes.collect::<Vec<_>>())
             });
         }
     }

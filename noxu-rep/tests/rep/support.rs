@@ -78,10 +78,19 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 /// Polls `met`, for what nobody signals; panics with `what` if it never does.
-pub(crate) fn eventually(what: &str, mut met: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, met: impl FnMut() -> bool) {
+    eventually_or(what, met, String::new);
+}
+
+/// The same, and says what `stands` instead.
+pub(crate) fn eventually_or(
+    what: &str,
+    mut met: impl FnMut() -> bool,
+    stands: impl Fn() -> String,
+) {
     let deadline = Instant::now() + PATIENCE;
     while !met() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
+        assert!(Instant::now() < deadline, "not in time: {what} {}", stands());
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -539,6 +539,35 @@ fn what_is_needed_and_nobody_has_counts_as_entries_that_cannot_be_read() {
     node.assert_same(&other);
 }
 
+/// Between the moment when a block is whole again and the one when that is noted.
+#[test]
+fn who_could_not_read_what_is_just_being_mended_is_told_to_look_again() {
+    let (node, other) = (TestNode::new(1), TestNode::new(2));
+    node.rot(2, 70);
+    let first = node.log().sealed_segments()[1].first;
+    let cause = Arc::new(node.log().read(first, 1).unwrap_err());
+    let (life, whole, asked) = (Arc::downgrade(&node.life), other.bytes(2), Arc::default());
+    let (has, was_asked) = (holdings(&other), Arc::clone(&asked));
+    let met = Arc::clone(&cause);
+    let answer = move |question: &RestoreMsg<'_>| match question {
+        RestoreMsg::Attach { .. } => Some(has.clone()),
+        RestoreMsg::BlockRequest { segment, block: 0, .. } => {
+            let life = life.upgrade()?;
+            life.log().replace_block(*segment, 0, &whole[..BLOCK_BYTES as usize]).unwrap();
+            let asked: &AtomicBool = &was_asked;
+            asked.store(life.handle_rot(&met), Ordering::Release);
+            None
+        }
+        _ => None,
+    };
+    node.around.at.lock().insert("n2:1".to_owned(), peer(answer, &Arc::default()));
+    assert!(node.life.handle_rot(&cause));
+    assert!(node.mend());
+    eventually("it was told", || asked.load(Ordering::Acquire));
+    assert_eq!(node.around.posted.lock().len(), 0);
+    node.assert_same(&other);
+}
+
 #[test]
 fn a_finished_segment_that_cannot_be_sealed_is_mended_and_sealed() {
     let (node, other) = (TestNode::new(1), TestNode::new(2));
