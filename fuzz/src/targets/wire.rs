@@ -297,7 +297,11 @@ pub fn restore_seeds() -> Vec<Vec<u8>> {
             node: name("n1"),
             method: Some(method),
         },
-        RestoreMsg::Holdings { state: true, segments: vec![(3, [1; 32]), (4, [2; 32])] },
+        RestoreMsg::Holdings {
+            state: true,
+            segments: vec![(3, [1; 32]), (4, [2; 32])],
+            others: vec![(name("n3"), "n3:7000".into())],
+        },
         RestoreMsg::Doubt { segment: 3, block: 1 },
         RestoreMsg::StateOpen { request: 4, id: 0 },
         RestoreMsg::StateOpened {

@@ -3,7 +3,8 @@
 //!
 //! Two things are mended here, both from blocks of sealed segments, which any node gives over its restore
 //! service (restore/provider.rs): damaged blocks of sealed segments, and entries that cannot be read of
-//! segments that are not sealed here. All others are asked, one after the other, the master last.
+//! segments that are not sealed here. All others that this node knows are asked, one after the other, the
+//! master last, and then those that only the master knows: nodes without a vote that follow it.
 //!
 //! # What is believed
 //! | damaged here | proof of what comes |
@@ -43,7 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use noxu_log::{DamagedBlock, Faulty, LogError};
-use noxu_util::GroupId;
+use noxu_util::{GroupId, Name};
 use parking_lot::{Condvar, Mutex};
 
 use self::asking::{Asked, copy_segment, fetch_entries, replace_block};
@@ -55,6 +56,9 @@ use crate::error::Result;
 use crate::net::channel::Channel;
 use crate::net::dispatcher::RESTORE_SERVICE_NAME;
 use crate::restore::block_fetch::BlockSource;
+
+/// Most nodes that are asked in one round.
+const MOST_PEERS: usize = 64;
 
 /// What a life knows of its damage and of who is at it.
 #[derive(Default)]
@@ -222,17 +226,22 @@ impl Life {
         true
     }
 
-    /// One round: each of the others is asked for what is left. True if any of it is whole again.
+    /// One round: each of the others is asked for what is left, also those that only these know. True if
+    /// any of it is whole again.
     fn ask_everybody(&self, due: &[Damaged]) -> bool {
         let mut left: BTreeMap<Damaged, Unmended> =
             due.iter().map(|what| (*what, Unmended::Unreachable)).collect();
         let (mut mended, mut put_back_entries) = (false, false);
         let master = self.master_address();
-        for (from, address) in self.peers_to_ask() {
+        let mut peers = self.peers_to_ask();
+        let mut next = 0;
+        while let Some((from, address)) = peers.get(next).cloned() {
             if left.is_empty() || self.disk_mending.state.lock().over {
                 break;
             }
+            next += 1;
             let asked = self.attach(&address).and_then(|mut source| {
+                self.add_peers(&mut peers, source.others());
                 // A master that meets what it cannot mend makes way; nobody follows it with these.
                 source.keep_doubts(master.as_ref() == Some(&address));
                 for what in left.keys().copied().collect::<Vec<_>>() {
@@ -326,6 +335,18 @@ impl Life {
             (Some(address) == master.as_ref(), *address < self.address, address.clone())
         });
         peers
+    }
+
+    /// Adds the nodes among `others` that are not asked anyway, as long as these are few.
+    fn add_peers(&self, peers: &mut Vec<(String, String)>, others: &[(Name, String)]) {
+        for (name, address) in others {
+            let is_own = *name == self.config.name || *address == self.address;
+            let is_known =
+                peers.iter().any(|known| known.1 == *address || known.0 == name.as_str());
+            if !is_own && !is_known && peers.len() < MOST_PEERS {
+                peers.push((name.to_string(), address.clone()));
+            }
+        }
     }
 
     fn attach(&self, address: &str) -> Result<BlockSource> {

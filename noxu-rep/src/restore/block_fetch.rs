@@ -25,6 +25,8 @@ pub struct BlockSource {
     channel: Arc<dyn Channel>,
     /// Digests of its sealed segments.
     holdings: BTreeMap<u32, [u8; 32]>,
+    /// Other nodes that it knows, and where they are reached.
+    others: Vec<(Name, String)>,
     requests: u64,
     keeps_doubts: bool,
 }
@@ -35,17 +37,24 @@ impl BlockSource {
     /// # Errors
     /// The channel's; `RestoreRefused`, `ProtocolError`, `NetworkError`.
     pub fn attach(channel: Arc<dyn Channel>, group: GroupId, node: &Name) -> Result<Self> {
-        let mut source =
-            Self { channel, holdings: BTreeMap::new(), requests: 0, keeps_doubts: false };
+        let (holdings, others) = (BTreeMap::new(), Vec::new());
+        let mut source = Self { channel, holdings, others, requests: 0, keeps_doubts: false };
         source
             .channel
             .send(&RestoreMsg::Attach { group, node: node.clone(), method: None }.encode())?;
         let frame = source.receive("what it has")?;
-        source.holdings = match source.decode(&frame)? {
-            RestoreMsg::Holdings { segments, .. } => segments.into_iter().collect(),
+        (source.holdings, source.others) = match source.decode(&frame)? {
+            RestoreMsg::Holdings { segments, others, .. } => {
+                (segments.into_iter().collect(), others)
+            }
             other => return Err(source.unexpected("Holdings", &other)),
         };
         Ok(source)
+    }
+
+    /// Other nodes that may have the same segments, as far as it knows, and where they are reached.
+    pub fn others(&self) -> &[(Name, String)] {
+        &self.others
     }
 
     /// Digest of its segment `segment`; `None` if it has none that is sealed.

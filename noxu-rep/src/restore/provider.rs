@@ -31,7 +31,7 @@ use crate::net::channel::Channel;
 use crate::net::dispatcher::{Admission, ServiceHandler};
 use crate::sync::method::{MAX_ANSWER_BYTES, Proof};
 use crate::wire::handshake::{NodeKind, RejectReason};
-use crate::wire::restore::{Abandoned, BLOCK_BYTES, MethodId, Refused, RestoreMsg};
+use crate::wire::restore::{Abandoned, BLOCK_BYTES, MAX_SOURCES, MethodId, Refused, RestoreMsg};
 
 // The wire's sizes are the disk's; the wire must not name disk types, so it is checked here.
 const _: () = assert!(
@@ -193,9 +193,16 @@ impl RestoreProvider {
         let method = method.and_then(|method| self.offers.find(method));
         let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
         let (state, segments) = (method.is_some(), segments.collect());
-        send(channel, &RestoreMsg::Holdings { state, segments })?;
+        let others = self.others_than(node);
+        send(channel, &RestoreMsg::Holdings { state, segments, others })?;
         let lengths = sealed.iter().map(|sealed| (sealed.number, sealed.bytes)).collect();
         Ok(Session::new(self, None, lengths, method))
+    }
+
+    /// Nodes that may have the same segments, without the one that asks.
+    fn others_than(&self, node: &Name) -> Vec<(Name, String)> {
+        let others = self.host.sources().into_iter().filter(|(name, _)| name != node);
+        others.take(MAX_SOURCES).collect()
     }
 
     /// This node's group, which has to be theirs.

@@ -52,6 +52,9 @@ pub enum RestoreMsg<'a> {
         state: bool,
         /// Number and digest of each sealed segment.
         segments: Vec<(u32, [u8; 32])>,
+        /// Other nodes that may have the same segments, and where they are reached: a master names
+        /// those that follow it. At most [`MAX_SOURCES`].
+        others: Vec<(Name, String)>,
     },
     /// Master: what there is. As many [`RestoreMsg::Segment`] follow as `segments` says.
     Manifest(Box<ManifestHead>),
@@ -258,8 +261,10 @@ pub const MAX_SEGMENTS: u32 = 1 << 22;
 /// Version of these messages.
 pub const RESTORE_VERSION: u8 = 2;
 
+/// Most other nodes that one message names.
+pub const MAX_SOURCES: usize = 64;
+
 const MAX_REASON_BYTES: usize = 1024;
-const MAX_SOURCES: usize = 64;
 const MAX_METHODS: usize = 16;
 const MAX_ADDRESS_BYTES: usize = 255;
 
@@ -355,7 +360,7 @@ impl<'a> RestoreMsg<'a> {
                     method.put(&mut out);
                 }
             }
-            Self::Holdings { state, segments } => {
+            Self::Holdings { state, segments, others } => {
                 out.put_u8(HOLDINGS);
                 out.put_bool(*state);
                 out.put_u32(segments.len() as u32);
@@ -363,6 +368,7 @@ impl<'a> RestoreMsg<'a> {
                     out.put_u32(*number);
                     out.put_bytes(digest);
                 }
+                put_nodes(&mut out, others);
             }
             Self::StateOpen { request, id } => {
                 out.put_u8(STATE_OPEN);
@@ -488,7 +494,8 @@ impl<'a> RestoreMsg<'a> {
                 for _ in 0..count {
                     segments.push((each.u32("Holdings.number")?, each.array("Holdings.digest")?));
                 }
-                Self::Holdings { state, segments }
+                let others = read_nodes(&mut r, "Holdings.others")?;
+                Self::Holdings { state, segments, others }
             }
             STATE_OPEN => {
                 Self::StateOpen { request: r.u64("StateOpen.request")?, id: r.u64("StateOpen.id")? }
@@ -592,11 +599,7 @@ impl ManifestHead {
         put_anchor(out, &self.base);
         out.put_vlsn(self.target);
         out.put_u64(self.target_fingerprint.as_u64());
-        out.put_u32(self.sources.len() as u32);
-        for (name, address) in &self.sources {
-            out.put_text(name.as_str());
-            out.put_text(address);
-        }
+        put_nodes(out, &self.sources);
         out.put_u32(self.segments);
     }
 
@@ -615,19 +618,7 @@ impl ManifestHead {
         let base = read_anchor(r)?;
         let target = r.vlsn("Manifest.target")?;
         let target_fingerprint = Fingerprint::from_u64(r.u64("Manifest.target fingerprint")?);
-        let count = r.u32("Manifest.sources")?;
-        if count as usize > MAX_SOURCES {
-            return Err(CodecError::OutOfRange {
-                what: "Manifest.sources",
-                found: count.to_string(),
-                expected: "at most 64",
-            });
-        }
-        let mut sources = Vec::new();
-        for _ in 0..count {
-            let name = r.name("Manifest.source")?;
-            sources.push((name, r.text("Manifest.source", MAX_ADDRESS_BYTES)?.to_owned()));
-        }
+        let sources = read_nodes(r, "Manifest.sources")?;
         let head = Self {
             group,
             provider,
@@ -650,6 +641,24 @@ impl ManifestHead {
         }
         Ok(head)
     }
+}
+
+/// Nodes and where they are reached.
+fn put_nodes(out: &mut Vec<u8>, nodes: &[(Name, String)]) {
+    out.put_u32(nodes.len() as u32);
+    for (name, address) in nodes {
+        out.put_text(name.as_str());
+        out.put_text(address);
+    }
+}
+
+fn read_nodes(r: &mut Reader<'_>, what: &'static str) -> Result<Vec<(Name, String)>, CodecError> {
+    let count = r.u32(what)?;
+    if count as usize > MAX_SOURCES {
+        let (found, expected) = (count.to_string(), "at most 64");
+        return Err(CodecError::OutOfRange { what, found, expected });
+    }
+    (0..count).map(|_| Ok((r.name(what)?, r.text(what, MAX_ADDRESS_BYTES)?.to_owned()))).collect()
 }
 
 fn put_anchor(out: &mut Vec<u8>, anchor: &Anchor) {

@@ -13,7 +13,7 @@ use crate::elections::{Group, SOON};
 use crate::support::{Ledger, assert_same_logs, entry, eventually};
 
 /// Flips a bit in the middle of the only occurrence of `body` in the log of node `n`, which is down.
-fn rot(group: &Group, n: usize, body: &str) {
+pub(crate) fn rot(group: &Group, n: usize, body: &str) {
     damage(group, n, body, |bytes, at| bytes[at + body.len() / 2] ^= 0x10);
 }
 

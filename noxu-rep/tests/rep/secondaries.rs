@@ -6,10 +6,11 @@ use std::time::Duration;
 use noxu_rep::{Durability, RepError, Role};
 use noxu_util::NULL_VLSN;
 
+use crate::damaged::rot;
 use crate::elections::{Group, SOON};
 use crate::support::{assert_same_logs, entry, eventually};
 
-/// Of three voters.
+/// Behind three voters.
 const SECONDARY: usize = 3;
 
 /// Three voters and a secondary, all of which have one entry. Returns the master.
@@ -86,4 +87,31 @@ fn a_secondary_that_comes_late_or_lost_its_disk_is_restored_with_what_is_durable
     group.await_everywhere("after");
     assert!(!group.node(SECONDARY).status().is_voter);
     assert_same_logs(&group.node(SECONDARY).log(), &group.node(master).log());
+}
+
+/// A voter does not know the secondary, which follows the master; the voters have dropped the front of
+/// their logs, and the secondary has not.
+#[test]
+fn a_voter_takes_back_what_only_a_secondary_has() {
+    let (mut group, master) = founded();
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
+    }
+    group.await_everywhere("body number 0199");
+    let replica = (master + 1) % 3;
+    for n in [replica, SECONDARY] {
+        eventually("segments are sealed", || group.node(n).log().sealed_segments().len() > 1);
+    }
+    for n in (0..3).filter(|n| *n != replica) {
+        let dropped = || group.node(n).drop_front(NULL_VLSN).unwrap() > NULL_VLSN;
+        eventually("the front is dropped", dropped);
+    }
+    group.stop(replica);
+    rot(&group, replica, "body number 0007");
+    group.start(replica);
+    group.await_everywhere("body number 0199");
+    let damage = || group.node(replica).status().damage;
+    eventually("it is counted", || damage().mended_blocks == 1);
+    assert_eq!(damage().open, []);
 }

@@ -141,18 +141,23 @@ impl<E: Embedded> World<E> {
         }
         let ends = self.ends();
         let why = i14_convergence::check(&ends).err();
-        let why = why.map_or_else(|| "no commit succeeds".to_owned(), |violation| violation.found);
+        let why = match why {
+            Some(violation) => violation.found,
+            None if self.is_mended() => "no commit succeeds".to_owned(),
+            None => "what is damaged is not mended".to_owned(),
+        };
         let mut roles = String::new();
         for node in &self.nodes {
             let role = node.process.as_ref().map(|process| {
                 let (role, term) = process.life.role();
                 let positions = process.life.log().positions();
                 format!(
-                    "{role} in term {term}, log {}..{}, durable {}, applied {}",
+                    "{role} in term {term}, log {}..{}, durable {}, applied {}, damaged {:?}",
                     positions.anchor.vlsn.next(),
                     positions.last,
                     positions.durable,
-                    process.life.applier().applied()
+                    process.life.applier().applied(),
+                    process.life.damage().open
                 )
             });
             roles.push_str(

@@ -45,7 +45,9 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (5_539, "a replica did not know the secondary that alone had what was damaged on its disk"),
         (1_502_607, "a voter that restored did not count as heard, and its master stepped down"),
+        (2_946, "a master stepped down while it compared the logs of voters that had just come"),
         (
             1_866,
             "a rebuild of a log that was level never counted as done, and began again for ever",

@@ -1,7 +1,7 @@
 //! One node with damage on its disk, and peers of all kinds.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -271,7 +271,8 @@ fn peer(
 fn holdings(of: &TestNode) -> Vec<u8> {
     let sealed = of.log().sealed_segments();
     let segments = sealed.iter().map(|sealed| (sealed.number, *sealed.digest.as_bytes()));
-    RestoreMsg::Holdings { state: false, segments: segments.collect() }.encode()
+    let (segments, others) = (segments.collect(), vec![]);
+    RestoreMsg::Holdings { state: false, segments, others }.encode()
 }
 
 #[test]
@@ -351,8 +352,8 @@ fn whoever_breaks_off_or_has_another_segment_is_passed_over() {
     };
     let other_history = |question: &RestoreMsg<'_>| match question {
         RestoreMsg::Attach { .. } => {
-            let segments = vec![(1, [1; 32]), (2, [2; 32])];
-            Some(RestoreMsg::Holdings { state: false, segments }.encode())
+            let (segments, others) = (vec![(1, [1; 32]), (2, [2; 32])], vec![]);
+            Some(RestoreMsg::Holdings { state: false, segments, others }.encode())
         }
         _ => panic!("asked {question:?} for what it does not have"),
     };
@@ -565,6 +566,36 @@ fn who_could_not_read_what_is_just_being_mended_is_told_to_look_again() {
     assert!(node.mend());
     eventually("it was told", || asked.load(Ordering::Acquire));
     assert_eq!(node.around.posted.lock().len(), 0);
+    node.assert_same(&other);
+}
+
+/// A replica is not told who else follows its master, but may ask it.
+#[test]
+fn who_is_known_only_to_those_who_are_asked_is_asked_too() {
+    let (node, other, fourth) = (TestNode::new(1), TestNode::new(3), TestNode::on(4, disk(4)));
+    let others = vec![
+        (name("n1"), "n1:1".to_owned()),
+        (name("n3"), "n3:1".to_owned()),
+        (name("n4"), "n4:1".to_owned()),
+    ];
+    let attached = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&attached);
+    let knows_others = move |question: &RestoreMsg<'_>| match question {
+        RestoreMsg::Attach { .. } => {
+            count.fetch_add(1, Ordering::Relaxed);
+            let (segments, others) = (vec![], others.clone());
+            Some(RestoreMsg::Holdings { state: false, segments, others }.encode())
+        }
+        _ => panic!("asked {question:?} for what it does not have"),
+    };
+    let knows_others = peer(knows_others, &Arc::default());
+    node.around.at.lock().insert("n2:1".to_owned(), knows_others);
+    fourth.serve(&node);
+    node.rot(2, 70);
+    node.scrub();
+    node.mend();
+    assert_eq!(mended(&node.take_told()), [(2, "n4")]);
+    assert_eq!(attached.load(Ordering::Relaxed), 1);
     node.assert_same(&other);
 }
 

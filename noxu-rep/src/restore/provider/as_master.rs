@@ -95,7 +95,6 @@ impl RestoreProvider {
                 (durable, fingerprint_at(&self.log, durable)?)
             }
         };
-        let sources = self.host.sources().into_iter().filter(|(name, _)| *name != role.node);
         let head = ManifestHead {
             group,
             provider: self.node.clone(),
@@ -106,7 +105,7 @@ impl RestoreProvider {
             base,
             target,
             target_fingerprint,
-            sources: sources.collect(),
+            sources: self.others_than(&role.node),
             segments: sealed.len() as u32,
         };
         tracing::info!(node = %role.node, segments = sealed.len(), %target, "restore begins");

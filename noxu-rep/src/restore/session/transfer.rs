@@ -539,7 +539,7 @@ impl<'a> Transfer<'a> {
 
     fn handle(&mut self, source: SourceId, message: RestoreMsg<'_>) -> Result<()> {
         match message {
-            RestoreMsg::Holdings { state, segments } if source != MASTER => {
+            RestoreMsg::Holdings { state, segments, .. } if source != MASTER => {
                 self.handle_holdings(source, state, &segments);
                 Ok(())
             }

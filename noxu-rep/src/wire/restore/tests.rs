@@ -130,8 +130,10 @@ fn all() -> Vec<(RestoreMsg<'static>, &'static [u8])> {
             RestoreMsg::Holdings {
                 state: true,
                 segments: vec![(2, *b"thirty-two bytes of digest, here")],
+                others: vec![("n3".parse().unwrap(), "c:3".to_owned())],
             },
-            b"\x0d\x01\x01\0\0\0\x02\0\0\0thirty-two bytes of digest, here",
+            b"\x0d\x01\x01\0\0\0\x02\0\0\0thirty-two bytes of digest, here\
+              \x01\0\0\0\x02\0n3\x03\0c:3",
         ),
         (
             RestoreMsg::StateOpen { request: 1, id: 2 },
