@@ -101,6 +101,11 @@ impl Client {
         Err(failed(last))
     }
 
+    /// An answer may take as long as it takes from now on.
+    pub fn wait_without_limit(&self) -> Result<(), ClientError> {
+        self.stream.set_read_timeout(None).map_err(|source| self.io(source))
+    }
+
     /// The address it is connected to.
     pub fn addr(&self) -> &str {
         &self.addr

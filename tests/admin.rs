@@ -1,8 +1,9 @@
 //! `noxu admin`: orders to nodes that run, and to the directories of those that do not.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::programs::{NodeProcess, fails, noxu};
+use crate::programs::{NodeProcess, PATIENCE, fails, noxu};
 
 /// Values that are 64 KiB long.
 const VALUES: usize = 80;
@@ -63,13 +64,15 @@ fn a_restore_that_was_ordered_goes_on_after_the_node_was_killed() {
     let [n1, n2, n3] = NodeProcess::group(dir.path());
     load(&[&n1, &n2, &n3]);
     n3.kill();
-    let slow = ["--peer", &n1.peer_addr, "--priority", "0", "--restore-rate", "512KiB"];
+    let mut slow = vec!["--peer", &n1.peer_addr, "--priority", "0", "--restore-rate", "512KiB"];
+    slow.extend(["--restore-method", "ranges"]);
     let n3 = NodeProcess::start("n3", &dir.path().join("n3"), &slow);
     n3.wait_for("noxu_role", |role| role == "replica");
     let ordered = noxu(&["admin", "restore", "--no-wait", &n3.client_addr]);
     assert!(ordered.status.success(), "{}", String::from_utf8_lossy(&ordered.stderr));
     n3.wait_for("noxu_role", |role| role == "restoring");
     assert_eq!(n3.info("restore_pending").as_deref(), Some("yes"));
+    n3.wait_for("restore_method", |method| method == "ranges");
     let again = noxu(&["admin", "restore", "--no-wait", &n3.client_addr]);
     assert!(String::from_utf8_lossy(&again.stdout).contains("under way"));
     n3.kill();
@@ -77,6 +80,62 @@ fn a_restore_that_was_ordered_goes_on_after_the_node_was_killed() {
     n3.wait_for("restored_last_vlsn", |_| true);
     assert_level(&n3, &n1);
     n3.wait_for("restore_pending", |pending| pending == "no");
+}
+
+/// Flips a bit of a node's first log file, which is finished.
+fn rot(dir: &Path) {
+    let file = dir.join("log/0000000001.nlog");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[5000] ^= 0x10;
+    std::fs::write(&file, &bytes).unwrap();
+}
+
+#[test]
+fn a_node_that_is_told_to_reads_its_log_files_and_takes_back_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let [n1, n2, n3] = NodeProcess::group(dir.path());
+    load(&[&n1, &n2, &n3]);
+    for node in [&n1, &n2, &n3] {
+        node.wait_for("sealed_segments", |sealed| sealed != "0");
+    }
+    let whole = noxu(&["admin", "scrub", &n3.client_addr]);
+    let said = String::from_utf8_lossy(&whole.stdout);
+    assert!(whole.status.success(), "{whole:?}");
+    assert!(said.contains("nothing damaged"), "{said}");
+    rot(&dir.path().join("n3"));
+    let mended = noxu(&["admin", "scrub", "--rate", "50MiB", &n3.client_addr]);
+    let said = String::from_utf8_lossy(&mended.stdout);
+    assert!(mended.status.success(), "{mended:?}");
+    assert!(said.contains("damaged blocks: 1; back from other nodes: blocks 1"), "{said}");
+    assert_level(&n3, &n1);
+    fails(&["admin", "scrub", "--rate", "0", &n3.client_addr], 2, &["--rate 0"]);
+}
+
+#[test]
+fn a_scrub_whose_damage_nobody_can_mend_fails_and_one_that_is_interrupted_stops_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = NodeProcess::alone("n1", &dir.path().join("n1"));
+    load(&[&n1]);
+    n1.wait_for("sealed_segments", |sealed| sealed != "0");
+    rot(&dir.path().join("n1"));
+    let scrub = ["admin", "scrub", &n1.client_addr];
+    let left = noxu(&scrub);
+    assert_eq!(left.status.code(), Some(1), "{left:?}");
+    let said = String::from_utf8_lossy(&left.stdout);
+    assert!(said.contains("block 0 of segment 1"), "{said}");
+    let said = String::from_utf8_lossy(&left.stderr);
+    assert!(said.contains("damaged in 1 places still"), "{said}");
+
+    let mut client = n1.client();
+    client.queue(&[b"NOXU", b"SCRUB", b"100000"]);
+    client.flush().unwrap();
+    n1.wait_for("scrub_pass", |pass| pass.starts_with("bytes="));
+    drop(client);
+    let started = Instant::now();
+    while n1.info("scrub_pass").is_some() {
+        assert!(started.elapsed() < PATIENCE, "it reads on");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }
 
 /// What was set aside below `dir`.

@@ -163,6 +163,14 @@ impl Backend for MemoryBackend {
         Ok(1)
     }
 
+    fn scrub(
+        &self,
+        _: u64,
+        _: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<(String, String)>, BackendError> {
+        Err(BackendError::Refused { reason: "memory has no log files".to_owned() })
+    }
+
     fn restore(&self) -> Result<bool, BackendError> {
         Err(BackendError::Refused { reason: "nobody has what is in this memory".to_owned() })
     }

@@ -1,12 +1,16 @@
 //! Node settings: flags over a TOML file over defaults, checked as a whole.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use noxu_log::{MarkPolicy, RetentionConfig, SEGMENT_BYTES_RANGE, ScrubConfig};
 use noxu_rep::ElectionTiming;
-use noxu_rep::restore::session::RestoreLimits;
+use noxu_rep::restore::session::{RestoreLimits, default_methods};
+use noxu_rep::sync::method::StateSync;
+use noxu_rep::sync::ranges::RangeSync;
+use noxu_rep::sync::stream::StreamSync;
 use noxu_util::Name;
 use serde::Deserialize;
 
@@ -22,6 +26,33 @@ pub(super) enum KindName {
     Electable,
     /// Follows the master, never votes, and never holds what may yet be rolled back
     Secondary,
+}
+
+/// How the state comes when a node is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MethodName {
+    /// A checkpoint, and all of the log that the master has
+    #[default]
+    Segments,
+    /// A checkpoint, and only the newest part of the log
+    Snapshot,
+    /// Keys and values in ranges, which hold nothing at the source, and the newest part of the log
+    Ranges,
+}
+
+impl MethodName {
+    /// All methods, this one first.
+    pub(super) fn preferred(self) -> Vec<Arc<dyn StateSync>> {
+        let wanted = match self {
+            Self::Segments => StreamSync::SEGMENTS.name(),
+            Self::Snapshot => StreamSync::SNAPSHOT.name(),
+            Self::Ranges => RangeSync::default().name(),
+        };
+        let mut methods = default_methods();
+        methods.sort_by_key(|method| method.name() != wanted);
+        methods
+    }
 }
 
 /// The flags; each may also stand in the file, with `_` for `-`.
@@ -116,6 +147,9 @@ pub(super) struct NodeFlags {
     /// Bytes of log between two syncs of a restore of this node, fetched again after a crash at most [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     restore_sync: Option<String>,
+    /// How the state comes when this node is restored, if the master knows that too [default: segments]
+    #[arg(long, value_name = "METHOD")]
+    restore_method: Option<MethodName>,
     /// Client connections at a time [default: 1024]
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -158,6 +192,7 @@ struct NodeFile {
     restore_window: Option<usize>,
     restore_sources: Option<usize>,
     restore_sync: Option<String>,
+    restore_method: Option<MethodName>,
     max_clients: Option<usize>,
 }
 
@@ -215,6 +250,8 @@ pub(super) struct NodeSettings {
     pub(super) scrub: Option<ScrubConfig>,
     /// How much of what a restore of this node takes.
     pub(super) restore: RestoreLimits,
+    /// By which method this node is restored, if that goes.
+    pub(super) restore_method: MethodName,
     /// Client connections.
     pub(super) max_clients: usize,
 }
@@ -250,6 +287,7 @@ impl NodeFlags {
             "--name",
             self.name.as_ref().or(file.name.as_ref()).ok_or_else(|| missing("--name"))?,
         )?;
+        let restore = self.restore_limits(&file)?;
         let dir = self.dir.clone().or(file.dir).ok_or_else(|| missing("--dir"))?;
         let kind = self.kind.or(file.kind).unwrap_or(KindName::Electable);
         let usual = ElectionTiming::default();
@@ -363,29 +401,6 @@ impl NodeFlags {
             // Whoever wants it often does not wait for the first time either.
             delay: unhurried.delay.min(interval),
         };
-        let unlimited = RestoreLimits::default();
-        let at_least_one = |flag: &str, found: u64| {
-            let few = || CliError::Usage(format!("{flag} {found} found, 1 or more expected"));
-            if found == 0 { Err(few()) } else { Ok(found) }
-        };
-        let restore_rate = bytes("--restore-rate", &self.restore_rate, &file.restore_rate)?;
-        let restore_window = self.restore_window.or(file.restore_window);
-        let restore_sync = bytes("--restore-sync", &self.restore_sync, &file.restore_sync)?;
-        let restore = RestoreLimits {
-            bytes_per_second: restore_rate
-                .map(|rate| at_least_one("--restore-rate", rate))
-                .transpose()?,
-            window: at_least_one(
-                "--restore-window",
-                restore_window.unwrap_or(unlimited.window) as u64,
-            )? as usize,
-            sources: self.restore_sources.or(file.restore_sources).unwrap_or(unlimited.sources),
-            sync_bytes: at_least_one(
-                "--restore-sync",
-                restore_sync.unwrap_or(unlimited.sync_bytes),
-            )?,
-            ..unlimited
-        };
         if let Some(max) = kept.max_bytes
             && kept.keep_bytes > max
         {
@@ -421,7 +436,33 @@ impl NodeFlags {
             tail_mark,
             scrub: (scrub.bytes_per_second > 0).then_some(scrub),
             restore,
+            restore_method: self.restore_method.or(file.restore_method).unwrap_or_default(),
             max_clients: self.max_clients.or(file.max_clients).unwrap_or(1024),
+        })
+    }
+}
+
+impl NodeFlags {
+    fn restore_limits(&self, file: &NodeFile) -> Result<RestoreLimits, CliError> {
+        let unlimited = RestoreLimits::default();
+        let at_least_one = |flag: &str, found: u64| {
+            let few = || CliError::Usage(format!("{flag} {found} found, 1 or more expected"));
+            if found == 0 { Err(few()) } else { Ok(found) }
+        };
+        let bytes = |flag: &str, own: &Option<String>, file: &Option<String>| {
+            let found = setting(flag, own.as_ref().or(file.as_ref()), parse_bytes)?;
+            found.map(|found| at_least_one(flag, found)).transpose()
+        };
+        let rate = bytes("--restore-rate", &self.restore_rate, &file.restore_rate)?;
+        let sync = bytes("--restore-sync", &self.restore_sync, &file.restore_sync)?;
+        let window = self.restore_window.or(file.restore_window).unwrap_or(unlimited.window);
+        let sources = self.restore_sources.or(file.restore_sources);
+        Ok(RestoreLimits {
+            bytes_per_second: rate,
+            window: at_least_one("--restore-window", window as u64)? as usize,
+            sources: sources.unwrap_or(unlimited.sources),
+            sync_bytes: sync.unwrap_or(unlimited.sync_bytes),
+            ..unlimited
         })
     }
 }
@@ -490,7 +531,8 @@ mod tests {
              members = [\"n1\", \"n2\"]\nsegment_size = \"1MiB\"\ndurability = \"local\"\n\
              keep_bytes = \"2MiB\"\nkeep_age = \"1h\"\nmax_log_bytes = \"8MiB\"\n\
              tail_mark = \"lazy\"\nscrub_rate = \"1MiB\"\nscrub_interval = \"1d\"\n\
-             restore_rate = \"10MiB\"\nrestore_window = 4\nrestore_sources = 0\n",
+             restore_rate = \"10MiB\"\nrestore_window = 4\nrestore_sources = 0\n\
+             restore_method = \"ranges\"\n",
         )
         .unwrap();
         let flags = NodeFlags {
@@ -523,6 +565,9 @@ mod tests {
         let restore = settings.restore;
         assert_eq!((restore.bytes_per_second, restore.sources), (Some(10 << 20), 0));
         assert_eq!((restore.window, restore.sync_bytes), (9, 1 << 20));
+        let methods = settings.restore_method.preferred();
+        let methods: Vec<_> = methods.iter().map(|method| method.name().to_string()).collect();
+        assert_eq!(methods, ["ranges", "segments", "snapshot"]);
         assert_eq!(self::flags().settings().unwrap().restore, RestoreLimits::default());
         let never = NodeFlags { scrub_rate: Some("0".into()), ..self::flags() };
         assert_eq!(never.settings().unwrap().scrub, None);

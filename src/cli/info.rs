@@ -3,7 +3,7 @@
 use super::error::CliError;
 use crate::client::Client;
 
-/// An answer to `INFO`.
+/// An answer to `INFO`, or another one in lines of that form.
 #[derive(Debug)]
 pub(in crate::cli) struct Info(String);
 
@@ -11,6 +11,11 @@ impl Info {
     /// Asks for it.
     pub(in crate::cli) fn ask(client: &mut Client) -> Result<Self, CliError> {
         Ok(Self(client.call_text(&[b"INFO"])?))
+    }
+
+    /// What was answered in this form.
+    pub(in crate::cli) const fn of(text: String) -> Self {
+        Self(text)
     }
 
     /// The value of a line.

@@ -166,6 +166,7 @@ fn node_config(settings: &NodeSettings) -> NodeConfig {
         },
         absence_grace: kept.absence_grace,
         restore: settings.restore,
+        sync: settings.restore_method.preferred(),
         listen: settings.listen.clone(),
         kind: match settings.kind {
             KindName::Electable => NodeKind::Electable,

@@ -163,8 +163,11 @@ pub enum RoleReply {
     },
 }
 
+/// A line of `INFO`: its key and its value.
+pub type InfoLine = (String, String);
+
 /// A section of `INFO`: its title and its lines.
-pub type InfoSection = (&'static str, Vec<(String, String)>);
+pub type InfoSection = (&'static str, Vec<InfoLine>);
 
 /// A commit on its way to its durability.
 pub trait PendingCommit: Send {
@@ -212,6 +215,14 @@ pub trait Backend: Send + Sync {
     fn checkpoint(&self) -> Result<i64, BackendError>;
     /// Drops the log's front below the last checkpoint; the first VLSN kept.
     fn drop_front(&self) -> Result<i64, BackendError>;
+    /// Reads all finished log files now, at most `bytes_per_second`, and takes back from other nodes what
+    /// is damaged; what came of it. `goes_on` is asked after every block read; the reading ends there if
+    /// it says no.
+    fn scrub(
+        &self,
+        bytes_per_second: u64,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<InfoLine>, BackendError>;
     /// Has this node's log and state replaced by those of its peers, from now on and whatever happens
     /// meanwhile. False if that was so before.
     fn restore(&self) -> Result<bool, BackendError>;

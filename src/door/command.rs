@@ -113,6 +113,11 @@ pub(super) enum Command {
     Checkpoint,
     /// `NOXU DROP-FRONT`
     DropFront,
+    /// `NOXU SCRUB [bytes_per_second]`
+    Scrub {
+        /// Most bytes read a second.
+        bytes_per_second: u64,
+    },
     /// `NOXU RESTORE`
     Restore,
 }
@@ -249,7 +254,7 @@ impl Command {
 
 fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
     let known = "NOXU knows DURABILITY [name], TOKEN, WAIT vlsn ms, MASTER ms, OUTCOME \
-                 commit [ms], CHECKPOINT, DROP-FRONT and RESTORE";
+                 commit [ms], CHECKPOINT, DROP-FRONT, SCRUB [bytes/s] and RESTORE";
     Ok(match (subcommand(rest).as_deref(), &rest[1..]) {
         (Some("durability"), []) => Command::ShowDurability,
         (Some("durability"), [name]) => Command::SetDurability(
@@ -273,6 +278,13 @@ fn parse_noxu(rest: &[Bytes]) -> Result<Command, BadCommand> {
         },
         (Some("checkpoint"), []) => Command::Checkpoint,
         (Some("drop-front"), []) => Command::DropFront,
+        (Some("scrub"), []) => Command::Scrub { bytes_per_second: u64::MAX },
+        (Some("scrub"), [rate]) => Command::Scrub {
+            bytes_per_second: match number(rate, "a rate in bytes per second")? {
+                0 => return Err(BadCommand("a rate of 0 found, 1 or more expected".to_owned())),
+                rate => rate,
+            },
+        },
         (Some("restore"), []) => Command::Restore,
         _ => return Err(BadCommand(known.to_owned())),
     })

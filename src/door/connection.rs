@@ -10,12 +10,13 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use redis_protocol::resp2::encode::extend_encode;
 use redis_protocol::resp2::types::BytesFrame;
 
-use super::backend::{BackendError, Committed, DurabilityName, PendingCommit, RoleReply};
+use super::backend::{BackendError, Committed, DurabilityName, InfoLine, PendingCommit, RoleReply};
 use super::command::{COMMANDS, Command, DataCommand, EmptyReply};
 use super::request::RequestScanner;
 use super::{FREE_BUFFER_BYTES, Shared, pattern};
@@ -59,6 +60,40 @@ struct Connection<'a> {
     visible_vlsn: i64,
     /// Bytes taken from the door's common budget.
     budget_bytes: usize,
+}
+
+/// Looks now and then whether the client of something long is there still.
+struct ClientWatch<'a> {
+    stream: &'a TcpStream,
+    is_there: bool,
+    looked: Instant,
+}
+
+/// How often it looks.
+const WATCH_PAUSE: Duration = Duration::from_millis(100);
+
+impl<'a> ClientWatch<'a> {
+    fn new(stream: &'a TcpStream) -> Self {
+        Self { stream, is_there: true, looked: Instant::now() }
+    }
+
+    /// False once the client has hung up or the door closes; a client that sent more requests is there.
+    fn is_there(&mut self) -> bool {
+        if self.is_there && self.looked.elapsed() >= WATCH_PAUSE {
+            self.looked = Instant::now();
+            let peek = || {
+                self.stream.set_nonblocking(true)?;
+                let peeked = self.stream.peek(&mut [0]);
+                self.stream.set_nonblocking(false)?;
+                peeked
+            };
+            self.is_there = match peek() {
+                Ok(bytes) => bytes > 0,
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+            };
+        }
+        self.is_there
+    }
 }
 
 /// What `MULTI` has begun.
@@ -362,6 +397,12 @@ impl Connection<'_> {
                 self.settle();
                 backend.drop_front().map(BytesFrame::Integer)
             }
+            Command::Scrub { bytes_per_second } => {
+                self.settle();
+                let mut client = ClientWatch::new(&self.stream);
+                let came_of_it = backend.scrub(bytes_per_second, &mut || client.is_there());
+                came_of_it.map(|lines| bulk(&text_of(&lines)))
+            }
             Command::Restore => {
                 self.settle();
                 backend.restore().map(|is_new| bulk(if is_new { "begun" } else { "under way" }))
@@ -476,12 +517,10 @@ impl Connection<'_> {
         use std::fmt::Write as _;
         let all = matches!(wanted, None | Some("all" | "default" | "everything"));
         let mut text = String::new();
-        let mut section = |title: &str, lines: &[(String, String)]| {
+        let mut section = |title: &str, lines: &[InfoLine]| {
             if all || wanted == Some(title.to_ascii_lowercase().as_str()) {
                 let _ = write!(text, "# {title}\r\n");
-                for (key, value) in lines {
-                    let _ = write!(text, "{key}:{value}\r\n");
-                }
+                text.push_str(&text_of(lines));
                 text.push_str("\r\n");
             }
         };
@@ -536,6 +575,10 @@ fn ok() -> BytesFrame {
 
 fn simple(text: &'static str) -> BytesFrame {
     BytesFrame::SimpleString(Bytes::from_static(text.as_bytes()))
+}
+
+fn text_of(lines: &[InfoLine]) -> String {
+    lines.iter().flat_map(|(key, value)| [key, ":", value, "\r\n"]).collect()
 }
 
 fn bulk(text: &str) -> BytesFrame {

@@ -1,13 +1,11 @@
 //! Info: what a node says of itself in `INFO`, which `noxu status` shows.
 
 use noxu_kv::{Store, StoreStatus};
-use noxu_rep::status::{Retention, ScrubReport, SealedSegment, Status};
-use noxu_rep::{DamageReport, Damaged, Role};
+use noxu_rep::status::{Retention, ScrubReport, ScrubSummary, SealedSegment, Status};
+use noxu_rep::{DamageReport, Damaged, OpenDamage, Role};
 use noxu_util::{Latencies, Vlsn};
 
-use super::backend::InfoSection;
-
-type Line = (String, String);
+use super::backend::{InfoLine as Line, InfoSection};
 
 /// The sections of a store and its node.
 pub(super) fn sections(store: &Store) -> Vec<InfoSection> {
@@ -83,6 +81,9 @@ fn replication_lines(status: &Status, restore_pending: bool) -> Vec<Line> {
     lines.push(line("restore_pending", if restore_pending { "yes" } else { "no" }.to_owned()));
     if let Some(restore) = &status.restore {
         lines.push(line("restore_phase", format!("{:?}", restore.phase)));
+        if let Some(method) = &restore.method {
+            lines.push(line("restore_method", method.to_string()));
+        }
         lines.push(line(
             "restore_blocks",
             format!("{} of {}", restore.blocks_done, restore.blocks_total),
@@ -204,6 +205,10 @@ fn scrub_lines(scrub: &ScrubReport) -> Vec<Line> {
             ),
         ));
     }
+    if let Some(pass) = &scrub.ordered {
+        let (done, all, found) = (pass.bytes_done, pass.bytes, pass.damaged);
+        lines.push(line("scrub_pass", format!("bytes={done},of={all},damaged={found}")));
+    }
     if let Some(error) = &scrub.last_error {
         lines.push(line("scrub_last_error", error.to_string()));
     }
@@ -222,15 +227,36 @@ fn damage_lines(damage: &DamageReport) -> Vec<Line> {
         line("repaired_runs", damage.mended_runs.to_string()),
         line("faulty_entries", runs.sum::<u64>().to_string()),
     ];
-    for (index, open) in damage.open.iter().enumerate().take(MOST_BLOCKS) {
+    lines.extend(unrepaired_lines(&damage.open));
+    lines
+}
+
+fn unrepaired_lines(open: &[OpenDamage]) -> impl Iterator<Item = Line> {
+    open.iter().enumerate().take(MOST_BLOCKS).map(|(index, open)| {
         let why =
             open.why.as_ref().map_or_else(|| "not asked for yet".to_owned(), ToString::to_string);
         let again = open.again_in.as_secs();
-        lines.push(line(
+        line(
             &format!("unrepaired{index}"),
             format!("{}: {why}; asked {} times, again in {again} s", open.what, open.attempts),
-        ));
-    }
+        )
+    })
+}
+
+/// What came of reading all finished log files.
+pub(super) fn scrub_summary(summary: &ScrubSummary) -> Vec<Line> {
+    let read = &summary.read;
+    let mut lines = vec![
+        line("segments", read.segments_done.to_string()),
+        line("segments_wanted", read.segments.to_string()),
+        line("bytes", read.bytes_done.to_string()),
+        line("ms", read.elapsed.as_millis().to_string()),
+        line("damaged_blocks", read.damaged.to_string()),
+        line("repaired_blocks", summary.mended_blocks.to_string()),
+        line("repaired_runs", summary.mended_runs.to_string()),
+        line("unrepaired", summary.open.len().to_string()),
+    ];
+    lines.extend(unrepaired_lines(&summary.open));
     lines
 }
 

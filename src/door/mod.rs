@@ -25,8 +25,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use backend::{
-    Backend, BackendError, BadDurability, Committed, DurabilityName, InfoSection, PendingCommit,
-    RoleReply, Transaction,
+    Backend, BackendError, BadDurability, Committed, DurabilityName, InfoLine, InfoSection,
+    PendingCommit, RoleReply, Transaction,
 };
 pub use request::{Malformed, RequestLimits, RequestScanner};
 

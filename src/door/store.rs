@@ -1,16 +1,17 @@
 //! StoreBackend: the door over a node's [`Store`].
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
 
 use bytes::Bytes;
 use noxu_kv::{Batch, CommitToken, KvError, Store, Txn, Value};
+use noxu_rep::status::ScrubProgress;
 use noxu_rep::{CommitOutcome, Durability, Node, RepError, Role};
 use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
 
 use super::backend::{
-    Backend, BackendError, Committed, DurabilityName, InfoSection, PendingCommit, RoleReply,
-    Transaction,
+    Backend, BackendError, Committed, DurabilityName, InfoLine, InfoSection, PendingCommit,
+    RoleReply, Transaction,
 };
 use super::info;
 
@@ -157,6 +158,18 @@ impl Backend for StoreBackend {
     fn drop_front(&self) -> Result<i64, BackendError> {
         let gone = self.node().drop_front(NULL_VLSN).map_err(KvError::from)?;
         Ok(gone.next().sequence())
+    }
+
+    fn scrub(
+        &self,
+        bytes_per_second: u64,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<InfoLine>, BackendError> {
+        let progress = |_: &ScrubProgress| {
+            if goes_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let came_of_it = self.node().scrub(bytes_per_second, progress).map_err(KvError::from)?;
+        Ok(info::scrub_summary(&came_of_it))
     }
 
     fn restore(&self) -> Result<bool, BackendError> {

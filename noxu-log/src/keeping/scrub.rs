@@ -107,6 +107,8 @@ impl ScrubProgress {
 pub struct ScrubReport {
     /// The segment that the log's own thread is reading, if it is reading one.
     pub running: Option<ScrubProgress>,
+    /// A pass over all of them that [`Log::scrub`] is at: the one that read a block last.
+    pub ordered: Option<ScrubProgress>,
     /// Segments read to their end, each as often as it was.
     pub segments: u64,
     /// Bytes read.
@@ -139,12 +141,20 @@ impl Log {
         let shared = &*self.shared;
         let order = shared.scrub_order();
         let sealed: Vec<Sealed> = order.iter().filter_map(|n| shared.sealed(*n)).collect();
-        let mut pass = Pass::new(config, &sealed, &mut progress);
-        for segment in &sealed {
-            if shared.scrub_segment(segment, &mut pass)?.is_break() {
-                shared.scrubber.check_open(shared)?;
-                break;
-            }
+        let mut keep_and_show = |done: &ScrubProgress| {
+            shared.scrubber.inner.lock().ordered = Some(done.clone());
+            progress(done)
+        };
+        let mut pass = Pass::new(config, &sealed, &mut keep_and_show);
+        let ended =
+            sealed.iter().try_for_each(|segment| match shared.scrub_segment(segment, &mut pass) {
+                Ok(goes_on) => goes_on.map_break(|()| Ok(())),
+                Err(cause) => ControlFlow::Break(Err(cause)),
+            });
+        shared.scrubber.inner.lock().ordered = None;
+        if let ControlFlow::Break(how) = ended {
+            how?;
+            shared.scrubber.check_open(shared)?;
         }
         Ok(pass.progress())
     }
@@ -177,6 +187,7 @@ impl Log {
             order.iter().filter_map(|n| inner.read_at.get(n)).copied().collect();
         ScrubReport {
             running: inner.running.clone(),
+            ordered: inner.ordered.clone(),
             segments: inner.segments,
             bytes: inner.bytes,
             unread: order.len() - read.len(),
@@ -217,6 +228,7 @@ struct Inner {
     /// By segment and block.
     damaged: BTreeMap<(u32, u32), DamagedBlock>,
     running: Option<ScrubProgress>,
+    ordered: Option<ScrubProgress>,
     segments: u64,
     bytes: u64,
     last_error: Option<LogError>,

@@ -48,6 +48,8 @@ use noxu_util::{Name, Vlsn};
 pub struct Progress {
     /// What is being fetched.
     pub phase: Phase,
+    /// How the state comes; `None` if it begins empty, and the log has all of it.
+    pub method: Option<Name>,
     /// Blocks of segments had, fetched now or earlier.
     pub blocks_done: u32,
     /// Blocks of segments in all.

@@ -5,6 +5,7 @@
 
 mod force_restore;
 mod restore;
+mod scrub;
 mod set_aside;
 
 pub(super) use set_aside::is_unfinished as has_unfinished_set_aside;
@@ -23,6 +24,7 @@ pub(super) struct Admin {
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     Restore(restore::Restore),
+    Scrub(scrub::Scrub),
     ForceRestore(force_restore::ForceRestore),
 }
 
@@ -31,6 +33,7 @@ impl Admin {
     pub(super) fn run(self) -> Result<(), CliError> {
         match self.command {
             AdminCommand::Restore(restore) => restore.run(),
+            AdminCommand::Scrub(scrub) => scrub.run(),
             AdminCommand::ForceRestore(force) => force.run(),
         }
     }

@@ -156,6 +156,7 @@ impl<'a> Transfer<'a> {
         };
         let progress = Progress {
             phase: Phase::Segments,
+            method: state.as_ref().map(|_| head.method.clone()),
             blocks_done: base.had(),
             blocks_total: manifest.blocks(),
             blocks_reused: base.reused(),
