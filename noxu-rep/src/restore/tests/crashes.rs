@@ -1,6 +1,7 @@
 //! Crashes: what a restore leaves when the power goes, at every call to the disk. Rows X.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
 use noxu_log::env::Survivors;
 
@@ -310,6 +311,62 @@ fn x_torn_live_append_loses_nothing_that_was_acknowledged() {
         givers.restore(&image, &restoring(), 0).unwrap();
         install_and_check_entries(&image, &givers.master);
     }
+}
+
+/// X "ack lost": the connection breaks and the power goes when the node acknowledges entries, each time that
+/// it does. They were synced before, and do not come again.
+#[test]
+fn x_an_ack_that_is_lost_costs_nothing() {
+    for nth in 1.. {
+        let master = Master::new(100);
+        let (faulty, env) = fault_disk();
+        let (lost, asked) = (Arc::new(Mutex::new(None)), AtomicU64::new(0));
+        let (connection, losing) = (master.connect(), Arc::clone(&lost));
+        let channel = Relay::of_questions(Arc::clone(&connection), move |question| {
+            if let RestoreMsg::LiveRequest { needed, .. } = question
+                && asked.fetch_add(1, Ordering::Relaxed) + 1 == nth
+            {
+                *losing.lock() = Some(needed);
+                connection.close();
+            }
+            vec![question]
+        });
+        let node = Node::watching(|progress| {
+            let end = master.log.positions().last.sequence() + 1;
+            if progress.live_entries > 0 && end < 215 {
+                extend(&master.log, (end, end, 0), 190);
+            }
+        });
+        let broken = fetch(&env, dir(), &restoring(), &channel, &node);
+        let Some(needed) = *lost.lock() else {
+            broken.unwrap();
+            assert!(nth > 4, "only {nth} acknowledgements");
+            break;
+        };
+        broken.unwrap_err();
+        let image: Arc<dyn Env> = Arc::new(faulty.crash_keeping(Survivors::None));
+        let progress = master.restore(&image, &restoring()).unwrap();
+        let last = master.log.positions().last;
+        assert!(progress.live_entries <= last.since(needed) + 1, "{nth}: {needed}, {progress:?}");
+        install_and_check(&image, &master, true);
+    }
+}
+
+/// X "before Completed": the master does not hear that everything is there; the node needs no answer.
+#[test]
+fn x_a_word_of_completion_that_is_lost_costs_nothing() {
+    let (master, env) = (Master::new(100), memory());
+    let connection = master.connect();
+    let channel = Relay::of_questions(Arc::clone(&connection), move |question| {
+        if matches!(question, RestoreMsg::Done { .. }) {
+            connection.close();
+            return vec![];
+        }
+        vec![question]
+    });
+    fetch(&env, dir(), &restoring(), &channel, &Node::default()).unwrap();
+    assert!(is_committed(&*env, dir()).unwrap());
+    install_and_check(&env, &master, true);
 }
 
 /// X "open with marker", "before COMMIT", "COMMIT only": what a node that starts finds, and that the old

@@ -181,6 +181,20 @@ fn s_completion_across_a_gap_is_refused() {
     assert_eq!(bench.shown("a"), Projection::Healthy);
 }
 
+/// X "before Completed": it is restored, and went before the master heard of it.
+#[test]
+fn x_a_crash_before_completed_rebuilds_nothing_again() {
+    let mut bench = Bench::new(50, 100, &["a"]);
+    assert_eq!(bench.kind("a", empty()), REBUILD);
+    bench.progress("a", 20, true, 100);
+    let late = bench.event("a", SessionEvent::Completed { durable: v(100) });
+    bench.gone("a");
+    bench.up("a", 1);
+    bench.ignores(Ignored::NoSession, &late);
+    assert!(!bench.counts("a"));
+    assert_eq!(bench.kind("a", prefix(100)), Kind::KeepUp { from: v(101) });
+}
+
 /// The master writes faster than the replica follows.
 #[test]
 fn l_cut_under_endless_writes_ends() {
