@@ -176,6 +176,11 @@ pub enum RepError {
     #[error("nothing was written: {0}")]
     ReadOnly(LogError),
 
+    /// The disk of this node has no room for what a restore brings. What came stays, the old log and
+    /// state too, and the restore goes on by itself once there is room.
+    #[error("a restore finds no room: {0}")]
+    NoRoom(#[source] Box<RepError>),
+
     /// The state machine failed; the node stops.
     #[error("the state machine failed: {cause}")]
     StateMachine {
@@ -311,6 +316,28 @@ impl RepError {
     /// A [`RepError::StateMachine`].
     pub fn state_machine(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::StateMachine { cause: cause.into() }
+    }
+
+    /// Whether the cause is a full disk of this node, the state machine's too if its error says so: nothing
+    /// is damaged, and room may come back.
+    pub fn is_storage_full(&self) -> bool {
+        match self {
+            Self::Log(cause) | Self::ReadOnly(cause) => cause.is_storage_full(),
+            Self::NoRoom(_) => true,
+            Self::StateMachine { cause } => {
+                let first: &(dyn std::error::Error + 'static) = &**cause;
+                std::iter::successors(Some(first), |cause| cause.source()).any(|cause| {
+                    let of_log = cause.downcast_ref::<LogError>();
+                    let of_system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+                    of_log.is_some_and(LogError::is_storage_full)
+                        || matches!(
+                            of_system,
+                            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                        )
+                })
+            }
+            _ => false,
+        }
     }
 
     /// Whether the channel is gone: closed, broken or silent.

@@ -71,6 +71,7 @@ pub struct Disk {
     slowness: u32,
     stalled_until: Nanos,
     full: bool,
+    broken: bool,
     /// A power loss leaves nothing that was not synced.
     loses_all: bool,
     /// A machine's identity numbers: of its first directory, of the next after a wipe.
@@ -95,6 +96,7 @@ impl Disk {
             slowness: 1,
             stalled_until: Nanos::default(),
             full: false,
+            broken: false,
             loses_all: false,
             directories: 0,
             dice,
@@ -142,8 +144,14 @@ impl Disk {
     }
 
     /// The next sync fails: the disk is broken until the machine restarts.
-    pub fn break_next_sync(&self) {
+    pub fn break_next_sync(&mut self) {
         self.env.fail_next("sync_data", Fault::IO);
+        self.broken = true;
+    }
+
+    /// Whether a sync of the machine that runs now has failed, or is to.
+    pub const fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Nothing that was to go wrong does any more.
@@ -183,12 +191,14 @@ impl Disk {
     fn replace(&mut self, leave: impl FnOnce(&FaultEnv) -> FaultEnv) {
         self.env = leave(&self.env);
         self.env.set_full(self.full);
+        self.broken = false;
     }
 
     /// An empty disk is put in.
     pub fn wipe(&mut self) {
         self.directories += 1;
         self.env = FaultEnv::new();
+        self.broken = false;
         self.env.keep_trace(false);
         let concern = format!("entropy of {} {}", self.name, self.directories);
         self.env.seed_entropy(self.dice.number(&concern));

@@ -161,6 +161,38 @@ pub enum Record {
         /// What is wrong outside of what was damaged on purpose.
         wrong: Option<String>,
     },
+    /// It stopped by itself.
+    Stopped {
+        /// Which node.
+        host: Host,
+        /// Why.
+        cause: String,
+        /// A sync of its disk failed since it was started.
+        disk_failed: bool,
+    },
+    /// It holds a place in its log for a replica that it feeds, or that restores from it.
+    Held {
+        /// Which node.
+        host: Host,
+        /// For whom.
+        replica: Host,
+        /// The first entry that is kept for it.
+        from: Vlsn,
+        /// The first entry of the log.
+        front: Vlsn,
+        /// The replica's disk has no room, so that the end of its log may be in its memory alone.
+        is_full: bool,
+    },
+    /// It restores, and has told its master that it needs nothing before an entry.
+    LetGo {
+        /// Which node.
+        host: Host,
+        /// The entry.
+        needed: Vlsn,
+        /// The last entry that its log in the making would have if the power went now; `None` if there
+        /// would be none.
+        staged: Option<Vlsn>,
+    },
     /// How much it keeps in memory and on disk.
     Sized {
         /// Which node.
@@ -342,6 +374,9 @@ impl Ledger {
             | Record::Nacked { .. }
             | Record::SyncedUp { .. }
             | Record::Verified { .. }
+            | Record::Stopped { .. }
+            | Record::Held { .. }
+            | Record::LetGo { .. }
             | Record::Sized { .. } => {}
         }
     }

@@ -192,9 +192,20 @@ struct State {
     holds: Vec<Hold>,
     /// Machines without power.
     dark: BTreeSet<Host>,
-    /// The service whose frames are kept for whoever watches, and those sent since it looked.
-    watched: Option<&'static str>,
-    seen: Vec<(Host, Vec<u8>)>,
+    /// The services whose frames are kept for whoever watches, and those sent since it looked.
+    watched: &'static [&'static str],
+    seen: Vec<Seen>,
+}
+
+/// A short frame that a dialler has sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// For which service.
+    pub service: &'static str,
+    /// Who sent it.
+    pub from: Host,
+    /// All of it.
+    pub frame: Vec<u8>,
 }
 
 struct Connection {
@@ -274,7 +285,7 @@ impl Network {
             slow: BTreeSet::new(),
             holds: Vec::new(),
             dark: BTreeSet::new(),
-            watched: None,
+            watched: &[],
             seen: Vec::new(),
         };
         Self { shared: Arc::new(Shared { agenda, state: Mutex::new(state) }) }
@@ -295,14 +306,13 @@ impl Network {
         change(&mut self.shared.state.lock().plan);
     }
 
-    /// Keeps what diallers send for `service` in short frames, for [`Network::take_seen`].
-    pub fn watch(&self, service: &'static str) {
-        self.shared.state.lock().watched = Some(service);
+    /// Keeps what diallers send for `services` in short frames, for [`Network::take_seen`].
+    pub fn watch(&self, services: &'static [&'static str]) {
+        self.shared.state.lock().watched = services;
     }
 
-    /// The short frames that diallers have sent for the watched service since the last call: who,
-    /// and what.
-    pub fn take_seen(&self) -> Vec<(Host, Vec<u8>)> {
+    /// The short frames that diallers have sent for the watched services since the last call.
+    pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.state.lock().seen)
     }
 
@@ -778,9 +788,10 @@ impl State {
 
     fn watch(&mut self, end: EndId, frame: &[u8]) {
         let Some(connection) = self.connections.get(&end.conn) else { return };
-        if end.side == 0 && self.watched == Some(connection.service) && frame.len() <= WATCHED_BYTES
-        {
-            self.seen.push((connection.ends[0].host, frame.to_vec()));
+        let service = connection.service;
+        if end.side == 0 && self.watched.contains(&service) && frame.len() <= WATCHED_BYTES {
+            let from = connection.ends[0].host;
+            self.seen.push(Seen { service, from, frame: frame.to_vec() });
         }
     }
 

@@ -26,7 +26,7 @@ use noxu_rep::restore::provider::RestoreProvider;
 use noxu_rep::stream::feeder::SendStep;
 use noxu_rep::wire::election::link::{admit, introduce};
 use noxu_rep::wire::election::{ElectionMsg, Peer};
-use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeKind, RepError};
+use noxu_rep::{GroupChoice, MasterLimits, NodeConfig, NodeKind};
 use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
@@ -395,10 +395,9 @@ impl<E: Embedded> SimNode<E> {
                     match process.life.checkpoint() {
                         Ok(_) => {}
                         // As in a program, the log keeps its front until one succeeds.
-                        Err(cause @ RepError::StateMachine { .. }) => {
+                        Err(cause) => {
                             process.outside.notes().ended.push(format!("checkpoint: {cause}"));
                         }
-                        Err(cause) => return Err(cause),
                     }
                 }
             }

@@ -6,16 +6,22 @@
 //! # Not here: the rules (invariants).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use noxu_log::Log;
+use noxu_log::env::{Env, Survivors};
+use noxu_log::{Holder, Log, LogConfig};
 use noxu_rep::driver::life::Life;
+use noxu_rep::restore::staged_log;
 use noxu_rep::wire::election::{Body, ElectionMsg, Phase, RepairVerdict, Verdict};
 use noxu_rep::wire::message::StreamMessage;
+use noxu_rep::wire::restore::RestoreMsg;
 use noxu_util::{Name, Term, Vlsn};
 
+use crate::disk::Disk;
 use crate::event::Host;
 use crate::invariants::{Violation, Watch};
 use crate::ledger::{Held, LogMirror, Record};
+use crate::node::host_of;
 
 /// What is known of masterships.
 #[derive(Debug, Default)]
@@ -24,6 +30,8 @@ pub(crate) struct Observer {
     masterships: BTreeMap<Host, (Term, Vlsn)>,
     /// What a node's present life was last seen to have applied.
     applied: BTreeMap<Host, Vlsn>,
+    /// The places that a node's present life was last seen to hold, and the front of its log.
+    places: BTreeMap<Host, BTreeMap<Holder, (Vlsn, Vlsn)>>,
 }
 
 impl Observer {
@@ -38,6 +46,7 @@ impl Observer {
     ) -> Result<(), Violation> {
         self.masterships.remove(&host);
         self.applied.remove(&host);
+        self.places.remove(&host);
         let last = common(watch, host, life.log(), life.log().positions().last);
         let uncertain = life.log().control().ballot().head_uncertain;
         watch.enter(&Record::Restarted { host, last, amid, uncertain })?;
@@ -92,6 +101,29 @@ impl Observer {
         }
         self.look_at_mastership(watch, host, life)?;
         self.look_at_applied(watch, host, life)
+    }
+
+    /// A node has taken a step: which places does it hold now? `is_full` knows whose disk has no room.
+    pub(crate) fn look_at_places(
+        &mut self,
+        watch: &mut Watch,
+        host: Host,
+        life: &Life,
+        is_full: impl Fn(Host) -> bool,
+    ) -> Result<(), Violation> {
+        let front = life.log().positions().anchor.vlsn.next();
+        let known = self.places.entry(host).or_default();
+        let mut news = Vec::new();
+        life.log().places(|holder, from| {
+            if known.get(holder) != Some(&(from, front)) {
+                known.insert(holder.clone(), (from, front));
+                if let Ok(Some(replica)) = holder.name.parse().map(|name| host_of(&name)) {
+                    let is_full = is_full(replica);
+                    news.push(Record::Held { host, replica, from, front, is_full });
+                }
+            }
+        });
+        news.iter().try_for_each(|held| watch.enter(held))
     }
 
     fn look_at_applied(
@@ -174,6 +206,29 @@ pub(crate) fn heard_frame(watch: &mut Watch, host: Host, frame: &[u8]) -> Result
         }
         Ok(_) | Err(_) => Ok(()), // of the handshake or the search
     }
+}
+
+/// A node that restores has sent this frame to its master, or to another node.
+pub(crate) fn heard_restore_frame(
+    watch: &mut Watch,
+    host: Host,
+    frame: &[u8],
+    disk: &Disk,
+) -> Result<(), Violation> {
+    let Ok(RestoreMsg::LiveRequest { needed, .. } | RestoreMsg::Done { needed, .. }) =
+        RestoreMsg::decode(frame)
+    else {
+        return Ok(());
+    };
+    let left: Arc<dyn Env> = Arc::new(disk.env().clone_image(Survivors::None));
+    let config = LogConfig { prefill: false, scrub: None, ..LogConfig::default() };
+    let staged = staged_log(disk.dir());
+    let staged = Log::open(left, &staged, config).ok().map(|(log, _)| {
+        let last = log.positions().last;
+        drop(log.close());
+        last
+    });
+    watch.enter(&Record::LetGo { host, needed, staged })
 }
 
 /// The last entry at or below `from` that the log shares with what is known of it.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use noxu_log::LogError;
-use noxu_rep::net::dispatcher::FEEDER_SERVICE_NAME;
+use noxu_rep::net::dispatcher::{FEEDER_SERVICE_NAME, RESTORE_SERVICE_NAME};
 use noxu_rep::{DamageEvent, Damaged, RepError, Role};
 
 use crate::atlas::Atlas;
@@ -29,7 +29,7 @@ use crate::invariants::{Violation, Watch};
 use crate::kv::Kv;
 use crate::ledger::Record;
 use crate::mutants::Mutants;
-use crate::network::News;
+use crate::network::{News, Seen};
 use crate::node::{SimNode, host_of};
 use crate::observer::{self, Observer};
 use crate::oracle::Oracle;
@@ -197,7 +197,7 @@ impl<E: Embedded> World<E> {
         let clocks = plan.drifts_ppm.iter().zip(&plan.wall_offsets_ms);
         let clocks = clocks.map(|(drift, wall)| MachineClock::new(*drift, *wall)).collect();
         let stage = Stage::new(dice, plan.net.clone(), clocks);
-        stage.network.watch(FEEDER_SERVICE_NAME);
+        stage.network.watch(&[FEEDER_SERVICE_NAME, RESTORE_SERVICE_NAME]);
         let nodes = plan.hosts().map(|host| SimNode::new(host, dice, &plan)).collect();
         let clients = (0..plan.clients).map(|n| Client::new(dice, &plan, n)).collect();
         Self {
@@ -385,8 +385,18 @@ impl<E: Embedded> World<E> {
         self.look_at_damage(host);
         let Some(process) = &self.nodes[host.0].process else { return Ok(()) };
         self.observer.look(&mut self.watch, host, &process.life)?;
-        for (host, frame) in self.stage.network.take_seen() {
-            observer::heard_frame(&mut self.watch, host, &frame)?;
+        let is_full = |host: Host| {
+            let node = self.nodes.get(host.0).and_then(|node| node.process.as_ref());
+            node.is_some_and(|process| process.life.log().is_read_only())
+        };
+        self.observer.look_at_places(&mut self.watch, host, &process.life, is_full)?;
+        for Seen { service, from, frame } in self.stage.network.take_seen() {
+            if service == RESTORE_SERVICE_NAME {
+                let disk = self.nodes[from.0].disk.lock();
+                observer::heard_restore_frame(&mut self.watch, from, &frame, &disk)?;
+            } else {
+                observer::heard_frame(&mut self.watch, from, &frame)?;
+            }
         }
         let sizes = [
             ("inputs that wait for the core", process.outside.notes().inbox.len(), MOST_INPUTS),
@@ -450,6 +460,9 @@ impl<E: Embedded> World<E> {
             self.power_off(host);
         } else if let Some(cause) = failed {
             self.stage.trace.note(now, format_args!("{host} stopped: {cause}"));
+            let cause = process.life.failure().unwrap_or(cause);
+            let disk_failed = self.nodes[host.0].disk.lock().is_broken();
+            self.watch.enter(&Record::Stopped { host, cause, disk_failed })?;
             self.ended_inside.insert(host);
             self.coverage.count("node stopped itself");
             self.take_down(host, RESTART);

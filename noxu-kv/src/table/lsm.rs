@@ -212,7 +212,8 @@ impl Table for LsmTable {
             fs::remove_dir_all(&path).map_err(io_error(&path))?;
         }
         let live = open_tree(&self.dir, number, &self.cache)?;
-        Ok(Box::new(LsmIngest { live, pending: Vec::new(), pending_bytes: 0 }))
+        let unsealed = UnsealedTree { path: Some(tree_path(&self.dir, live.number)) };
+        Ok(Box::new(LsmIngest { live, unsealed, pending: Vec::new(), pending_bytes: 0 }))
     }
 
     fn adopt(&self, sealed: SealedContent) -> Result<()> {
@@ -270,6 +271,7 @@ impl DoubleEndedIterator for LsmItems {
 
 struct LsmIngest {
     live: Live,
+    unsealed: UnsealedTree,
     pending: Vec<(Value, Value)>,
     pending_bytes: usize,
 }
@@ -296,12 +298,29 @@ impl Ingest for LsmIngest {
 
     fn seal(mut self: Box<Self>, mark: Mark) -> Result<SealedContent> {
         self.write_pending()?;
-        let live = self.live;
+        let Self { live, mut unsealed, .. } = *self;
         // The mark goes last, by the ordinary way: until then the new tree claims to hold nothing.
         live.stamps.set(0);
         let _sizes = live.tree.insert(MARK_KEY, mark.encode(), sequence(mark.vlsn));
         live.tree.flush_active_memtable(0)?;
+        unsealed.path = None;
         Ok(SealedContent { mark, number: live.number })
+    }
+}
+
+/// A tree that is worth nothing before it is sealed: it is removed if that does not come about, as on a
+/// full disk, whose room it takes.
+struct UnsealedTree {
+    path: Option<PathBuf>,
+}
+
+impl Drop for UnsealedTree {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take()
+            && let Err(cause) = fs::remove_dir_all(&path)
+        {
+            tracing::debug!(path = %path.display(), "a leftover that the next one removes: {cause}");
+        }
     }
 }
 
@@ -468,6 +487,19 @@ mod tests {
 
     /// Why the watermark is 0 or everything. If this fails, the library has learned to keep what a
     /// reader between two versions needs, and a watermark between may be used.
+    #[test]
+    fn content_that_is_not_sealed_takes_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = LsmTable::open(dir.path(), 1 << 20).unwrap();
+        let trees = || fs::read_dir(dir.path()).unwrap().count();
+        let before = trees();
+        let mut ingest = table.ingest().unwrap();
+        ingest.put(Value::from(&b"key"[..]), vec![0; 2 * INGEST_BYTES].into()).unwrap();
+        assert_eq!(trees(), before + 1);
+        drop(ingest);
+        assert_eq!(trees(), before);
+    }
+
     #[test]
     fn the_library_drops_the_older_of_two_versions_around_the_watermark() {
         let dir = tempfile::tempdir().unwrap();

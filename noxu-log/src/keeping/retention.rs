@@ -312,6 +312,14 @@ impl Log {
         })
     }
 
+    /// Shows `look` who holds which place, those away too, and the first entry that it keeps; lost places
+    /// are not shown. Cheap: for checks after every step. `look` must not call the log.
+    pub fn places(&self, mut look: impl FnMut(&Holder, Vlsn)) {
+        let table = self.shared.pins.table();
+        let held = table.all().filter(|place| place.lost().is_none());
+        held.for_each(|place| look(&place.holder, place.from()));
+    }
+
     /// How long the log is and who keeps it so. Reads nothing from disk unless something is damaged.
     pub fn retention(&self) -> Retention {
         let shared = &*self.shared;

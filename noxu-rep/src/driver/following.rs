@@ -294,6 +294,19 @@ impl Life {
         Ok(Compared { found, matchpoint_lsn: Lsn::from_u64(matchpoint_lsn), round_trips })
     }
 
+    /// What the master hears that this log holds is on its disk: the master keeps nothing before it.
+    fn sync_what_is_told(&self) -> Result<()> {
+        let positions = self.log.positions();
+        if positions.durable == positions.last {
+            return Ok(());
+        }
+        match self.log.sync_now() {
+            // What finds no room is still in memory; lost with a crash, it is had by a restore at worst.
+            Err(LogError::ReadOnly { .. }) => Ok(()),
+            other => other.map(drop).map_err(Into::into),
+        }
+    }
+
     /// Hears the master's verdict, and what this node's own table makes of it.
     fn settle_course(
         &self,
@@ -302,6 +315,7 @@ impl Life {
         welcome: &Welcome,
         found: Found,
     ) -> Result<Course> {
+        self.sync_what_is_told()?;
         let ballot = self.log.control().ballot();
         let (last, dtvlsn) = (self.log.positions().last, self.housekeeper.dtvlsn());
         let era = Era { epoch: ballot.epoch, term: ballot.term };
@@ -328,7 +342,7 @@ impl Life {
     /// because this node does not follow that master any more.
     ///
     /// # Errors
-    /// The network's, the disk's; the next attempt resumes.
+    /// The network's, the disk's; `NoRoom` while that is full. The next attempt resumes.
     fn restore(&self, from: &RestoreFrom) -> Result<bool> {
         tracing::info!(node = %self.config.name, from = %from.master, "network restore");
         let channel =
@@ -365,6 +379,7 @@ impl Life {
             Err(cause) if permitted => Err(RepError::Stopped {
                 cause: format!("a restore could not be committed: {cause}"),
             }),
+            Err(cause) if cause.is_storage_full() => Err(RepError::NoRoom(Box::new(cause))),
             Err(cause) => Err(cause),
         }
     }

@@ -114,6 +114,15 @@ impl<'a> Base<'a> {
         all.filter(|block| !self.has(*block)).collect()
     }
 
+    /// Bytes of the blocks that are to be fetched.
+    pub(super) fn missing_bytes(&self) -> u64 {
+        let bytes = self.wanted().into_iter().map(|(segment, block)| {
+            let rest = self.manifest.segments[segment].bytes - block * BLOCK_BYTES;
+            u64::from(rest.min(BLOCK_BYTES))
+        });
+        bytes.sum()
+    }
+
     /// Blocks had.
     pub(super) fn had(&self) -> u32 {
         self.bitmap.count()

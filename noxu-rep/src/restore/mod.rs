@@ -163,6 +163,12 @@ pub struct Restored {
 }
 
 /// Where a restore keeps its files.
+/// Where the log in the making is while the node in `node_dir` restores: for tools that look at it from
+/// outside.
+pub fn staged_log(node_dir: &Path) -> PathBuf {
+    restore_dir(node_dir).join(manifest::LIVE)
+}
+
 fn restore_dir(node_dir: &Path) -> PathBuf {
     node_dir.join("restore")
 }

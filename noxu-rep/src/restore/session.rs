@@ -175,7 +175,8 @@ pub trait RestoreHost: Sync {
 ///
 /// # Errors
 /// `ProtocolError`, `NetworkError`, `Closed` for the connection; `RestoreRefused` with the
-/// provider's reason; `Log` for the disk and for bytes that do not verify.
+/// provider's reason; `Log` for the disk and for bytes that do not verify; what
+/// [`RepError::is_storage_full`] says of if the disk has no room.
 pub fn fetch(
     env: &Arc<dyn Env>,
     node_dir: &Path,
@@ -185,11 +186,7 @@ pub fn fetch(
 ) -> Result<Option<Progress>> {
     let fetched = Fetch::begin(env, node_dir, restoring, channel, host).and_then(Fetch::run);
     let why = match &fetched {
-        Err(RepError::Log(cause))
-            if cause.is_storage_full() || matches!(cause, LogError::ReadOnly { .. }) =>
-        {
-            Some(Abandoned::NoSpace)
-        }
+        Err(cause) if cause.is_storage_full() => Some(Abandoned::NoSpace),
         Err(RepError::Log(_) | RepError::BadEntry { .. }) => Some(Abandoned::Corrupt),
         Ok(None) => Some(Abandoned::Superseded),
         _ => None,

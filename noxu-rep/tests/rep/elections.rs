@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use noxu_log::LogConfig;
-use noxu_log::env::RealEnv;
+use noxu_log::env::{Env, FaultEnv, RealEnv};
 use noxu_rep::{
     CommitOutcome, Durability, ElectionTiming, GroupChoice, Node, NodeConfig, NodeKind, RepError,
     Role, StateChange, StreamTiming, Undecided,
@@ -121,8 +121,17 @@ impl Group {
     }
 
     fn open(&mut self, n: usize, config: NodeConfig, ledger: Arc<Ledger>) {
+        self.open_on(Arc::new(RealEnv::new()), n, config, ledger);
+    }
+
+    /// Starts a node whose disk is `disk`, and which is no master while there is another one.
+    pub(crate) fn start_on(&mut self, disk: &FaultEnv, n: usize) {
+        let config = NodeConfig { priority: 0, ..self.config(n) };
+        self.open_on(Arc::new(disk.clone()), n, config, Arc::default());
+    }
+
+    fn open_on(&mut self, env: Arc<dyn Env>, n: usize, config: NodeConfig, ledger: Arc<Ledger>) {
         let machine = Arc::clone(&ledger);
-        let env = Arc::new(RealEnv::new());
         let node = Node::open(env, config, |_| Ok(machine)).unwrap();
         self.nodes[n] = Some((node, ledger));
     }

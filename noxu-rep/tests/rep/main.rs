@@ -9,6 +9,7 @@ mod durability_policies;
 mod elections;
 mod full_disk;
 mod restore_nodes;
+mod restore_room;
 mod retention_nodes;
 mod rig;
 mod rollback_and_rejoin;

@@ -1,4 +1,6 @@
-//! Invariants: what must hold whatever goes wrong, one file each, by their numbers in CONSENSUS.md.
+//! Invariants: what must hold whatever goes wrong, one file each: I and C by their numbers in CONSENSUS.md,
+//! P about places in logs, R about restores, S about
+//! nodes that stop.
 //!
 //! Each looks at every [`Record`] before the ledger takes it in, and only at what that record
 //! changes.
@@ -24,6 +26,9 @@ mod i12_fingerprints;
 mod i13_syncup;
 pub mod i14_convergence;
 mod i15_bounds;
+mod p1_places;
+mod r1_let_go;
+mod s1_stops;
 
 /// Something that must never happen has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,9 @@ impl Default for Watch {
                 Box::<i13_syncup::Syncup>::default(),
                 Box::<i15_bounds::Bounds>::default(),
                 Box::<c5_applied::Applied>::default(),
+                Box::<p1_places::Places>::default(),
+                Box::<r1_let_go::LetGo>::default(),
+                Box::<s1_stops::Stops>::default(),
             ],
         }
     }

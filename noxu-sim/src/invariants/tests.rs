@@ -254,6 +254,37 @@ fn wrong_fingerprints_searches_and_sizes_are_named() {
 }
 
 #[test]
+fn a_place_beyond_what_is_durable_or_before_the_front_is_named() {
+    let held = |from, front, is_full| Record::Held {
+        host: A,
+        replica: B,
+        from: vlsn(from),
+        front: vlsn(front),
+        is_full,
+    };
+    assert_eq!(broken(&[held(4, 1, false)]), None);
+    assert_eq!(broken(&[held(5, 1, false)]), Some("P1"));
+    assert_eq!(broken(&[held(5, 1, true)]), None, "it may be in its memory");
+    assert_eq!(broken(&[held(5, 5, false)]), None, "there is nothing before that to be held");
+    assert_eq!(broken(&[held(2, 1, false), held(2, 3, false)]), Some("P1"));
+    let let_go = |needed, staged: Option<i64>| Record::LetGo {
+        host: B,
+        needed: vlsn(needed),
+        staged: staged.map(vlsn),
+    };
+    assert_eq!(broken(&[let_go(9, Some(8)), held(9, 1, false)]), None);
+    assert_eq!(broken(&[let_go(10, Some(8))]), Some("R1"));
+}
+
+#[test]
+fn a_node_that_stops_though_its_disk_works_is_named() {
+    let stopped =
+        |disk_failed| Record::Stopped { host: A, cause: "no room".to_owned(), disk_failed };
+    assert_eq!(broken(&[stopped(true)]), None);
+    assert_eq!(broken(&[stopped(false)]), Some("S1"));
+}
+
+#[test]
 fn a_group_that_is_not_one_is_named() {
     let end = |host: Host| NodeEnd {
         host,

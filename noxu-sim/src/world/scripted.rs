@@ -195,7 +195,7 @@ impl Player {
                 done.then_some(()).ok_or_else(|| format!("there is no {name}, or no connection"))
             }
             Command::Disk { host, what } => {
-                let disk = self.world.nodes[host.0].disk.lock();
+                let mut disk = self.world.nodes[host.0].disk.lock();
                 let env = disk.env();
                 match what {
                     DiskState::Full => env.set_capacity(Some(env.used_bytes())),

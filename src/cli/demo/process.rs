@@ -114,12 +114,18 @@ impl NodeProcess {
         if status.success() {
             return Ok(());
         }
+        Err(CliError::Failed(format!("{} ended with {status}: {}", self.name, self.last_words())))
+    }
+
+    /// The last line that it has written to its standard error.
+    fn last_words(&self) -> String {
         let said = std::fs::read_to_string(self.dir.with_extension("stderr")).unwrap_or_default();
-        Err(CliError::Failed(format!(
-            "{} ended with {status}: {}",
-            self.name,
-            said.lines().last().unwrap_or("it said nothing")
-        )))
+        said.lines().last().unwrap_or("it said nothing").to_owned()
+    }
+
+    /// It was asked something and did not answer.
+    pub(in crate::cli) fn silent(&self, cause: &CliError) -> CliError {
+        CliError::Failed(format!("{}: {cause}; it said last: {}", self.name, self.last_words()))
     }
 
     /// Whether it runs.

@@ -62,6 +62,8 @@ pub(super) struct Restore {
 /// Length of the values that are loaded, and of those that are written meanwhile.
 const LOADED_VALUE_BYTES: usize = 64 << 10;
 const WRITTEN_VALUE_BYTES: usize = 16 << 10;
+/// Pace of writers that write as fast as they are answered, in bytes a second.
+const UNPACED: u64 = u64::MAX;
 /// Series that are written at once.
 const WRITERS: usize = 4;
 /// Sizes of the log's files.
@@ -168,7 +170,8 @@ impl<'a> Trial<'a> {
         self.start(N3, &keep)?;
         self.wait_replicas(2)?;
         let started = Instant::now();
-        self.loaded.write(&self.nodes[N1], self.order.bytes, &AtomicBool::new(false))?;
+        let all_at_once = (self.order.bytes, UNPACED);
+        self.loaded.write(&self.nodes[N1], all_at_once, &AtomicBool::new(false))?;
         say!(
             "{} values, {} in {:.1?}",
             show_count(self.loaded.acknowledged()),
@@ -238,9 +241,10 @@ impl<'a> Trial<'a> {
         self.check()
     }
 
-    /// Runs `scene` while clients write at n1.
+    /// Runs `scene` while clients write at n1, each at most `pace` bytes a second.
     fn while_writing<T>(
         &mut self,
+        pace: u64,
         scene: impl FnOnce(&mut [NodeProcess; 3], &[Series]) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
         let Self { nodes, written, .. } = self;
@@ -251,7 +255,7 @@ impl<'a> Trial<'a> {
         std::thread::scope(|scope| {
             let writers: Vec<_> = written
                 .iter()
-                .map(|series| scope.spawn(|| series.write(master, u64::MAX, &stop)))
+                .map(|series| scope.spawn(|| series.write(master, (u64::MAX, pace), &stop)))
                 .collect();
             let seen = scene(nodes, written);
             stop.store(true, Ordering::Release);
@@ -269,10 +273,10 @@ impl<'a> Trial<'a> {
         let batch = self.sync_bytes() / BLOCK_BYTES + TURN_BLOCKS;
         // So slow that it takes as many kills.
         let time = every.as_secs_f64() * f64::from(self.order.kills);
-        let rate = ((self.order.bytes as f64 / time) as u64).max(1);
+        let rate_of_all = ((self.order.bytes as f64 / time) as u64).max(1);
         let peers = [self.nodes[N1].peer_addr.clone(), self.nodes[N2].peer_addr.clone()];
         let sync = self.sync_bytes().to_string();
-        let rate = rate.to_string();
+        let rate = rate_of_all.to_string();
         let arguments = [
             "--peer",
             &peers[0],
@@ -290,7 +294,9 @@ impl<'a> Trial<'a> {
         self.nodes[N3].stop()?;
         self.nodes[N3].start(&arguments)?;
         self.order_restore()?;
-        let (kills, twice, worst, blocks) = self.while_writing(|nodes, _| {
+        // What is written is restored too, and stays on three disks: it is not to become most of it.
+        let pace = (rate_of_all / 4 / WRITERS as u64).max(1);
+        let (kills, twice, worst, blocks) = self.while_writing(pace, |nodes, _| {
             let n3 = &mut nodes[N3];
             let (mut kills, mut twice, mut worst, mut before) = (0, 0, 0, None::<Far>);
             loop {
@@ -366,7 +372,7 @@ impl<'a> Trial<'a> {
         })?;
         let bytes = |written: &[Series]| written.iter().map(Series::bytes).sum::<u64>();
         let started = Instant::now();
-        let (most, holder, during) = self.while_writing(|nodes, written| {
+        let (most, holder, during) = self.while_writing(UNPACED, |nodes, written| {
             let before = bytes(written);
             nodes[N3].client()?.call(&[b"NOXU", b"RESTORE"])?;
             let mut master = nodes[N1].client()?;
@@ -425,7 +431,8 @@ impl<'a> Trial<'a> {
             .wait_for("mastership", |info| (info.text("role") == Some("master")).then_some(()))?;
         say!("n1 stopped: n3 is master after {:.2?}", started.elapsed())?;
         let one = Series::new("by n3", LOADED_VALUE_BYTES);
-        one.write(&self.nodes[N3], LOADED_VALUE_BYTES as u64, &AtomicBool::new(false))?;
+        let at_once = (LOADED_VALUE_BYTES as u64, UNPACED);
+        one.write(&self.nodes[N3], at_once, &AtomicBool::new(false))?;
         one.check(&self.nodes[N3])
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::cli::demo::process::NodeProcess;
 use crate::cli::error::CliError;
@@ -14,6 +15,8 @@ use crate::client::{Answer, Client};
 
 /// Requests in flight of one series.
 const IN_FLIGHT: usize = 32;
+/// Longest pause of a writer that is ahead of its pace.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Keys that are read at a time.
 const READ_KEYS: u64 = 64;
 
@@ -54,21 +57,27 @@ impl Series {
         value
     }
 
-    /// Writes what comes next at `node`, the master, until `bytes` of values are acknowledged or `stop`
-    /// is set; each is acknowledged by a majority.
+    /// Writes what comes next at `node`, the master, at most `pace` bytes a second, until `bytes` of values
+    /// are acknowledged or `stop` is set; each is acknowledged by a majority.
     pub(super) fn write(
         &self,
         node: &NodeProcess,
-        bytes: u64,
+        (bytes, pace): (u64, u64),
         stop: &AtomicBool,
     ) -> Result<(), CliError> {
         let mut client = node.client()?;
         client.call(&[b"NOXU", b"DURABILITY", b"majority"])?;
         let mut next = self.acknowledged();
+        let (first, began) = (next, Instant::now());
         let end = bytes.div_ceil(self.value_bytes as u64);
         let mut in_flight = VecDeque::new();
         loop {
             let more = next < end && !stop.load(Ordering::Acquire);
+            let ahead = ((next - first) * self.value_bytes as u64) as f64 / pace as f64;
+            let early = || Duration::from_secs_f64(ahead).saturating_sub(began.elapsed());
+            while !early().is_zero() && !stop.load(Ordering::Acquire) {
+                std::thread::park_timeout(early().min(PAUSE)); // nothing to wait for but time
+            }
             while more && next < end && in_flight.len() < IN_FLIGHT {
                 client.queue(&[b"SET", self.key(next).as_bytes(), &self.value(next)]);
                 in_flight.push_back(next);

@@ -59,7 +59,7 @@ pub(super) fn watch(
     let (mut last, mut moved) = (None, Instant::now());
     loop {
         look()?;
-        let info = Info::ask(&mut client)?;
+        let info = Info::ask(&mut client).map_err(|cause| node.silent(&cause))?;
         if is_over(&info) {
             bar.finish_and_clear();
             return Ok(Some(info));

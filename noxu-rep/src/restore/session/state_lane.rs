@@ -75,6 +75,8 @@ struct Preparation {
     pace: Pace,
     is_over: Mutex<bool>,
     changed: Condvar,
+    /// Why it found no room, if that is what ended it.
+    no_room: Mutex<Option<RepError>>,
 }
 
 impl Preparation {
@@ -218,14 +220,18 @@ impl StateLane {
     }
 
     /// Makes what is here ready to be installed; looks whether it is.
-    pub(super) fn prepare(&mut self, host: &dyn RestoreHost) {
+    ///
+    /// # Errors
+    /// The method's or the state machine's if there is no room for it: there would be none for the
+    /// installation either, which comes when the old log is gone. For anything else it is tried again then.
+    pub(super) fn prepare(&mut self, host: &dyn RestoreHost) -> Result<()> {
         if self.stage != Stage::Preparing {
-            return;
+            return Ok(());
         }
         let Some(preparation) = &self.preparation else {
             let Some(machine) = host.machine() else {
                 self.stage = Stage::Whole;
-                return;
+                return Ok(());
             };
             let preparation = Arc::new(Preparation::default());
             self.preparation = Some(Arc::clone(&preparation));
@@ -235,15 +241,27 @@ impl StateLane {
             let end = EndOf(preparation);
             host.run_beside(Box::new(move || {
                 let prepared = method.prepare(&order, &sealed, &*machine, &end.0.pace);
-                if let Err(cause) = prepared {
-                    tracing::warn!("a state could not be prepared and is installed later: {cause}");
+                match prepared {
+                    Err(cause) if cause.is_storage_full() => {
+                        *end.0.no_room.lock() = Some(cause);
+                    }
+                    Err(cause) => {
+                        tracing::warn!(
+                            "a state could not be prepared and is installed later: {cause}"
+                        );
+                    }
+                    Ok(()) => {}
                 }
             }));
-            return;
+            return Ok(());
         };
         if *preparation.is_over.lock() {
+            if let Some(cause) = preparation.no_room.lock().take() {
+                return Err(cause);
+            }
             self.stage = Stage::Whole;
         }
+        Ok(())
     }
 
     /// Bytes that have been made ready.

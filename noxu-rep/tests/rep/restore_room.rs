@@ -1,0 +1,56 @@
+//! Restores on disks that have no room for them.
+
+use noxu_log::env::FaultEnv;
+use noxu_rep::{Durability, Role};
+
+use crate::elections::{Group, SOON};
+use crate::support::{assert_same_logs, entry, eventually};
+
+/// Its disk is the one that is full.
+const FULL: usize = 2;
+
+/// `room` is what is left on its disk, as a multiple of the bytes that are to come.
+fn is_restored_once_there_is_room(room: f64) {
+    let mut group = Group::of(3);
+    group.timing.quorum_timeout = SOON;
+    group.segment_bytes = 4 << 10;
+    let disk = FaultEnv::new();
+    group.start(0);
+    group.start(1);
+    group.start_on(&disk, FULL);
+    let master = group.await_master();
+    for number in 0..200 {
+        let body = format!("body number {number:04}");
+        group.node(master).commit(&[entry(body.as_bytes())], Durability::ALL).unwrap();
+    }
+    let sealed = || group.node(master).log().sealed_segments();
+    eventually("segments are sealed", || sealed().len() > 1);
+    let bytes: u64 = sealed().iter().map(|segment| u64::from(segment.bytes)).sum();
+    disk.set_capacity(Some(disk.used_bytes() + (bytes as f64 * room) as u64));
+    assert!(group.node(FULL).request_restore().unwrap());
+    let status = || group.node(FULL).status();
+    eventually("it says so", || {
+        status().last_error.is_some_and(|error| error.contains("a restore finds no room"))
+    });
+    eventually("its master says so", || {
+        let recoveries = group.node(master).status().recoveries;
+        recoveries.iter().any(|(_, shown)| shown.to_string() == "degraded: no space on its disk")
+    });
+    assert_eq!(group.commit("meanwhile"), master);
+    assert_ne!(status().role, Role::Stopped, "{:?}", status());
+    assert!(status().last_restore.is_none() && group.node(FULL).restore_pending().unwrap());
+    disk.set_capacity(None);
+    eventually("it is restored", || status().last_restore.is_some());
+    group.await_everywhere("meanwhile");
+    assert_same_logs(&group.node(FULL).log(), &group.node(master).log());
+}
+
+#[test]
+fn a_restore_that_would_find_no_room_for_the_log_waits_for_it() {
+    is_restored_once_there_is_room(0.5);
+}
+
+#[test]
+fn a_restore_that_finds_no_room_on_its_way_waits_for_it() {
+    is_restored_once_there_is_room(1.02);
+}
