@@ -192,6 +192,7 @@ pub enum KvError {
         /// The file or directory.
         path: String,
         /// The cause.
+        #[source]
         cause: std::io::Error,
     },
     /// The table failed.

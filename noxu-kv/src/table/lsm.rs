@@ -224,8 +224,12 @@ impl Table for LsmTable {
         let old_number = old.number;
         drop(old);
         let old_path = tree_path(&self.dir, old_number);
-        // Iterators that still read the old tree end with the rollback that comes with an install.
-        fs::remove_dir_all(&old_path).map_err(io_error(&old_path))
+        // Iterators that still read the old tree end with the rollback that comes with an install. It has
+        // taken effect: what is left of the old tree, to which a compaction may be adding, is only rubbish.
+        if let Err(cause) = fs::remove_dir_all(&old_path) {
+            tracing::debug!(path = %old_path.display(), "a leftover that the next open removes: {cause}");
+        }
+        Ok(())
     }
 
     fn disk_usage(&self) -> (u64, usize) {

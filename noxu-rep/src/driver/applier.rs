@@ -250,6 +250,9 @@ impl Applier {
                     drop(turn);
                     let is_mended = self.on_rot.get().is_some_and(|hook| hook(&cause));
                     turn = self.turn.lock();
+                    if self.applied() != applied {
+                        return Ok(true); // somebody else could read it meanwhile
+                    }
                     if is_mended {
                         turn.misread = None;
                         return Ok(false);

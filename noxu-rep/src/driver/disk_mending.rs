@@ -160,11 +160,12 @@ impl Life {
     /// at once, and if nobody has it, its entries count as faulty. True too if it is just being mended, or has
     /// been after whoever could not read it looked.
     pub(super) fn mend_sealed(&self, segment: u32) -> bool {
+        // Looking takes time, in which what was just mended would become what was mended long ago.
+        let now = self.clock.now();
         // An open segment has no digests, and no other node has it sealed for certain.
         let Ok(damaged) = self.log.scrub_segment(segment) else { return false };
         if damaged.is_empty() {
             let touched = self.disk_mending.state.lock().touched.get(&segment).copied();
-            let now = self.clock.now();
             let is_recent = touched.is_some_and(|at| now.saturating_sub(at) < FIRST_WAIT);
             if is_recent {
                 self.applier.signal(); // it may be who looked
@@ -218,20 +219,19 @@ impl Life {
         if due.is_empty() || self.disk_mending.state.lock().over {
             return false;
         }
-        let mended = self.ask_everybody(&due);
-        let examined = self.settle_needed(&due);
-        if mended || examined {
-            self.applier.signal(); // it may have waited for just these
-        }
+        self.ask_everybody(&due);
+        self.settle_needed(&due);
+        // It may have waited for just these. What is damaged still it meets again, and asks for again,
+        // which comes to pass once in [`FIRST_WAIT`] at most.
+        self.applier.signal();
         true
     }
 
-    /// One round: each of the others is asked for what is left, also those that only these know. True if
-    /// any of it is whole again.
-    fn ask_everybody(&self, due: &[Damaged]) -> bool {
+    /// One round: each of the others is asked for what is left, also those that only these know.
+    fn ask_everybody(&self, due: &[Damaged]) {
         let mut left: BTreeMap<Damaged, Unmended> =
             due.iter().map(|what| (*what, Unmended::Unreachable)).collect();
-        let (mut mended, mut put_back_entries) = (false, false);
+        let mut put_back_entries = false;
         let master = self.master_address();
         let mut peers = self.peers_to_ask();
         let mut next = 0;
@@ -249,7 +249,6 @@ impl Life {
                     match self.ask(&mut source, what)? {
                         Asked::Mended => {
                             left.remove(&what);
-                            mended = true;
                             put_back_entries |= matches!(what, Damaged::Entries { .. });
                             self.note_touched(what.segment());
                             let told = self.disk_mending.book.lock().handle_mended(what, &from);
@@ -282,7 +281,6 @@ impl Life {
                 tracing::debug!(node = %self.config.name, "not sealed: {cause}");
             }
         }
-        mended
     }
 
     fn note_touched(&self, segment: u32) {
@@ -292,8 +290,7 @@ impl Life {
 
     /// What is needed, was asked for and nobody gave is no matter of blocks any more: what can be read of
     /// its segment stays, and the rest counts as faulty, which an election or a conversation settles.
-    /// True if some does now.
-    fn settle_needed(&self, asked: &[Damaged]) -> bool {
+    fn settle_needed(&self, asked: &[Damaged]) {
         let asked: BTreeSet<u32> = asked.iter().map(Damaged::segment).collect();
         let settled: Vec<u32> = {
             let mut state = self.disk_mending.state.lock();
@@ -303,15 +300,11 @@ impl Life {
         };
         let damaged: BTreeSet<u32> =
             self.log.damaged_blocks().iter().map(|block| block.segment).collect();
-        let mut examined = false;
         for segment in settled.into_iter().filter(|segment| damaged.contains(segment)) {
-            if self.examine(segment) {
-                examined = true;
-            } else {
+            if !self.examine(segment) {
                 self.around.post(Input::Unreadable);
             }
         }
-        examined
     }
 
     /// The other nodes and where they are reached, in an order of this node's own, the master last.

@@ -755,11 +755,15 @@ impl Life {
         true
     }
 
-    /// Closes what a next life is to open again.
+    /// Closes what a next life is to open again, in the place of which a restore puts another log.
     pub(crate) fn retire(&self) -> Result<()> {
         *self.slot.write() = None;
         self.housekeeper.raise_floor(Vlsn::default())?;
-        Ok(self.log.close()?)
+        match self.log.close() {
+            // It is closed, and the end that it finds no room for is not needed any more.
+            Err(LogError::ReadOnly { .. }) => Ok(()),
+            closed => Ok(closed?),
+        }
     }
 
     /// Another life has taken the seat.

@@ -386,6 +386,8 @@ impl<'a> Session<'a> {
     /// it has is damaged.
     fn verify(&mut self, segment: u32, block: u32) -> Result<()> {
         let provider = self.provider;
+        // Another file may have taken its place since it was opened.
+        self.open = None;
         let Some(bytes) = self.block(segment, block)? else { return Ok(()) };
         let found = blake3::hash(bytes);
         let digests = provider.log.block_digests(segment)?;
@@ -398,7 +400,6 @@ impl<'a> Session<'a> {
                 found: format!("digest {found}"),
             };
             provider.host.handle_failed(&cause.into());
-            self.open = None;
         }
         Ok(())
     }

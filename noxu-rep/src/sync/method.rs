@@ -23,15 +23,17 @@
 //! # See: `noxu_rep::conformance`, which tests any method; docs/recovery.md
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use noxu_log::LogError;
 use noxu_log::env::Env;
 use noxu_util::{Fingerprint, Name, Vlsn};
 
 use super::{LogReader, StateMachine};
-use crate::error::Result;
+use crate::error::{RepError, Result};
 
 /// A way to bring the state of a node level.
 pub trait StateSync: Debug + Send + Sync {
@@ -64,10 +66,12 @@ pub trait StateSync: Debug + Send + Sync {
 
     /// Does as much of [`StateSync::install`] ahead as leaves the state of `machine` as it is, while the
     /// log is still fetched: the longer the installation takes, the more log the master must keep for
-    /// this node. Nothing of it is relied on. Default: nothing.
+    /// this node. Best looks whether what came is still what it was, and whether there is room for it:
+    /// an installation that fails has no old log to go back to. Default: nothing.
     ///
     /// # Errors
-    /// As [`StateSync::install`]; they end nothing.
+    /// As [`StateSync::install`]. What came is discarded then, and fetched again, once in a session; but
+    /// not if [`RepError::is_storage_full`]: then the restore waits for room.
     fn prepare(
         &self,
         order: &SyncOrder,
@@ -116,10 +120,35 @@ impl Pace {
         self.cancelled.store(true, Ordering::Release);
     }
 
+    /// Ends what nobody waits for.
+    ///
+    /// # Errors
+    /// `StateMachine`, which nobody hears of, if nobody waits for it any more.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(RepError::state_machine("nobody waits for it any more"));
+        }
+        Ok(())
+    }
+
     /// Whether nobody does.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
+}
+
+/// A disk that cannot hold all of `what` is not filled with a part of it: others may need its room.
+///
+/// # Errors
+/// `Io` of the kind `StorageFull`.
+pub(crate) fn check_room(env: &dyn Env, dir: &Path, needed: u64, what: &str) -> Result<()> {
+    let free = env.free_bytes(dir).map_err(|cause| LogError::io("look up", dir, cause))?;
+    if free >= needed {
+        return Ok(());
+    }
+    let found = format!("{free} bytes are free, {needed} are needed for {what} alone");
+    let full = io::Error::new(io::ErrorKind::StorageFull, found);
+    Err(LogError::io("make room in", dir, full).into())
 }
 
 /// How much of the log comes with a method.

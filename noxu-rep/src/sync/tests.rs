@@ -446,6 +446,8 @@ fn ranges_that_rot_on_disk_are_not_installed() {
         let refused = ranges.install(&taker.order, &sealed, &*machine, &giver.log).unwrap_err();
         assert!(matches!(refused, RepError::Log(_)), "{refused}");
         assert!(machine.state().map.is_empty());
+        let seen = ranges.prepare(&taker.order, &sealed, &*machine, &Pace::default()).unwrap_err();
+        assert!(matches!(seen, RepError::Log(_)), "before the old log is gone: {seen}");
         faulty.corrupt(Path::new("/copy/ranges"), at, 1).unwrap();
     }
     taker.install(&giver);

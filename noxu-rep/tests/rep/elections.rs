@@ -1,6 +1,7 @@
 //! Elections: a group founds itself, chooses its master, and chooses another when that one is gone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use noxu_log::LogConfig;
@@ -15,6 +16,22 @@ use tempfile::TempDir;
 use crate::support::{Ledger, entry, eventually, eventually_or, name};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// An address that stays free while a node is down: below the ports that the system gives to connections, and
+/// given to nobody else in this process.
+fn free_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const PORTS: std::ops::Range<u16> = 10_000..30_000;
+    // Other processes begin elsewhere.
+    let begin = PORTS.start + (std::process::id() % 20_000) as u16;
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        let port = PORTS.start + (begin - PORTS.start + step) % (PORTS.end - PORTS.start);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return format!("127.0.0.1:{port}");
+        }
+    }
+}
 
 /// A group of nodes n1, n2, ... that find each other by the address of n1.
 pub(crate) struct Group {
@@ -36,12 +53,7 @@ pub(crate) struct Group {
 impl Group {
     pub(crate) fn of(count: usize) -> Self {
         // Fixed, so that a node that comes back is found where it was.
-        let addresses = (0..count)
-            .map(|_| {
-                let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                free.local_addr().unwrap().to_string()
-            })
-            .collect();
+        let addresses = (0..count).map(|_| free_address()).collect();
         Self {
             dir: tempfile::tempdir().unwrap(),
             addresses,

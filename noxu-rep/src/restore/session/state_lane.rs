@@ -67,6 +67,8 @@ pub(super) struct StateLane {
     asked: VecDeque<(u64, u64)>,
     order: SyncOrder,
     preparation: Option<Arc<Preparation>>,
+    /// What came could not be made ready once, and is fetched again.
+    refetched: bool,
 }
 
 /// What makes the state ready to be installed, beside the session.
@@ -75,8 +77,8 @@ struct Preparation {
     pace: Pace,
     is_over: Mutex<bool>,
     changed: Condvar,
-    /// Why it found no room, if that is what ended it.
-    no_room: Mutex<Option<RepError>>,
+    /// Why it could not be done, if that is what ended it.
+    failure: Mutex<Option<RepError>>,
 }
 
 impl Preparation {
@@ -106,9 +108,18 @@ impl StateLane {
         let session = method.session(&order, earlier.as_deref())?;
         let (stage, asked) = (Stage::Wanted, VecDeque::new());
         let (open_request, wanted) = (0, 0);
-        let preparation = None;
-        let mut lane =
-            Self { method, saved, session, stage, open_request, wanted, asked, order, preparation };
+        let mut lane = Self {
+            method,
+            saved,
+            session,
+            stage,
+            open_request,
+            wanted,
+            asked,
+            order,
+            preparation: None,
+            refetched: false,
+        };
         if lane.session.proofs().iter().any(|proof| proof.vlsn < front) {
             lane.discard()?;
         }
@@ -219,11 +230,12 @@ impl StateLane {
         Ok(true)
     }
 
-    /// Makes what is here ready to be installed; looks whether it is.
+    /// Makes what is here ready to be installed; looks whether it is. What cannot be made ready could not
+    /// be installed either, and then the old log is gone: it is fetched again, once.
     ///
     /// # Errors
-    /// The method's or the state machine's if there is no room for it: there would be none for the
-    /// installation either, which comes when the old log is gone. For anything else it is tried again then.
+    /// The method's or the state machine's if there is no room for it, or if it cannot be made ready a
+    /// second time.
     pub(super) fn prepare(&mut self, host: &dyn RestoreHost) -> Result<()> {
         if self.stage != Stage::Preparing {
             return Ok(());
@@ -241,27 +253,26 @@ impl StateLane {
             let end = EndOf(preparation);
             host.run_beside(Box::new(move || {
                 let prepared = method.prepare(&order, &sealed, &*machine, &end.0.pace);
-                match prepared {
-                    Err(cause) if cause.is_storage_full() => {
-                        *end.0.no_room.lock() = Some(cause);
-                    }
-                    Err(cause) => {
-                        tracing::warn!(
-                            "a state could not be prepared and is installed later: {cause}"
-                        );
-                    }
-                    Ok(()) => {}
-                }
+                *end.0.failure.lock() = prepared.err();
             }));
             return Ok(());
         };
-        if *preparation.is_over.lock() {
-            if let Some(cause) = preparation.no_room.lock().take() {
-                return Err(cause);
-            }
-            self.stage = Stage::Whole;
+        if !*preparation.is_over.lock() {
+            return Ok(());
         }
-        Ok(())
+        let failure = preparation.failure.lock().take();
+        match failure {
+            None => {
+                self.stage = Stage::Whole;
+                Ok(())
+            }
+            Some(cause) if cause.is_storage_full() || self.refetched => Err(cause),
+            Some(cause) => {
+                tracing::warn!("a state cannot be installed, and is fetched again: {cause}");
+                self.refetched = true;
+                self.discard()
+            }
+        }
     }
 
     /// Bytes that have been made ready.

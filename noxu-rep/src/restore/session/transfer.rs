@@ -11,13 +11,9 @@
 //!   way, one run of entries.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use noxu_log::LogError;
-use noxu_log::env::Env;
 use noxu_util::{Name, Vlsn};
 
 use super::super::base::Base;
@@ -31,7 +27,7 @@ use crate::core::recovery;
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
-use crate::sync::method::{Opened, Proof};
+use crate::sync::method::{Opened, Proof, check_room};
 use crate::wire::restore::{BLOCK_BYTES, Refused, RestoreMsg};
 
 /// The master, among the sources.
@@ -115,20 +111,6 @@ pub(super) struct Transfer<'a> {
     frame: Vec<u8>,
 }
 
-/// A disk that cannot hold the segments is not filled with them first: others may need its room.
-///
-/// # Errors
-/// `Io` of the kind `StorageFull`.
-fn check_room(env: &dyn Env, dir: &Path, needed: u64) -> Result<()> {
-    let free = env.free_bytes(dir).map_err(|cause| LogError::io("look up", dir, cause))?;
-    if free >= needed {
-        return Ok(());
-    }
-    let found = format!("{free} bytes are free, {needed} are needed for the log alone");
-    let full = io::Error::new(io::ErrorKind::StorageFull, found);
-    Err(LogError::io("make room in", dir, full).into())
-}
-
 impl<'a> Transfer<'a> {
     /// Begins to fetch what `manifest` names, behind `staged` if there is something already.
     pub(super) fn begin(
@@ -144,7 +126,6 @@ impl<'a> Transfer<'a> {
         {
             base.bitmap_before_data = fetch.restoring.bitmap_before_data;
         }
-        check_room(env, &fetch.dir, base.missing_bytes())?;
         let staged = if let Some(staged) = staged {
             staged
         } else {
@@ -173,6 +154,8 @@ impl<'a> Transfer<'a> {
             })?;
             Some(StateLane::begin(fetch.env, &fetch.dir, method, head.anchor.vlsn)?)
         };
+        // What another method left is gone by now.
+        check_room(env, &fetch.dir, base.missing_bytes(), "the log")?;
         let progress = Progress {
             phase: Phase::Segments,
             method: state.as_ref().map(|_| head.method.clone()),

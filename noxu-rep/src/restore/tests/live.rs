@@ -474,6 +474,8 @@ fn p_damaged_hints_cost_only_what_they_spoke_of() {
 struct Preparing {
     may_end: AtomicBool,
     begun: AtomicBool,
+    /// How often it fails yet.
+    failures: AtomicUsize,
     prepared: Mutex<Option<([u8; 32], Vec<u8>)>>,
     installed: Mutex<Vec<u8>>,
 }
@@ -505,6 +507,13 @@ impl StateMachine for Preparing {
                 text.push(byte[0]);
             }
         }
+        if self
+            .failures
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1))
+            .is_ok()
+        {
+            return Err(RepError::state_machine("it is rotten"));
+        }
         *self.prepared.lock() = Some((*id, text));
         Ok(())
     }
@@ -527,6 +536,7 @@ fn preparing(may_end: bool) -> Arc<Preparing> {
     Arc::new(Preparing {
         may_end: AtomicBool::new(may_end),
         begun: AtomicBool::new(false),
+        failures: AtomicUsize::new(0),
         prepared: Mutex::default(),
         installed: Mutex::default(),
     })
@@ -571,6 +581,28 @@ fn what_was_prepared_and_forgotten_is_read_when_it_is_installed() {
     let anew = preparing(true);
     install(&env, &*anew).unwrap();
     assert!(*anew.installed.lock() == [b"read: ", CHECKPOINT_TEXT].concat());
+}
+
+/// What cannot be made ready is fetched again before the old log is touched: it may have rotted. If it cannot
+/// again, the state machine does not take it.
+#[test]
+fn what_cannot_be_prepared_is_fetched_once_more_and_never_committed() {
+    for failures in [1, 2] {
+        let (master, env, machine) = (Master::new(100), memory(), preparing(true));
+        machine.failures.store(failures, Ordering::Release);
+        let node = Node { machine: Some(Arc::<Preparing>::clone(&machine)), ..Node::default() };
+        let restored = session(&master.connect(), &env, &node);
+        if failures == 1 {
+            let given: u64 = restored.unwrap().sources.iter().map(|source| source.bytes).sum();
+            assert!(given >= 2 * CHECKPOINT_TEXT.len() as u64, "{given}");
+            install(&env, &*machine).unwrap();
+            assert!(*machine.installed.lock() == CHECKPOINT_TEXT);
+        } else {
+            let refused = restored.unwrap_err();
+            assert!(matches!(refused, RepError::StateMachine { .. }), "{refused}");
+            assert!(!is_committed(&*env, dir()).unwrap());
+        }
+    }
 }
 
 /// What runs beside a session ends with it.

@@ -279,7 +279,8 @@ pub(super) fn prepare(
     pace: &Pace,
 ) -> Result<()> {
     let mut source = Verified::open(order, sealed, Some(pace))?;
-    machine.prepare_checkpoint(&sealed.digest, sealed.vlsn, &mut source)
+    machine.prepare_checkpoint(&sealed.digest, sealed.vlsn, &mut source)?;
+    read_rest(order, &mut source)
 }
 
 pub(super) fn install(
@@ -292,9 +293,12 @@ pub(super) fn install(
     }
     let mut source = Verified::open(order, sealed, None)?;
     machine.install_checkpoint(sealed.vlsn, &mut source)?;
-    // What the machine left unread is verified too.
-    let path = path(order);
-    io::copy(&mut source, &mut io::sink()).map_err(|e| LogError::io("read", &path, e))?;
+    read_rest(order, &mut source)
+}
+
+/// What the machine left unread is verified too.
+fn read_rest(order: &SyncOrder, source: &mut impl Read) -> Result<()> {
+    io::copy(source, &mut io::sink()).map_err(|e| LogError::io("read", &path(order), e))?;
     Ok(())
 }
 
