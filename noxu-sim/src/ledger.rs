@@ -167,7 +167,7 @@ pub enum Record {
         host: Host,
         /// Why.
         cause: String,
-        /// A sync of its disk failed since it was started.
+        /// A sync of its disk failed since it was started, or rot cut a rollback short.
         disk_failed: bool,
     },
     /// It holds a place in its log for a replica that it feeds, or that restores from it.

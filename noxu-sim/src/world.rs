@@ -461,7 +461,11 @@ impl<E: Embedded> World<E> {
         } else if let Some(cause) = failed {
             self.stage.trace.note(now, format_args!("{host} stopped: {cause}"));
             let cause = process.life.failure().unwrap_or(cause);
-            let disk_failed = self.nodes[host.0].disk.lock().is_broken();
+            let broken = self.nodes[host.0].disk.lock().is_broken();
+            // A rollback that meets rot leaves the rest to the next start.
+            let cut_short =
+                self.rotten.contains(&host) && cause.starts_with("stopped after a failed");
+            let disk_failed = broken || cut_short;
             self.watch.enter(&Record::Stopped { host, cause, disk_failed })?;
             self.ended_inside.insert(host);
             self.coverage.count("node stopped itself");

@@ -616,13 +616,15 @@ pub(super) fn is_damage(cause: &LogError) -> bool {
 
 /// Whether no retry can mend it: the node stops and says so.
 pub fn is_final(cause: &RepError) -> bool {
-    matches!(
-        cause,
-        RepError::Stream(StreamFault::DurableFork { .. })
-            | RepError::StateMachine { .. }
-            | RepError::Log(_)
-            | RepError::Stopped { .. }
-    )
+    // Room may come back; a sync that finds none stops the log, which tells the life itself.
+    !cause.is_storage_full()
+        && matches!(
+            cause,
+            RepError::Stream(StreamFault::DurableFork { .. })
+                | RepError::StateMachine { .. }
+                | RepError::Log(_)
+                | RepError::Stopped { .. }
+        )
 }
 
 /// The node as a restore sees it.

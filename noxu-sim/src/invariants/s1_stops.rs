@@ -1,5 +1,5 @@
-//! S1: a node stops by itself only if a sync of its disk has failed: not for a full disk, nor for what can be
-//! had from others, nor for anything that others say.
+//! S1: a node stops by itself only if a sync of its disk has failed, or if a rollback met rot, which the next
+//! start finishes: not for a full disk, nor for what can be had from others, nor for anything that others say.
 
 use super::Invariant;
 use crate::ledger::{Ledger, Record};
