@@ -1,7 +1,10 @@
 //! Node processes: started, killed, brought back, from the outside.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use noxu::client::Answer;
+use rustix::process::Signal;
 
 use crate::programs::{NodeProcess, noxu};
 
@@ -147,4 +150,22 @@ fn a_short_demo_finds_everything_as_promised() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{said}");
     assert!(text.contains("everything checked is as promised"), "{text}");
+}
+
+/// What a client waits for must not keep a node that is told to end, which is a master that others wait for.
+#[test]
+fn a_node_that_is_told_to_end_does_not_wait_for_what_its_clients_wait_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let [n1, n2] = NodeProcess::pair(dir.path());
+    n1.client().call(&[b"SET", b"before", b"1"]).unwrap();
+    let before = n1.info("last_vlsn").unwrap();
+    n2.signal(Signal::STOP);
+    let mut waiting = n1.client();
+    waiting.queue(&[b"SET", b"key", b"acknowledged by nobody"]);
+    waiting.flush().unwrap();
+    n1.wait_for("last_vlsn", |last| last != before);
+    let told = Instant::now();
+    assert_eq!(n1.terminate(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    n2.signal(Signal::CONT);
 }

@@ -95,8 +95,10 @@ impl NodeCommand {
         let signal = signals.forever().next();
         tracing::info!(?signal, "shutting down");
         let failure = store.node().failure();
-        door.close();
+        door.hang_up();
+        // Ends what clients wait for: a master that leaves hands over at once.
         let closed = store.close();
+        door.close();
         let _ = watching.join();
         if let Some(cause) = failure {
             return Err(CliError::Failed(format!("the node stopped: {cause}")));

@@ -149,8 +149,9 @@ impl Door {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// Stops listening, closes all connections and waits for their threads.
-    pub fn close(&mut self) {
+    /// Stops listening and closes all connections. A thread that waits for the backend goes on waiting:
+    /// [`Door::close`] waits for it, and had better be called when the backend is closed.
+    pub fn hang_up(&mut self) {
         let Some(accepting) = self.accepting.take() else { return };
         self.shared.closing.store(true, Ordering::SeqCst);
         // The accepting thread sits in `accept`; a connection of our own wakes it.
@@ -163,11 +164,16 @@ impl Door {
         }
         drop(TcpStream::connect_timeout(&wake, Duration::from_secs(1)));
         let _ = accepting.join();
-        let open: Vec<Open> =
-            self.shared.connections.lock().drain().map(|(_, open)| open).collect();
-        for connection in &open {
+        for connection in self.shared.connections.lock().values() {
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Hangs up, if that was not done before, and waits for the threads of all connections.
+    pub fn close(&mut self) {
+        self.hang_up();
+        let open: Vec<Open> =
+            self.shared.connections.lock().drain().map(|(_, open)| open).collect();
         for connection in open {
             if let Some(thread) = connection.thread {
                 let _ = thread.join();
