@@ -643,6 +643,11 @@ impl Log {
         hooks.durable = all.collect();
     }
 
+    /// Why it stopped, if a write or sync has failed.
+    pub fn failure(&self) -> Option<LogError> {
+        self.shared.poison.get().cloned()
+    }
+
     /// Registers a function to be called once when the log stops after a failed write or sync, by a
     /// thread of its own or, in a log without threads, by [`Log::upkeep`], with no lock of the log held.
     pub fn on_poisoned(&self, hook: impl Fn(&LogError) + Send + Sync + 'static) {

@@ -16,6 +16,8 @@ pub mod error;
 pub mod group;
 pub mod mutant;
 pub mod net;
+#[cfg(test)]
+mod no_state;
 pub mod node;
 pub mod outcome;
 pub mod restore;

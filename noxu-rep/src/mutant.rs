@@ -53,6 +53,10 @@ noxu_util::mutants! {
         /// A voter that may have lost the end of its log takes it for complete once the master that it
         /// voted for leads, whatever it lacks.
         WinClearsVoters,
+        /// The place that a master holds for a replica moves on what that has merely received.
+        PlaceFollowsReceived,
+        /// A node that restores lets go of entries that it has not synced.
+        RestoreLetsGoUnsynced,
         /// The log that a restore brings need not end with the entry that was named when it began.
         /// Whoever changes its log meanwhile has it from a later master, whose log holds all that
         /// was durable then: no run of a group shows this bug, its own test does.

@@ -463,8 +463,9 @@ impl<E: Embedded> World<E> {
             let cause = process.life.failure().unwrap_or(cause);
             let broken = self.nodes[host.0].disk.lock().is_broken();
             // A rollback that meets rot leaves the rest to the next start.
-            let cut_short =
-                self.rotten.contains(&host) && cause.starts_with("stopped after a failed");
+            let failure = process.life.log().failure();
+            let met_rot = matches!(failure, Some(LogError::Corrupt { .. }));
+            let cut_short = self.rotten.contains(&host) && met_rot;
             let disk_failed = broken || cut_short;
             self.watch.enter(&Record::Stopped { host, cause, disk_failed })?;
             self.ended_inside.insert(host);

@@ -26,7 +26,7 @@ use noxu_rep::sync::method::{
 use noxu_rep::sync::{LogReader, StateMachine};
 use noxu_rep::{RepError, Result};
 use noxu_util::codec::{Put, Reader};
-use noxu_util::{Fingerprint, Name, Vlsn};
+use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
 use crate::shelf::{Digest, List, Shelf, path_of};
@@ -157,8 +157,7 @@ impl Wanted {
         let mut out = Vec::new();
         out.put_text(self.source.as_str());
         out.put_u64(self.id);
-        out.put_vlsn(self.proof.vlsn);
-        out.put_u64(self.proof.fingerprint.as_u64());
+        self.proof.put(&mut out);
         out.put_bytes(&self.list.encode());
         out
     }
@@ -166,10 +165,9 @@ impl Wanted {
     fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
         let (source, id) = (r.name("source")?, r.u64("offer")?);
-        let vlsn = r.vlsn("through")?;
-        let fingerprint = Fingerprint::from_u64(r.u64("fingerprint")?);
+        let proof = Proof::read(&mut r, "proof")?;
         let list = List::decode(r.bytes("list", r.remaining())?)?;
-        Ok(Self { source, id, proof: Proof { vlsn, fingerprint }, list })
+        Ok(Self { source, id, proof, list })
     }
 }
 

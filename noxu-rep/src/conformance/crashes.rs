@@ -92,6 +92,7 @@ fn crash_anywhere<S: Subject>(subject: &S) -> Outcome {
     unreachable!("it ends")
 }
 
+/// X "during replay".
 fn crash_installing<S: Subject>(subject: &S) -> Outcome {
     let master = giver(subject, "n1")?;
     let taking = Taking::from(&master);

@@ -29,6 +29,7 @@ use crate::driver::applier::Applier;
 use crate::driver::housekeeper::Housekeeper;
 use crate::driver::recovering::{Errands, Recovering};
 use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
 use crate::outcome::{CommitId, Undecided};
 use crate::stream::feeder::FeederHost;
@@ -682,7 +683,9 @@ impl FeederHost for SessionHost {
 
     fn handle_ack(&self, ack: Ack) {
         self.master.handle_ack(self.session, ack);
-        self.pin.advance(ack.durable.next());
+        let follows_received = mutant::is_on(Mutant::PlaceFollowsReceived);
+        let has = if follows_received { ack.received } else { ack.durable };
+        self.pin.advance(has.next());
         let (master, now) = (&self.master, self.master.clock.now());
         let bounds = || master.recovery_bounds();
         let errands =

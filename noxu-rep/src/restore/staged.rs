@@ -18,6 +18,7 @@ use noxu_log::{
 use noxu_util::{Fingerprint, Lsn, Vlsn};
 
 use crate::error::{RepError, Result};
+use crate::mutant::{self, Mutant};
 
 /// An open staged log.
 pub(super) struct Staged {
@@ -106,7 +107,9 @@ impl Staged {
         let run = EntryRun::verify(Bytes::from(bytes), self.end(), max_body_bytes)
             .map_err(|fault| RepError::BadEntry { peer: peer.to_owned(), fault })?;
         self.log.append_run(&run)?;
-        self.log.sync_now()?;
+        if !mutant::is_on(Mutant::RestoreLetsGoUnsynced) {
+            self.log.sync_now()?;
+        }
         Ok(run)
     }
 
@@ -114,7 +117,9 @@ impl Staged {
     /// there.
     pub(super) fn needed(&self) -> Vlsn {
         let positions = self.log.positions();
-        let after = positions.durable.max(positions.anchor.vlsn).next();
+        let lets_go = mutant::is_on(Mutant::RestoreLetsGoUnsynced);
+        let durable = if lets_go { positions.last } else { positions.durable };
+        let after = durable.max(positions.anchor.vlsn).next();
         let sync = positions.last_sync;
         if sync.is_null() { positions.anchor.vlsn.next().min(after) } else { sync.min(after) }
     }

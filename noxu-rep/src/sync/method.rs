@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use noxu_log::LogError;
 use noxu_log::env::Env;
+use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Name, Vlsn};
 
 use super::{LogReader, StateMachine};
@@ -187,6 +188,23 @@ pub struct Proof {
     pub vlsn: Vlsn,
     /// Its fingerprint.
     pub fingerprint: Fingerprint,
+}
+
+impl Proof {
+    /// Bytes on a method's disk or wire: the VLSN, and the fingerprint as a u64.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        out.put_vlsn(self.vlsn);
+        out.put_u64(self.fingerprint.as_u64());
+    }
+
+    /// What [`Proof::put`] wrote; `what` names it in errors.
+    ///
+    /// # Errors
+    /// `Truncated` if the bytes end before it does.
+    pub fn read(r: &mut Reader<'_>, what: &'static str) -> std::result::Result<Self, CodecError> {
+        let vlsn = r.vlsn(what)?;
+        Ok(Self { vlsn, fingerprint: Fingerprint::from_u64(r.u64(what)?) })
+    }
 }
 
 /// What a provider offers.

@@ -24,3 +24,9 @@ fn an_acknowledgement_before_the_sync_is_found() {
 fn a_term_that_is_held_again_is_found() {
     assert!(found(Mutant::TermResumed, 10).is_some());
 }
+
+/// No scenario orders a restore.
+#[test]
+fn a_restore_that_lets_go_of_what_it_has_not_synced_is_found() {
+    assert_eq!(found(Mutant::RestoreLetsGoUnsynced, 10), Some("R1"));
+}

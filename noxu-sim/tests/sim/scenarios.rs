@@ -82,7 +82,7 @@ fn between_machines_without_a_process_nothing_goes_on() {
 }
 
 /// Each deliberate bug, and a scenario about the rule that it breaks.
-const FOUND_BY: [(&str, &str); 26] = [
+const FOUND_BY: [(&str, &str); 27] = [
     ("VoteNotPersisted", "m_vote_outlives_its_voter"),
     ("HeadNotCompared", "e_longer_log_of_an_older_term"),
     ("SecondVote", "m_vote_outlives_its_voter"),
@@ -102,6 +102,7 @@ const FOUND_BY: [(&str, &str); 26] = [
     ("QuorumsDoNotMeet", "e_partition_master_majority"),
     ("FaultyVotesAsShorter", "d_faulty_head_and_laggard"),
     ("WinClearsVoters", "m_voters_stay_uncertain"),
+    ("PlaceFollowsReceived", "m_places_follow_what_is_durable"),
     ("DurableBeforeSync", "e_all_up"),
     ("ToldBeforeMark", "m_told_after_the_mark"),
     ("FoundNotSynced", "m_recovered_is_synced"),
@@ -113,7 +114,9 @@ const FOUND_BY: [(&str, &str); 26] = [
 
 #[test]
 fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
-    for (bug, mutants) in Mutants::all() {
+    // What a restore does wrong is shown by random worlds: no scenario orders one.
+    let shown = || Mutants::all().into_iter().filter(|(bug, _)| bug != "RestoreLetsGoUnsynced");
+    for (bug, mutants) in shown() {
         let found = FOUND_BY.iter().find(|(name, _)| *name == bug);
         let (_, scenario) = found.unwrap_or_else(|| panic!("no scenario is about {bug}"));
         // Some need that of two nodes the one that may not win is first to try.
@@ -125,5 +128,5 @@ fn deliberate_bugs_make_the_scenarios_fail_that_are_about_them() {
         let Failure { line, why } = failure.unwrap_or_else(|| panic!("{scenario}, {bug}"));
         println!("{bug}: {scenario}:{line}: {}", why.lines().next().unwrap_or_default());
     }
-    assert_eq!(FOUND_BY.len(), Mutants::all().len(), "a bug that does not exist any more");
+    assert_eq!(FOUND_BY.len(), shown().count(), "a bug that does not exist any more");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use noxu_log::LogError;
 use noxu_log::env::{EnvFile, OpenMode, read_whole};
 use noxu_util::codec::{Put, Reader};
-use noxu_util::{Fingerprint, Name, Vlsn};
+use noxu_util::{Name, Vlsn};
 use parking_lot::Mutex;
 
 use crate::error::{RepError, Result};
@@ -144,8 +144,7 @@ impl Had {
         let mut out = Vec::new();
         out.put_text(self.source.as_str());
         out.put_u64(self.id);
-        out.put_vlsn(self.proof.vlsn);
-        out.put_u64(self.proof.fingerprint.as_u64());
+        self.proof.put(&mut out);
         out.put_u64(self.bytes);
         out.put_u64(self.total);
         out
@@ -156,10 +155,7 @@ impl Had {
         Ok(Self {
             source: r.name("source")?,
             id: r.u64("id")?,
-            proof: Proof {
-                vlsn: r.vlsn("vlsn")?,
-                fingerprint: Fingerprint::from_u64(r.u64("fingerprint")?),
-            },
+            proof: Proof::read(&mut r, "proof")?,
             bytes: r.u64("bytes")?,
             total: r.u64("total")?,
         })

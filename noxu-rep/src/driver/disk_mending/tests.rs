@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use noxu_log::env::{Env, FaultEnv, Survivors, read_whole};
 use noxu_log::segment::name::{segment_name, side_name};
-use noxu_log::{
-    EntryFlags, EntryKind, EntryRun, GroupIdentity, Log, LogConfig, NewEntry, ScrubConfig,
-};
-use noxu_util::{Incarnation, NULL_VLSN, Name, Term, Vlsn};
+use noxu_log::{EntryFlags, EntryKind, GroupIdentity, Log, LogConfig, NewEntry, ScrubConfig};
+use noxu_util::{Incarnation, Name, Term, Vlsn};
 
 use super::*;
 use crate::clock::{Clock, ClockHand};
@@ -20,8 +18,9 @@ use crate::driver::opening::NodeContext;
 use crate::error::RepError;
 use crate::group::{Electorate, Voter, VoterKind};
 use crate::net::channel::LocalChannelPair;
+use crate::no_state::NoState;
 use crate::status::StateChange;
-use crate::sync::{Checkpoint, LogReader, StateMachine};
+use crate::sync::StateMachine;
 use crate::wire::election::ElectionMsg;
 use crate::wire::election::link::Introduction;
 use crate::wire::handshake::Capabilities;
@@ -66,29 +65,6 @@ impl Surroundings for Peers {
         assert_eq!(service, RESTORE_SERVICE_NAME);
         let dialled = self.at.lock().get(address).and_then(|dial| dial());
         dialled.ok_or_else(|| RepError::Closed { peer: address.to_owned() })
-    }
-}
-
-struct Nothing;
-
-impl StateMachine for Nothing {
-    fn applied(&self) -> Vlsn {
-        NULL_VLSN
-    }
-    fn apply(&self, _: &EntryRun, _: Vlsn) -> Result<()> {
-        Ok(())
-    }
-    fn roll_back_to(&self, _: Vlsn, _: &dyn LogReader) -> Result<()> {
-        Ok(())
-    }
-    fn checkpoint(&self) -> Result<Vlsn> {
-        Ok(NULL_VLSN)
-    }
-    fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
-        Err(RepError::state_machine("there is nothing"))
-    }
-    fn install_checkpoint(&self, _: Vlsn, _: &mut dyn std::io::Read) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -158,7 +134,7 @@ impl TestNode {
         let node = NodeConfig { log: config(), ..NodeConfig::new(name(&format!("n{n}")), dir()) };
         let around = Arc::<Peers>::default();
         let (clock, hand) = Clock::manual();
-        let machine = |_: &NodeContext| Ok(Arc::new(Nothing) as Arc<dyn StateMachine>);
+        let machine = |_: &NodeContext| Ok(Arc::new(NoState) as Arc<dyn StateMachine>);
         let disk: Arc<dyn Env> = Arc::new(env.clone());
         let world = Arc::clone(&around) as Arc<dyn Surroundings>;
         let life = Life::open(disk, node, format!("n{n}:1"), clock, world, machine).unwrap();

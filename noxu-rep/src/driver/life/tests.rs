@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use noxu_log::env::MemoryEnv;
-use noxu_log::{EntryRun, GroupIdentity, LogConfig};
+use noxu_log::{GroupIdentity, LogConfig};
 use noxu_util::{Incarnation, Name};
 use parking_lot::Mutex;
 
@@ -11,7 +11,7 @@ use crate::core::search::Attempt;
 use crate::driver::following::Established;
 use crate::group::{Voter, VoterKind};
 use crate::net::channel::LocalChannelPair;
-use crate::sync::{Checkpoint, LogReader};
+use crate::no_state::NoState;
 use crate::wire::election::{Body, LeadPhase};
 use crate::wire::handshake::{VersionRange, Welcome, handshake_as_feeder};
 
@@ -36,30 +36,6 @@ impl Surroundings for Alone {
     fn handle_failed(&self) {}
     fn dial(&self, address: &str, _: &str, _: Duration) -> Result<Arc<dyn Channel>> {
         Err(RepError::Closed { peer: address.to_owned() })
-    }
-}
-
-/// A state machine that keeps nothing.
-struct Nothing;
-
-impl StateMachine for Nothing {
-    fn applied(&self) -> Vlsn {
-        NULL_VLSN
-    }
-    fn apply(&self, _: &EntryRun, _: Vlsn) -> Result<()> {
-        Ok(())
-    }
-    fn roll_back_to(&self, _: Vlsn, _: &dyn LogReader) -> Result<()> {
-        Ok(())
-    }
-    fn checkpoint(&self) -> Result<Vlsn> {
-        Ok(NULL_VLSN)
-    }
-    fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
-        Err(RepError::state_machine("there is nothing"))
-    }
-    fn install_checkpoint(&self, _: Vlsn, _: &mut dyn std::io::Read) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -91,7 +67,7 @@ fn life(around: &Arc<Alone>) -> Arc<Life> {
     drop(log);
     let config = NodeConfig { log: config, ..NodeConfig::new(name("n1"), "/n1") };
     let around = Arc::clone(around) as Arc<dyn Surroundings>;
-    let machine = |_: &NodeContext| Ok(Arc::new(Nothing) as Arc<dyn StateMachine>);
+    let machine = |_: &NodeContext| Ok(Arc::new(NoState) as Arc<dyn StateMachine>);
     let life = Life::open(env, config, "n1:1".to_owned(), Clock::start(), around, machine).unwrap();
     life.start();
     life

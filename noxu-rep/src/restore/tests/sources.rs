@@ -228,6 +228,37 @@ fn r_a_source_that_claims_and_does_not_serve_is_dropped_for_its_silence() {
     install_and_check(&env, &master, true);
 }
 
+/// P "lease expiry -> another peer, blocks kept": a source that has given half and then nothing for longer
+/// than an answer may take has lost its part.
+#[test]
+fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
+    const GIVEN: u32 = 5;
+    let (master, env) = (Master::new(100), memory());
+    let follower = Master::follower("n3");
+    master.name_sources(&["n3"]);
+    let (clock, hand) = Clock::manual();
+    let turns = AtomicU32::new(0);
+    let pass = |_: &Progress| {
+        hand.set(Duration::from_millis(10) * (turns.fetch_add(1, Ordering::Relaxed) + 1));
+    };
+    let tiring = || {
+        let asked = AtomicU32::new(0);
+        Relay::of_questions(follower.connect(), move |question| {
+            let is_block = matches!(question, RestoreMsg::BlockRequest { .. });
+            let tired = is_block && asked.fetch_add(1, Ordering::Relaxed) >= GIVEN;
+            if tired { Vec::new() } else { vec![question] }
+        })
+    };
+    let node = Node { clock, watch: Box::new(pass), ..Node::default() }.dialling("n3", tiring);
+    let limits = RestoreLimits { answer_timeout: Duration::from_secs(3), ..restoring().limits };
+    let restoring = Restoring { limits, ..restoring() };
+    let progress = fetch(&env, dir(), &restoring, &master.connect(), &node).unwrap().unwrap();
+    assert_eq!(given(&progress, "n3").blocks, GIVEN, "{progress:?}");
+    assert_eq!(given(&progress, "n1").blocks, progress.blocks_total - GIVEN, "{progress:?}");
+    assert!(progress.elapsed >= Duration::from_secs(3), "{progress:?}");
+    install_and_check(&env, &master, true);
+}
+
 /// R "a source claims and does not serve": what it says instead, unasked, does not count as an answer.
 #[test]
 fn r_a_source_that_talks_and_does_not_serve_is_dropped_as_well() {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use noxu_log::LogError;
 use noxu_log::env::{EnvFile, OpenMode};
+use noxu_util::Vlsn;
 use noxu_util::codec::{CodecError, Put, Reader};
-use noxu_util::{Fingerprint, Vlsn};
 
 use super::{
     MAX_PARTS, MAX_RANGE_KEY_BYTES, MAX_SPLIT_BYTES, MAX_TOKEN_BYTES, Moment, Pairs, Piece,
@@ -28,16 +28,12 @@ pub(super) struct Seen {
 
 impl Seen {
     fn put(&self, out: &mut Vec<u8>) {
-        out.put_vlsn(self.proof.vlsn);
-        out.put_u64(self.proof.fingerprint.as_u64());
+        self.proof.put(out);
         out.put_short_bytes(&self.token);
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, CodecError> {
-        let proof = Proof {
-            vlsn: r.vlsn("seen.vlsn")?,
-            fingerprint: Fingerprint::from_u64(r.u64("seen.fingerprint")?),
-        };
+        let proof = Proof::read(r, "seen.proof")?;
         Ok(Self { proof, token: r.short_bytes("seen.token", MAX_TOKEN_BYTES)?.to_vec() })
     }
 }

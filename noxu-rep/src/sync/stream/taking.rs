@@ -11,7 +11,7 @@ use std::sync::Arc;
 use noxu_log::LogError;
 use noxu_log::env::{EnvFile, OpenMode};
 use noxu_util::codec::{CodecError, Put, Reader};
-use noxu_util::{Fingerprint, Name, Vlsn};
+use noxu_util::{Name, Vlsn};
 
 use super::{Question, StreamSync};
 use crate::error::{RepError, Result};
@@ -44,8 +44,7 @@ impl Part {
         let mut out = Vec::new();
         out.put_text(self.source.as_str());
         out.put_u64(self.id);
-        out.put_vlsn(self.proof.vlsn);
-        out.put_u64(self.proof.fingerprint.as_u64());
+        self.proof.put(&mut out);
         out.put_u64(self.durable);
         out.put_bytes(&self.digest);
         out
@@ -56,10 +55,7 @@ impl Part {
         let part = Self {
             source: r.name("source")?,
             id: r.u64("checkpoint")?,
-            proof: Proof {
-                vlsn: r.vlsn("checkpoint VLSN")?,
-                fingerprint: Fingerprint::from_u64(r.u64("checkpoint fingerprint")?),
-            },
+            proof: Proof::read(&mut r, "checkpoint proof")?,
             durable: r.u64("checkpoint bytes")?,
             digest: r.array("checkpoint digest")?,
         };
