@@ -104,6 +104,8 @@ struct State {
     trace: VecDeque<Call>,
     /// Whether calls leave no trace.
     untraced: bool,
+    /// How often the machine was started again.
+    boots: u64,
     /// Where random numbers come from; `None` for the operating system.
     entropy: Option<fastrand::Rng>,
     schedule: Schedule,
@@ -273,7 +275,7 @@ impl FaultEnv {
     #[must_use]
     pub fn clone_image(&self, survivors: Survivors) -> Self {
         let state = self.shared.state.lock();
-        Self::restarted(&state, state.disk.after_crash(&mut Lot::new(survivors)))
+        Self::restarted(&state, state.disk.after_crash(&mut Lot::new(survivors)), state.boots + 1)
     }
 
     /// How many choices there are of what a crash at this moment leaves, at most `u64::MAX`: see
@@ -290,7 +292,7 @@ impl FaultEnv {
     pub fn kill(&self) -> Self {
         self.stop_machine();
         let state = self.shared.state.lock();
-        Self::restarted(&state, state.disk.after_kill())
+        Self::restarted(&state, state.disk.after_kill(), state.boots)
     }
 
     /// A digest of all names and bytes as callers see them. Not counted as a call.
@@ -310,10 +312,11 @@ impl FaultEnv {
         self.shared.state.lock().disk.corrupt(path, offset, mask).map_err(at("corrupt", path))
     }
 
-    /// The machine of `before` with `disk`, started again.
-    fn restarted(before: &State, disk: Disk) -> Self {
+    /// The machine of `before` with `disk`, and another process.
+    fn restarted(before: &State, disk: Disk, boots: u64) -> Self {
         let state = State {
             disk,
+            boots,
             untraced: before.untraced,
             entropy: before.entropy.clone(),
             ..State::default()
@@ -543,6 +546,10 @@ impl Env for FaultEnv {
     fn entropy(&self) -> u64 {
         let drawn = self.shared.state.lock().entropy.as_mut().map(|random| random.u64(..));
         drawn.unwrap_or_else(|| noxu_util::Incarnation::random().as_u64())
+    }
+
+    fn boot(&self) -> Option<u64> {
+        Some(self.shared.state.lock().boots)
     }
 }
 

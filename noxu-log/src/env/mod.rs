@@ -65,6 +65,11 @@ pub trait Env: Debug + Send + Sync {
     fn entropy(&self) -> u64 {
         noxu_util::Incarnation::random().as_u64()
     }
+    /// A number for the time since the machine was started: as long as it is the same, files are as
+    /// processes left them, however those ended. `None` if that cannot be told.
+    fn boot(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Bytes read or written at once from which on they had better pass through the page cache than stay

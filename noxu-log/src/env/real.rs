@@ -124,6 +124,12 @@ impl Env for RealEnv {
         }
     }
 
+    fn boot(&self) -> Option<u64> {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        u64::from_str_radix(&digits, 16).ok()
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir).map_err(|e| at("look up", dir)(e.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -5,6 +5,8 @@
 //!   believed.
 //! - Segments are staged in their order, each entry of them verified, so that the chain goes from the
 //!   anchor to the end of the last one.
+//! - What was staged and synced is not read again before the machine is started anew: else a node that is
+//!   killed sooner than it has read what it had would never get further.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::IoSlice;
@@ -20,13 +22,16 @@ use noxu_log::{ChainState, EntryFault, LogError};
 use noxu_util::{Fingerprint, Lsn, Vlsn};
 
 use super::bitmap::Bitmap;
-use super::manifest::{BITMAP, Manifest, hint};
+use super::manifest::{BITMAP, Manifest, Verified, hint};
 use crate::core::block_plan::BlockId;
 use crate::error::{RepError, Result};
 use crate::wire::restore::{BLOCK_BYTES, SegmentOffer};
 
 /// Bytes of a segment read at once to find an entry of it.
 const FIND_BYTES: u64 = 1 << 20;
+
+/// Bytes of segments that are verified anew before that is noted.
+const NOTE_BYTES: u32 = 128 << 20;
 
 /// Segments that are being fetched.
 pub(super) struct Base<'a> {
@@ -48,6 +53,8 @@ pub(super) struct Base<'a> {
     end_lsn: Lsn,
     last_sync: Vlsn,
     last_txn_end: Vlsn,
+    /// So many of them are noted as verified.
+    noted: usize,
     /// The end of those that are durable besides.
     durable: Vlsn,
     reused: u32,
@@ -83,21 +90,30 @@ impl<'a> Base<'a> {
             end_lsn: anchor.lsn,
             last_sync: anchor.vlsn,
             last_txn_end: anchor.vlsn,
+            noted: 0,
             durable: anchor.vlsn,
             reused: 0,
             false_claims: 0,
             #[cfg(test)]
             bitmap_before_data: false,
         };
-        base.verify_claims()?;
-        base.reused = base.bitmap.count();
+        base.take_up_verified()?;
+        let mut unnoted_bytes = 0;
         for (at, segment) in manifest.segments.iter().enumerate() {
+            if at >= base.staged {
+                base.verify_claims(at)?;
+            }
             let count = segment.blocks.len() as u32;
             let lacking = (0..count).filter(|block| !base.has((at, *block))).count();
             base.lacking.push(lacking as u32);
+            base.stage()?;
+            unnoted_bytes += if at < base.noted { 0 } else { segment.bytes };
+            if unnoted_bytes >= NOTE_BYTES {
+                base.sync()?;
+                unnoted_bytes = 0;
+            }
         }
-        // Of those that were whole before some may be nothing but a file of the right length.
-        base.stage()?;
+        base.reused = base.bitmap.count();
         base.sync()?;
         Ok(base)
     }
@@ -178,7 +194,7 @@ impl<'a> Base<'a> {
     /// Verifies the segments that have become whole.
     fn stage(&mut self) -> Result<()> {
         while let Some(segment) = self.manifest.segments.get(self.staged)
-            && self.lacking[self.staged] == 0
+            && self.lacking.get(self.staged) == Some(&0)
         {
             let expected = ExpectedSegment {
                 number: segment.number,
@@ -211,6 +227,61 @@ impl<'a> Base<'a> {
         self.dirty_bytes
     }
 
+    /// Goes on behind what was verified since the machine was started, and is still offered.
+    fn take_up_verified(&mut self) -> Result<()> {
+        let Some(known) = Verified::load(self.env, &self.dir)? else { return Ok(()) };
+        let offered = &self.manifest.segments;
+        let is = |offer: &SegmentOffer, (number, digest): &(u32, [u8; 32])| {
+            (offer.number, offer.digest) == (*number, *digest)
+        };
+        let end = known.segments.last().and_then(|last| {
+            let at = offered.iter().position(|offer| is(offer, last))?;
+            Some(at + 1)
+        });
+        let (Some(count), Some(boot)) = (end, self.env.boot()) else { return Ok(()) };
+        // The front of the offer may have moved on.
+        let Some(skipped) = known.segments.len().checked_sub(count) else { return Ok(()) };
+        let mut both = offered.iter().zip(&known.segments[skipped..]);
+        let mut blocks = offered[..count].iter().enumerate().flat_map(|(at, segment)| {
+            (0..segment.blocks.len() as u32).map(move |block| (at, block))
+        });
+        if known.boot == boot
+            && both.all(|(offer, known)| is(offer, known))
+            && blocks.all(|block| self.has(block))
+            && self.begins_at_anchor()?
+        {
+            (self.staged, self.noted) = (count, count);
+            (self.end, self.end_lsn, self.durable) = (known.end, known.end_lsn, known.end.vlsn);
+            (self.last_sync, self.last_txn_end) = (known.last_sync, known.last_txn_end);
+        }
+        Ok(())
+    }
+
+    /// Whether the first segment, which is here, continues the anchor.
+    fn begins_at_anchor(&self) -> Result<bool> {
+        let header = self.header(0)?;
+        Ok(header.is_some_and(|header| header.chain_before() == self.manifest.head.anchor.chain()))
+    }
+
+    /// Notes how much is verified; all of it is synced.
+    fn note_verified(&mut self) -> Result<()> {
+        let Some(boot) = self.env.boot().filter(|_| self.staged > self.noted) else {
+            return Ok(());
+        };
+        let staged = self.manifest.segments[..self.staged].iter();
+        let verified = Verified {
+            boot,
+            segments: staged.map(|segment| (segment.number, segment.digest)).collect(),
+            end: self.end,
+            end_lsn: self.end_lsn,
+            last_sync: self.last_sync,
+            last_txn_end: self.last_txn_end,
+        };
+        verified.save(self.env, &self.dir)?;
+        self.noted = self.staged;
+        Ok(())
+    }
+
     /// Syncs what was written, and only then claims it.
     pub(super) fn sync(&mut self) -> Result<()> {
         #[cfg(test)]
@@ -219,7 +290,8 @@ impl<'a> Base<'a> {
             return self.sync_data();
         }
         self.sync_data()?;
-        self.bitmap.save()
+        self.bitmap.save()?;
+        self.note_verified()
     }
 
     fn sync_data(&mut self) -> Result<()> {
@@ -252,51 +324,53 @@ impl<'a> Base<'a> {
     /// The fingerprint of an entry of the segments, all of which are here; `None` if they do not have it.
     pub(super) fn fingerprint(&self, vlsn: Vlsn) -> Result<Option<Fingerprint>> {
         for at in (0..self.manifest.segments.len()).rev() {
-            let path = self.path(at);
-            let wrap = |e| LogError::io("read", &path, e);
-            let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
-            let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
-            let read = file.read_at(&mut raw, 0).map_err(wrap)?;
-            let Ok(header) = SegmentHeader::decode(&raw[..read]) else { return Ok(None) };
+            let Some(header) = self.header(at)? else { return Ok(None) };
             if header.first <= vlsn {
-                let before = ChainState {
-                    vlsn: header.first.prev(),
-                    term: header.previous_term,
-                    fingerprint: header.previous_fingerprint,
-                };
-                return Ok(find(&*file, before, vlsn).map_err(wrap)?);
+                let path = self.path(at);
+                let wrap = |e| LogError::io("read", &path, e);
+                let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
+                return Ok(find(&*file, header.chain_before(), vlsn).map_err(wrap)?);
             }
         }
         let anchor = &self.manifest.head.anchor;
         Ok((vlsn == anchor.vlsn).then_some(anchor.fingerprint))
     }
 
-    /// A claim is a hint: every block of it is read and verified.
-    fn verify_claims(&mut self) -> Result<()> {
-        for (at, segment) in self.manifest.segments.iter().enumerate() {
-            let path = self.path(at);
-            let wrap = |e| LogError::io("read", &path, e);
-            let mut file = None;
-            for block in 0..segment.blocks.len() as u32 {
-                if !self.has((at, block)) {
-                    continue;
-                }
-                if file.is_none() && self.env.exists(&path).map_err(wrap)? {
-                    file = Some(self.env.open(&path, OpenMode::Read).map_err(wrap)?);
-                }
-                let mut bytes = vec![0; segment.block_bytes(block) as usize];
-                let offset = u64::from(block) * u64::from(BLOCK_BYTES);
-                let read = match &file {
-                    Some(file) => file.read_at(&mut bytes, offset).map_err(wrap)?,
-                    None => 0,
-                };
-                if !self.is_block((at, block), &bytes[..read]) {
-                    self.bitmap.set(self.first_blocks[at] + block, false);
-                    self.false_claims += 1;
-                }
+    /// A claim is a hint: every block of it that was not verified since the machine was started is.
+    fn verify_claims(&mut self, at: usize) -> Result<()> {
+        let segment = &self.manifest.segments[at];
+        let path = self.path(at);
+        let wrap = |e| LogError::io("read", &path, e);
+        let (mut file, mut bytes) = (None, Vec::new());
+        for block in 0..segment.blocks.len() as u32 {
+            if !self.has((at, block)) {
+                continue;
+            }
+            if file.is_none() && self.env.exists(&path).map_err(wrap)? {
+                file = Some(self.env.open(&path, OpenMode::Read).map_err(wrap)?);
+            }
+            bytes.resize(segment.block_bytes(block) as usize, 0);
+            let offset = u64::from(block) * u64::from(BLOCK_BYTES);
+            let read = match &file {
+                Some(file) => file.read_at(&mut bytes, offset).map_err(wrap)?,
+                None => 0,
+            };
+            if !self.is_block((at, block), &bytes[..read]) {
+                self.bitmap.set(self.first_blocks[at] + block, false);
+                self.false_claims += 1;
             }
         }
         Ok(())
+    }
+
+    /// The header of a segment that is here; `None` if it is damaged.
+    fn header(&self, at: usize) -> Result<Option<SegmentHeader>> {
+        let path = self.path(at);
+        let wrap = |e| LogError::io("read", &path, e);
+        let file = self.env.open(&path, OpenMode::Read).map_err(wrap)?;
+        let mut raw = [0; SEGMENT_HEADER_BYTES as usize];
+        let read = file.read_at(&mut raw, 0).map_err(wrap)?;
+        Ok(SegmentHeader::decode(&raw[..read]).ok())
     }
 }
 

@@ -18,6 +18,7 @@ use crate::wire::restore::{ManifestHead, SegmentOffer};
 pub(super) const MARKER: &str = "MARKER";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const BITMAP: &str = "bitmap";
+const VERIFIED: &str = "verified";
 /// The directory of the method by which the state comes.
 pub(super) const STATE: &str = "state";
 pub(super) const LIVE: &str = "live";
@@ -68,6 +69,50 @@ impl Manifest {
             }
             Ok(Self { head, segments })
         })
+    }
+}
+
+/// Segments from the front that were whole, verified and synced, and the machine's start since when they
+/// are: until the next one nothing but a disk that rots can have changed them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verified {
+    pub(super) boot: u64,
+    /// Their numbers and digests, in their order.
+    pub(super) segments: Vec<(u32, [u8; 32])>,
+    /// The end of the last of them.
+    pub(super) end: ChainState,
+    pub(super) end_lsn: Lsn,
+    pub(super) last_sync: Vlsn,
+    pub(super) last_txn_end: Vlsn,
+}
+
+impl Verified {
+    pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
+        let mut out = Vec::new();
+        out.put_u64(self.boot);
+        out.put_u32(self.segments.len() as u32);
+        for (number, digest) in &self.segments {
+            out.put_u32(*number);
+            out.put_bytes(digest);
+        }
+        put_end(&mut out, &self.end, self.end_lsn);
+        out.put_vlsn(self.last_sync);
+        out.put_vlsn(self.last_txn_end);
+        save(env, &dir.join(VERIFIED), *b"NXV1", &out)
+    }
+
+    pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
+        let loaded = load(env, &dir.join(VERIFIED), *b"NXV1", |r| {
+            let boot = r.u64("boot")?;
+            let mut segments = Vec::new();
+            for _ in 0..r.u32("segments")? {
+                segments.push((r.u32("segment")?, r.array("digest")?));
+            }
+            let (end, end_lsn) = read_end(r)?;
+            let (last_sync, last_txn_end) = (r.vlsn("sync")?, r.vlsn("transaction end")?);
+            Ok(Self { boot, segments, end, end_lsn, last_sync, last_txn_end })
+        });
+        hint(loaded)
     }
 }
 
@@ -163,10 +208,7 @@ impl Commit {
         let mut out = Vec::new();
         out.put_u64(self.session);
         for (chain, lsn) in [(&self.base, self.base_lsn), (&self.last, self.last_lsn)] {
-            out.put_vlsn(chain.vlsn);
-            out.put_u32(chain.term.number());
-            out.put_u64(chain.fingerprint.as_u64());
-            out.put_u64(lsn.as_u64());
+            put_end(&mut out, chain, lsn);
         }
         out.put_short_bytes(&self.group_config);
         out.put_bool(self.state.is_some());
@@ -197,6 +239,13 @@ impl Commit {
             Ok(Self { session, base, base_lsn, last, last_lsn, group_config, state })
         })
     }
+}
+
+fn put_end(out: &mut Vec<u8>, chain: &ChainState, lsn: Lsn) {
+    out.put_vlsn(chain.vlsn);
+    out.put_u32(chain.term.number());
+    out.put_u64(chain.fingerprint.as_u64());
+    out.put_u64(lsn.as_u64());
 }
 
 fn read_end(r: &mut Reader<'_>) -> Result<(ChainState, Lsn), CodecError> {

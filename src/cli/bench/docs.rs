@@ -101,8 +101,8 @@ on with so many entries of its own; the replica's log is reopened before every s
 and synced; `copy`: one thread reads the same files and sends them over loopback TCP, another writes
 them and syncs them at the end, in turn with the restores of the same run, with the disk at rest before each;
 `piped copy`: a third thread syncs each file when it is whole; `ratio`: of the restore's rate to theirs. `master`: the whole log from the master
-alone; `follower`: from a follower, and from the master what that does not give; `checkpoint`: from
-both too, half of the log and a checkpoint of the state. Then the parts of that time: `manifest` until
+alone; `follower`: from a follower, and from the master what that does not give; `followers`: from
+two at once; `checkpoint`: from one, half of the log and a checkpoint of the state. Then the parts of that time: `manifest` until
 it is known what there is, `base` until segments and checkpoint are on disk, `tail` until all is
 committed, `install` until log and state are in place, `find` for finding the master before and after;
 and `apply`, from there until the state has caught up with the log.",

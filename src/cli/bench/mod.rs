@@ -48,7 +48,8 @@ use crate::workload::clients::Clients;
                            the whole log from the master alone, and what a bare copy of the same
                            files takes; then the parts of that time, and how long the state lags
   restore_follower         the same from a follower, the master last
-  restore_checkpoint       the same with half of the log and a checkpoint of the state
+  restore_followers        the same from two at once
+  restore_checkpoint       from one, half of the log and a checkpoint of the state
 
 Every node is a process with real files and loopback TCP; the load runs in the master's process, in
 a closed loop with random 16-byte keys and 100-byte values. c1, c8 and c64 are that many blocked

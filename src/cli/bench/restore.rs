@@ -78,7 +78,14 @@ pub(super) fn measure(
     restored: Restored,
     setting: &Setting,
 ) -> Result<Measured, CliError> {
-    let mut cluster = Cluster::start(setting, 3, Tuning { keep_all: true, ..Tuning::default() })?;
+    let (giver, sources) = match restored {
+        Restored::Master => ("n1", 0),
+        Restored::Follower | Restored::Checkpoint => ("n2", 1),
+        Restored::Followers => ("n2", 2),
+    };
+    let nodes = 1 + sources.max(1) + 1;
+    let mut cluster =
+        Cluster::start(setting, nodes, Tuning { keep_all: true, ..Tuning::default() })?;
     cluster.kill_last()?;
     let node = cluster.store.node().clone();
     let before = node.log().positions().last;
@@ -97,10 +104,6 @@ pub(super) fn measure(
             return Err(CliError::Failed("the master's log lost no segment".to_owned()));
         }
     }
-    let (giver, sources) = match restored {
-        Restored::Master => ("n1", 0),
-        Restored::Follower | Restored::Checkpoint => ("n2", 1),
-    };
     let giver = cluster.dir().join(giver);
     let mut pieces = segments_of(&node, &giver);
     if restored == Restored::Checkpoint {

@@ -31,7 +31,9 @@ pub(super) enum Restored {
     Master,
     /// The whole log, from a follower and what that lacks from the master.
     Follower,
-    /// Half of the log and a checkpoint of the state, from the same.
+    /// The whole log, from two followers at once.
+    Followers,
+    /// Half of the log and a checkpoint of the state, from a follower.
     Checkpoint,
 }
 
@@ -123,12 +125,13 @@ impl StreamSize {
 }
 
 impl Restored {
-    const ALL: [Self; 3] = [Self::Master, Self::Follower, Self::Checkpoint];
+    const ALL: [Self; 4] = [Self::Master, Self::Follower, Self::Followers, Self::Checkpoint];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Master => "master",
             Self::Follower => "follower",
+            Self::Followers => "followers",
             Self::Checkpoint => "checkpoint",
         }
     }

@@ -36,7 +36,7 @@ Examples:
   noxu trial restore --bytes 512MiB --kill-every 1"
 )]
 pub(super) struct Restore {
-    /// Bytes of values that are loaded before
+    /// Bytes of values that are loaded before; nine times as much room is needed
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_bytes)]
     bytes: u64,
     /// Kill the restoring node when it has restored for so long, again and again
@@ -64,6 +64,11 @@ const LOADED_VALUE_BYTES: usize = 64 << 10;
 const WRITTEN_VALUE_BYTES: usize = 16 << 10;
 /// Pace of writers that write as fast as they are answered, in bytes a second.
 const UNPACED: u64 = u64::MAX;
+/// How long the writers beside kills would take for as much as was loaded.
+const WRITTEN_SECONDS: u64 = 2000;
+/// Room that a trial takes, in times of what is loaded: log and state of three nodes, a log that is being
+/// restored, and what is written meanwhile.
+const ROOM: u64 = 9;
 /// Series that are written at once.
 const WRITERS: usize = 4;
 /// Sizes of the log's files.
@@ -84,6 +89,17 @@ impl Restore {
             .prefix("noxu-trial-")
             .tempdir_in(&below)
             .map_err(CliError::file(below))?;
+        let free = rustix::fs::statvfs(dir.path())
+            .map_err(|cause| CliError::file(dir.path())(cause.into()))?;
+        let (free, needed) = (free.f_bavail * free.f_frsize, self.bytes.saturating_mul(ROOM));
+        if free < needed {
+            let (free, needed) = (show_bytes(free), show_bytes(needed));
+            return Err(CliError::Usage(format!(
+                "--bytes {}: {needed} may be needed, {free} are free below {}",
+                show_bytes(self.bytes),
+                dir.path().display()
+            )));
+        }
         let started = Instant::now();
         let done = Trial::new(&self, dir.path()).play();
         if self.keep || matches!(done, Err(CliError::Differs(_))) {
@@ -294,8 +310,9 @@ impl<'a> Trial<'a> {
         self.nodes[N3].stop()?;
         self.nodes[N3].start(&arguments)?;
         self.order_restore()?;
-        // What is written is restored too, and stays on three disks: it is not to become most of it.
-        let pace = (rate_of_all / 4 / WRITERS as u64).max(1);
+        // What is written is restored too, and stays on three disks: it is not to become most of it,
+        // however long a disk takes.
+        let pace = (self.order.bytes / WRITTEN_SECONDS / WRITERS as u64).max(1);
         let (kills, twice, worst, blocks) = self.while_writing(pace, |nodes, _| {
             let n3 = &mut nodes[N3];
             let (mut kills, mut twice, mut worst, mut before) = (0, 0, 0, None::<Far>);

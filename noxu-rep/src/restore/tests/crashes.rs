@@ -441,3 +441,79 @@ fn x_two_crashes_in_install_at_any_two_calls() {
     }
     assert!(met[&true] > 60 && met.len() == 1, "{met:?}");
 }
+
+/// Kills the node every `calls` calls to the disk until it is restored; in which round, if that comes about.
+fn rounds_of_kills(master: &Master, calls: u64) -> Option<u32> {
+    let (mut faulty, mut env) = fault_disk();
+    for round in 1..100 {
+        faulty.crash_at(faulty.calls() + calls);
+        let machine = Machine::open(&env, "/n2-state");
+        let restored = recover(&env, &machine).and_then(|recovered| {
+            if recovered == Recovered::Begun || round == 1 {
+                master.restore(&env, &restoring())?;
+            }
+            Ok(is_committed(&*env, dir())? || matches!(recovered, Recovered::Installed(_)))
+        });
+        if matches!(restored, Ok(true)) {
+            let machine = Machine::open(&env, "/n2-state");
+            faulty.crash_at(u64::MAX);
+            let _ = install(&env, &*machine);
+            check_same_entries(&env, master);
+            return Some(round);
+        }
+        faulty = faulty.kill();
+        env = Arc::new(faulty.clone());
+    }
+    None
+}
+
+/// X "crash loop always progresses": a node that is killed sooner than it could read what it has.
+#[test]
+fn x_a_node_that_is_killed_sooner_than_it_could_verify_what_it_has_gets_further() {
+    let master = Master::new(0);
+    let segments = master.log.sealed_segments().len() as u64;
+    // To read a segment and its blocks takes five calls at least.
+    let calls = 60 + 3 * segments;
+    let rounds = rounds_of_kills(&master, calls);
+    assert!(rounds.is_some_and(|rounds| rounds > 2), "{rounds:?}, {segments} segments");
+}
+
+/// Bytes that were read of segments that are being restored.
+fn read_of_segments(faulty: &FaultEnv) -> u64 {
+    let of = |call: &noxu_log::env::Call| {
+        let name = call.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_segment = noxu_log::segment::name::parse_segment_name(name).is_some();
+        call.function == "read_at" && is_segment && call.path.starts_with(restore_dir(dir()))
+    };
+    faulty.trace().iter().filter(|call| of(call)).map(|call| call.len).sum()
+}
+
+/// What a killed process had verified is not read again, though the offer has changed at both ends; what
+/// the machine left when the power went is.
+#[test]
+fn x_what_was_verified_is_read_again_only_after_the_power_went() {
+    let read = |changed: bool, power: bool| {
+        let master = Master::new(0);
+        let (faulty, env) = fault_disk();
+        let node = Node { permits: false, ..Node::default() };
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        let bytes: u64 = master.log.sealed_segments().iter().map(|of| u64::from(of.bytes)).sum();
+        if changed {
+            master.await_absence();
+            master.log.forget_absent();
+            master.drop_front(40);
+            let end = master.log.positions().last.sequence();
+            extend(&master.log, (end + 60, end + 60, 0), end + 50);
+        }
+        let faulty = if power { faulty.crash(1) } else { faulty.kill() };
+        let env: Arc<dyn Env> = Arc::new(faulty.clone());
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        read_of_segments(&faulty) as f64 / bytes as f64
+    };
+    // One segment, for the entry at which the restore was to end.
+    assert!(read(false, false) < 0.3);
+    assert!(read(false, true) > 1.9);
+    // And what is new.
+    let with_new = read(true, false);
+    assert!(with_new > 0.2 && with_new < 1.0, "{with_new}");
+}
