@@ -1,15 +1,18 @@
 //! Checkpoint: the store's content at one VLSN as a stream, and its way back into a table.
 //!
 //! ```text
-//! magic "NOXUKVCP" · version u32 · VLSN i64 · term u32 · fingerprint u64
-//! 1 · key_len u16 · value_len u32 · key · value        per key, in ascending order
-//! 0 · keys u64 · BLAKE3 of everything before (32 bytes)
+//! magic "NOXUKVCP" · version u32 · VLSN i64 · term u32 · fingerprint u64 · crc32c u32 of these
+//! bytes u32 · crc32c u32 · pairs      per chunk
+//! 0 u32 · crc32c u32 · pairs u64      at the end: how many there were
+//! pair: key_len u16 · value_len u32 · key · value, in ascending order of the keys
 //! ```
-//! Little endian; keys are the table's. Only the newest version of each key is in it, so two nodes
-//! that stream the same VLSN send the same bytes.
+//! Little endian; keys are the table's. A checksum goes on from the one before it and covers the length and
+//! what follows, so that chunks have one place only. Only the newest version of each key is there, so two
+//! nodes that stream the same VLSN send the same bytes. The way between them has digests of its own.
 
 use std::io::Read;
 
+use noxu_util::checksum::{crc, crc_append};
 use noxu_util::codec::{Put, Reader};
 use noxu_util::{Fingerprint, Term, Vlsn};
 
@@ -23,8 +26,9 @@ use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 pub(crate) struct CheckpointStream {
     mark: Mark,
     items: SnapshotItems,
-    hasher: blake3::Hasher,
-    keys: u64,
+    /// The checksum last written.
+    crc: u32,
+    pairs: u64,
     /// Encoded and not handed out yet, from `taken` on.
     pending: Vec<u8>,
     taken: usize,
@@ -40,10 +44,10 @@ impl CheckpointStream {
         pending.put_vlsn(mark.vlsn);
         pending.put_u32(mark.term.number());
         pending.put_u64(mark.fingerprint.as_u64());
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&pending);
+        let crc = crc(&pending);
+        pending.put_u32(crc);
         let items = snapshot.items(&KeyRange::everything())?;
-        Ok(Self { mark, items, hasher, keys: 0, pending, taken: 0, ended: false })
+        Ok(Self { mark, items, crc, pairs: 0, pending, taken: 0, ended: false })
     }
 
     /// The VLSN whose content it is.
@@ -67,88 +71,135 @@ impl CheckpointStream {
             if room == 0 {
                 return Ok(true);
             }
-            self.encode_more()?;
+            self.encode_chunk()?;
         }
     }
 
-    fn encode_more(&mut self) -> Result<()> {
+    fn encode_chunk(&mut self) -> Result<()> {
         self.pending.clear();
+        self.pending.put_bytes(&[0; CHUNK_HEAD_BYTES]);
         self.taken = 0;
-        while self.pending.len() < PIECE_BYTES {
-            let Some(item) = self.items.next() else {
-                self.pending.put_u8(END);
-                self.pending.put_u64(self.keys);
-                self.hasher.update(&self.pending);
-                self.pending.put_bytes(self.hasher.finalize().as_bytes());
-                self.ended = true;
-                return Ok(());
-            };
+        let mut bytes = 0;
+        while bytes < CHUNK_BYTES {
+            let Some(item) = self.items.next() else { break };
             let (key, value) = item?;
-            self.keys += 1;
-            self.pending.put_u8(KEY);
+            self.pairs += 1;
             self.pending.put_u16(u16::try_from(key.len()).expect("a key is at most 60,001 bytes"));
             self.pending.put_u32(u32::try_from(value.len()).expect("a value is at most 64 MiB"));
             self.pending.put_bytes(&key);
             self.pending.put_bytes(&value);
+            bytes = self.pending.len() - CHUNK_HEAD_BYTES;
         }
-        self.hasher.update(&self.pending);
+        if bytes == 0 {
+            self.pending.put_u64(self.pairs);
+            self.ended = true;
+        }
+        let (head, body) = self.pending.split_at_mut(CHUNK_HEAD_BYTES);
+        let length = u32::try_from(bytes).expect("a pair more than a chunk's bytes").to_le_bytes();
+        self.crc = crc_append(crc_append(self.crc, &length), body);
+        head[..4].copy_from_slice(&length);
+        head[4..].copy_from_slice(&self.crc.to_le_bytes());
         Ok(())
     }
 }
 
 /// Makes content for `table` of a checkpoint of VLSN `expected`. There is none unless the whole stream
-/// arrives and its digest is right.
+/// arrives and its checksums are right.
 pub(crate) fn ingest(
     table: &dyn Table,
     expected: Vlsn,
     source: &mut dyn Read,
 ) -> Result<SealedContent> {
-    let mut source = Hashing { source, hasher: blake3::Hasher::new() };
-    let header: [u8; HEADER_BYTES] = source.array("its header")?;
-    let mut fields = Reader::new(&header);
-    let bad =
-        |cause: noxu_util::codec::CodecError| KvError::BadCheckpoint { cause: cause.to_string() };
-    let magic = fields.bytes("magic", MAGIC.len()).map_err(bad)?;
-    let version = fields.u32("version").map_err(bad)?;
-    let mark = Mark {
-        vlsn: fields.vlsn("VLSN").map_err(bad)?,
-        term: Term::new(fields.u32("term").map_err(bad)?),
-        fingerprint: Fingerprint::from_u64(fields.u64("fingerprint").map_err(bad)?),
-    };
-    check(magic == MAGIC, || format!("magic {magic:02x?} found, {MAGIC:02x?} expected"))?;
-    check(version == FORMAT_VERSION, || {
-        format!("format version {version} found, {FORMAT_VERSION} expected")
-    })?;
+    let (mark, mut chunks) = Chunks::begin(source)?;
     check(mark.vlsn == expected, || {
         format!("it is of VLSN {}, one of VLSN {expected} was expected", mark.vlsn)
     })?;
-
     let mut ingest = table.ingest()?;
-    let mut keys = 0u64;
+    let mut pairs = 0u64;
     let mut last: Option<Value> = None;
     loop {
-        match source.array::<1>("the next key")? {
-            [KEY] => {
-                let key_bytes = usize::from(u16::from_le_bytes(source.array("a key's length")?));
-                let value_bytes = u32::from_le_bytes(source.array("a value's length")?) as usize;
-                check_lengths(key_bytes, value_bytes)?;
-                let key = Value::from(source.bytes("a key", key_bytes)?);
-                let value = Value::from(source.bytes("a value", value_bytes)?);
-                check_order(&key, last.as_ref())?;
-                last = Some(key.clone());
-                keys += 1;
-                ingest.put(key, value)?;
+        match chunks.next()? {
+            Chunk::Pairs(chunk) => {
+                let mut r = Reader::new(chunk);
+                while r.remaining() > 0 {
+                    let key_bytes = usize::from(r.u16("a key's length").map_err(bad)?);
+                    let value_bytes = r.u32("a value's length").map_err(bad)? as usize;
+                    check_lengths(key_bytes, value_bytes)?;
+                    let key = Value::from(r.bytes("a key", key_bytes).map_err(bad)?);
+                    let value = Value::from(r.bytes("a value", value_bytes).map_err(bad)?);
+                    check_order(&key, last.as_ref())?;
+                    last = Some(key.clone());
+                    pairs += 1;
+                    ingest.put(key, value)?;
+                }
             }
-            [END] => break,
-            [other] => check(false, || format!("tag {other} found, 0 or 1 expected"))?,
+            Chunk::End { pairs: counted } => {
+                check(counted == pairs, || format!("{pairs} keys found, {counted} expected"))?;
+                return ingest.seal(mark);
+            }
         }
     }
-    let counted = u64::from_le_bytes(source.array("the number of keys")?);
-    check(counted == keys, || format!("{keys} keys found, {counted} expected"))?;
-    let computed = *source.hasher.finalize().as_bytes();
-    let stored: [u8; 32] = source.array("the digest")?;
-    check(stored == computed, || "its digest does not match its content".to_owned())?;
-    ingest.seal(mark)
+}
+
+/// A checkpoint that is read, chunk by chunk.
+struct Chunks<'a> {
+    source: &'a mut dyn Read,
+    crc: u32,
+    buffer: Vec<u8>,
+}
+
+enum Chunk<'a> {
+    Pairs(&'a [u8]),
+    End { pairs: u64 },
+}
+
+impl<'a> Chunks<'a> {
+    fn begin(source: &'a mut dyn Read) -> Result<(Mark, Self)> {
+        let mut header = [0; HEADER_BYTES];
+        source.read_exact(&mut header).map_err(|cause| short("its header", &cause))?;
+        let mut fields = Reader::new(&header);
+        let magic = fields.bytes("magic", MAGIC.len()).map_err(bad)?;
+        let version = fields.u32("version").map_err(bad)?;
+        check(magic == MAGIC, || format!("magic {magic:02x?} found, {MAGIC:02x?} expected"))?;
+        check(version == FORMAT_VERSION, || {
+            format!("format version {version} found, {FORMAT_VERSION} expected")
+        })?;
+        let mark = Mark {
+            vlsn: fields.vlsn("VLSN").map_err(bad)?,
+            term: Term::new(fields.u32("term").map_err(bad)?),
+            fingerprint: Fingerprint::from_u64(fields.u64("fingerprint").map_err(bad)?),
+        };
+        let computed = crc(&header[..HEADER_BYTES - 4]);
+        check(fields.u32("checksum").map_err(bad)? == computed, || {
+            "its header's checksum does not match".to_owned()
+        })?;
+        Ok((mark, Self { source, crc: computed, buffer: Vec::new() }))
+    }
+
+    fn next(&mut self) -> Result<Chunk<'_>> {
+        let mut head = [0; CHUNK_HEAD_BYTES];
+        self.source.read_exact(&mut head).map_err(|cause| short("the next chunk", &cause))?;
+        let (length, stored) = head.split_at(4);
+        let [bytes, stored] =
+            [length, stored].map(|field| field.try_into().map_or(0, u32::from_le_bytes));
+        let is_end = bytes == 0;
+        let count = if is_end { END_BYTES } else { bytes as usize };
+        check(count <= MAX_CHUNK_BYTES, || {
+            format!("a chunk of {count} bytes found, at most {MAX_CHUNK_BYTES} expected")
+        })?;
+        // Memory grows with what arrives, not with what is announced.
+        self.buffer.clear();
+        let got = (&mut *self.source).take(count as u64).read_to_end(&mut self.buffer);
+        let got = got.map_err(|cause| short("a chunk", &cause))?;
+        check(got == count, || format!("it ends inside a chunk: {got} of {count} bytes"))?;
+        self.crc = crc_append(crc_append(self.crc, length), &self.buffer);
+        check(stored == self.crc, || "a chunk's checksum does not match its content".to_owned())?;
+        if is_end {
+            let pairs = Reader::new(&self.buffer).u64("the number of keys").map_err(bad)?;
+            return Ok(Chunk::End { pairs });
+        }
+        Ok(Chunk::Pairs(&self.buffer))
+    }
 }
 
 /// Whether a pair of the table can have these lengths.
@@ -175,31 +226,8 @@ fn check(lawful: bool, cause: impl FnOnce() -> String) -> Result<()> {
     if lawful { Ok(()) } else { Err(KvError::BadCheckpoint { cause: cause() }) }
 }
 
-/// A source that hashes what is read from it.
-struct Hashing<'a> {
-    source: &'a mut dyn Read,
-    hasher: blake3::Hasher,
-}
-
-impl Hashing<'_> {
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        let mut out = [0; N];
-        self.source.read_exact(&mut out).map_err(|cause| short(what, &cause))?;
-        self.hasher.update(&out);
-        Ok(out)
-    }
-
-    /// Memory grows with what arrives, not with what is announced.
-    fn bytes(&mut self, what: &str, count: usize) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(count.min(PIECE_BYTES));
-        let got = (&mut *self.source)
-            .take(count as u64)
-            .read_to_end(&mut out)
-            .map_err(|cause| short(what, &cause))?;
-        check(got == count, || format!("it ends inside {what}: {got} of {count} bytes"))?;
-        self.hasher.update(&out);
-        Ok(out)
-    }
+fn bad(cause: noxu_util::codec::CodecError) -> KvError {
+    KvError::BadCheckpoint { cause: cause.to_string() }
 }
 
 fn short(what: &str, cause: &std::io::Error) -> KvError {
@@ -207,11 +235,13 @@ fn short(what: &str, cause: &std::io::Error) -> KvError {
 }
 
 const MAGIC: &[u8; 8] = b"NOXUKVCP";
-const FORMAT_VERSION: u32 = 1;
-const HEADER_BYTES: usize = 32;
-const KEY: u8 = 1;
-const END: u8 = 0;
-const PIECE_BYTES: usize = 256 << 10;
+const FORMAT_VERSION: u32 = 2;
+const HEADER_BYTES: usize = 36;
+const CHUNK_HEAD_BYTES: usize = 8;
+const END_BYTES: usize = 8;
+/// A chunk ends behind the pair with which it has as many bytes.
+const CHUNK_BYTES: usize = 256 << 10;
+const MAX_CHUNK_BYTES: usize = CHUNK_BYTES + 6 + MAX_KEY_BYTES + 1 + MAX_VALUE_BYTES;
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 //! An engine reports its own failures as [`RepError::state_machine`](crate::RepError::state_machine);
 //! the node then stops loudly, because it can no longer say what its state is.
 
+mod coming;
 pub mod method;
 pub mod ranges;
 pub mod stream;

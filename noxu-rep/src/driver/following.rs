@@ -668,6 +668,10 @@ impl RestoreHost for Restorer<'_> {
     fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
         self.life.around.run_beside(work);
     }
+
+    fn has_threads(&self) -> bool {
+        self.life.around.has_threads()
+    }
 }
 
 /// The node as its replica stream sees it.

@@ -96,6 +96,11 @@ pub trait Surroundings: Send + Sync {
         work();
     }
 
+    /// Whether there are threads.
+    fn has_threads(&self) -> bool {
+        false
+    }
+
     /// Something that a round of looking for a master may have failed for is over. Never waits.
     fn look_again(&self);
 

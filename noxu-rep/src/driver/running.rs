@@ -386,6 +386,10 @@ impl Surroundings for Outside {
         }
     }
 
+    fn has_threads(&self) -> bool {
+        true
+    }
+
     fn tell_damage(&self, event: DamageEvent) {
         self.announce(News::Damage(event));
     }

@@ -166,6 +166,11 @@ pub trait RestoreHost: Sync {
     fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
         work();
     }
+
+    /// Whether there are threads: what runs beside may wait for the session then.
+    fn has_threads(&self) -> bool {
+        false
+    }
 }
 
 /// Fetches everything from the master at the other end of `channel`, and from the nodes that it names,

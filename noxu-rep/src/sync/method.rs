@@ -26,15 +26,15 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use noxu_log::LogError;
 use noxu_log::env::Env;
 use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Name, Vlsn};
 
+pub use super::coming::Coming;
 use super::{LogReader, StateMachine};
-use crate::error::{RepError, Result};
+use crate::error::Result;
 
 /// A way to bring the state of a node level.
 pub trait StateSync: Debug + Send + Sync {
@@ -65,8 +65,8 @@ pub trait StateSync: Debug + Send + Sync {
     /// `Log` for the disk. What is merely damaged is had again.
     fn session(&self, order: &SyncOrder, saved: Option<&[u8]>) -> Result<Box<dyn SyncSession>>;
 
-    /// Does as much of [`StateSync::install`] ahead as leaves the state of `machine` as it is, while the
-    /// log is still fetched: the longer the installation takes, the more log the master must keep for
+    /// Does as much of [`StateSync::install`] ahead as leaves the state of `machine` as it is, while state
+    /// and log are still fetched, as far as a node has threads: the longer the installation takes, the more log the master must keep for
     /// this node. Best looks whether what came is still what it was, and whether there is room for it:
     /// an installation that fails has no old log to go back to. Default: nothing.
     ///
@@ -76,11 +76,10 @@ pub trait StateSync: Debug + Send + Sync {
     fn prepare(
         &self,
         order: &SyncOrder,
-        sealed: &[u8],
+        coming: &Coming,
         machine: &dyn StateMachine,
-        pace: &Pace,
     ) -> Result<()> {
-        let _ = (order, sealed, machine, pace);
+        let _ = (order, coming, machine);
         Ok(())
     }
 
@@ -96,46 +95,6 @@ pub trait StateSync: Debug + Send + Sync {
         machine: &dyn StateMachine,
         log: &dyn LogReader,
     ) -> Result<()>;
-}
-
-/// How far a preparation is, and whether it is still wanted.
-#[derive(Debug, Default)]
-pub struct Pace {
-    bytes: AtomicU64,
-    cancelled: AtomicBool,
-}
-
-impl Pace {
-    /// So many bytes more are done.
-    pub fn advance(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes done.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Nobody waits for it any more: it had better end.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    /// Ends what nobody waits for.
-    ///
-    /// # Errors
-    /// `StateMachine`, which nobody hears of, if nobody waits for it any more.
-    pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() {
-            return Err(RepError::state_machine("nobody waits for it any more"));
-        }
-        Ok(())
-    }
-
-    /// Whether nobody does.
-    pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
 }
 
 /// A disk that cannot hold all of `what` is not filled with a part of it: others may need its room.
@@ -269,8 +228,10 @@ pub struct Answer<'a> {
     pub number: u64,
     /// Through where it goes.
     pub proof: Proof,
-    /// What [`SyncProvider::read`] said; its digest was right.
+    /// What [`SyncProvider::read`] said.
     pub bytes: &'a [u8],
+    /// BLAKE3 of `bytes`: it was compared, and need not be computed again.
+    pub digest: [u8; 32],
 }
 
 /// What a session may use while it is called.
@@ -330,7 +291,8 @@ pub trait SyncSession: Send {
     /// Bytes had, and how many of them an earlier session had fetched.
     fn progress(&self) -> SyncProgress;
 
-    /// What [`StateSync::install`] needs to know, once it is whole.
+    /// What [`StateSync::install`] needs to know, once it is whole; after [`SyncSession::begin`], what
+    /// [`StateSync::prepare`] can know by then ([`Coming::first`]).
     fn seal(&self) -> Vec<u8>;
 }
 

@@ -43,7 +43,7 @@ use noxu_util::{Name, Vlsn};
 use self::giving::RangeProvider;
 use self::taking::RangeSession;
 use super::method::{
-    LogPart, Pace, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession, check_room,
+    Coming, LogPart, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession, check_room,
 };
 use super::{LogReader, StateMachine};
 use crate::error::{RepError, Result};
@@ -206,23 +206,17 @@ impl StateSync for RangeSync {
     }
 
     /// Reads all of it, as the installation will; another state of that size is made then.
-    fn prepare(
-        &self,
-        order: &SyncOrder,
-        sealed: &[u8],
-        _: &dyn StateMachine,
-        pace: &Pace,
-    ) -> Result<()> {
-        let sealed = kept::Sealed::decode(sealed)?;
-        let mut copy = kept::Copied::open(order, &sealed, pace)?;
+    fn prepare(&self, order: &SyncOrder, coming: &Coming, _: &dyn StateMachine) -> Result<()> {
+        let sealed = kept::Sealed::decode(&coming.sealed()?)?;
+        let mut copy = kept::Copied::open(order, &sealed, Some(coming))?;
         let mut last: Option<Vec<u8>> = None;
         while let Some((key, value)) = copy.next()? {
             if last.as_ref().is_some_and(|last| *last >= key) {
                 let found = format!("{key:?} behind {last:?}");
                 return Err(RepError::protocol("", "keys in their order", found));
             }
-            pace.check()?;
-            pace.advance((key.len() + value.len()) as u64);
+            coming.check()?;
+            coming.advance((key.len() + value.len()) as u64);
             last = Some(key);
         }
         check_room(&*order.env, &order.dir, sealed.bytes, "the state")
@@ -237,7 +231,7 @@ impl StateSync for RangeSync {
     ) -> Result<()> {
         let state = ranges(machine)?;
         let sealed = kept::Sealed::decode(sealed)?;
-        let mut copy = kept::Copied::open(order, &sealed, &Pace::default())?;
+        let mut copy = kept::Copied::open(order, &sealed, None)?;
         let through = sealed.through;
         state.replace(&mut copy, &Redo::new(sealed.after, through, log))?;
         if machine.applied() != through {

@@ -19,9 +19,8 @@ use noxu_util::Name;
 use noxu_util::codec::{CodecError, Put, Reader};
 
 use self::giving::StreamProvider;
-pub(super) use self::taking::digest_front;
 use self::taking::{Sealed, StreamSession, install, prepare};
-use super::method::{LogPart, Pace, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession};
+use super::method::{Coming, LogPart, StateSync, SyncNode, SyncOrder, SyncProvider, SyncSession};
 use super::{LogReader, StateMachine};
 use crate::error::Result;
 
@@ -29,7 +28,7 @@ use crate::error::Result;
 const MAX_PIECE_BYTES: u32 = 1 << 20;
 
 /// The form of questions, answers and heads. The checkpoint's own is the state machine's affair.
-const SIGNATURE: u64 = 0x6e6f_7875_7374_7231;
+const SIGNATURE: u64 = 0x6e6f_7875_7374_7232;
 
 /// A method that streams the state machine's checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,11 +88,10 @@ impl StateSync for StreamSync {
     fn prepare(
         &self,
         order: &SyncOrder,
-        sealed: &[u8],
+        coming: &Coming,
         machine: &dyn StateMachine,
-        pace: &Pace,
     ) -> Result<()> {
-        prepare(order, &Sealed::decode(sealed)?, machine, pace)
+        prepare(order, coming, machine)
     }
 
     fn install(

@@ -119,6 +119,10 @@ struct Taker {
     of: Option<Proof>,
 }
 
+fn answer(number: u64, proof: Proof, bytes: &[u8]) -> Answer<'_> {
+    Answer { number, proof, bytes, digest: *blake3::hash(bytes).as_bytes() }
+}
+
 impl Taker {
     fn new(method: &Arc<dyn StateSync>) -> Self {
         let env: Arc<dyn Env> = Arc::new(MemoryEnv::new());
@@ -155,7 +159,7 @@ impl Taker {
         let mut bytes = Vec::new();
         let vlsn = giver.provider.read(self.offer, &question, &mut bytes).unwrap();
         let proof = vlsn.map_or(self.of.unwrap(), |vlsn| giver.proof(vlsn));
-        let answer = Answer { number, proof, bytes: &bytes };
+        let answer = answer(number, proof, &bytes);
         self.session.take(&answer, &mut self.host).unwrap();
         true
     }
@@ -416,12 +420,12 @@ fn ranges_refuse_what_does_not_answer_the_question() {
     bad.extend((1..9).map(|cut| right[..right.len() - cut].to_vec()));
     let proof = giver.proof(vlsn);
     for bytes in bad {
-        let answer = Answer { number, proof, bytes: &bytes };
+        let answer = answer(number, proof, &bytes);
         let refused = taker.session.take(&answer, &mut taker.host).unwrap_err();
         assert!(!matches!(refused, RepError::Log(_)), "{refused}");
         assert_eq!(taker.session.progress().bytes, 0);
     }
-    taker.session.take(&Answer { number, proof, bytes: &right }, &mut taker.host).unwrap();
+    taker.session.take(&answer(number, proof, &right), &mut taker.host).unwrap();
     assert!(taker.session.progress().bytes > 0);
     taker.begin(&giver);
     taker.finish(&giver);
@@ -446,7 +450,8 @@ fn ranges_that_rot_on_disk_are_not_installed() {
         let refused = ranges.install(&taker.order, &sealed, &*machine, &giver.log).unwrap_err();
         assert!(matches!(refused, RepError::Log(_)), "{refused}");
         assert!(machine.state().map.is_empty());
-        let seen = ranges.prepare(&taker.order, &sealed, &*machine, &Pace::default()).unwrap_err();
+        let seen =
+            ranges.prepare(&taker.order, &Coming::whole(sealed.clone()), &*machine).unwrap_err();
         assert!(matches!(seen, RepError::Log(_)), "before the old log is gone: {seen}");
         faulty.corrupt(Path::new("/copy/ranges"), at, 1).unwrap();
     }

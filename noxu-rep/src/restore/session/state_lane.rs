@@ -20,7 +20,7 @@ use crate::core::block_plan::SourceId;
 use crate::error::{RepError, Result};
 use crate::net::channel::Channel;
 use crate::sync::method::{
-    Answer, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Opened, Pace, Proof, SessionHost, StateSync,
+    Answer, Coming, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Opened, Proof, SessionHost, StateSync,
     SyncOrder, SyncProgress, SyncSession,
 };
 use crate::wire::restore::RestoreMsg;
@@ -72,9 +72,8 @@ pub(super) struct StateLane {
 }
 
 /// What makes the state ready to be installed, beside the session.
-#[derive(Default)]
 struct Preparation {
-    pace: Pace,
+    coming: Coming,
     is_over: Mutex<bool>,
     changed: Condvar,
     /// Why it could not be done, if that is what ended it.
@@ -82,6 +81,11 @@ struct Preparation {
 }
 
 impl Preparation {
+    fn of(coming: Coming) -> Self {
+        let (is_over, changed, failure) = Default::default();
+        Self { coming, is_over, changed, failure }
+    }
+
     fn end(&self) {
         *self.is_over.lock() = true;
         self.changed.notify_all();
@@ -167,6 +171,8 @@ impl StateLane {
         opened: &Opened<'_>,
         fits: bool,
     ) -> Result<Taken> {
+        // What is there may become another's.
+        self.stop_preparing();
         let begun = fits && self.session.begin(opened, &mut Mute(&self.saved))?;
         self.stage = match begun {
             // An earlier session had all of it, and did not commit.
@@ -221,7 +227,7 @@ impl StateLane {
             let found = format!("{} bytes with another digest", bytes.len());
             return Err(RepError::protocol("", "an answer about the state", found));
         }
-        let answer = Answer { number, proof, bytes };
+        let answer = Answer { number, proof, bytes, digest };
         self.session.take(&answer, &mut Mute(&self.saved))?;
         if self.session.is_whole() {
             self.stage = Stage::Preparing;
@@ -230,40 +236,54 @@ impl StateLane {
         Ok(true)
     }
 
-    /// Makes what is here ready to be installed; looks whether it is. What cannot be made ready could not
-    /// be installed either, and then the old log is gone: it is fetched again, once.
+    /// Makes what is here ready to be installed, while the rest comes if there are threads; looks whether
+    /// it is. What cannot be made ready could not be installed either, and then the old log is gone: it is
+    /// fetched again, once.
     ///
     /// # Errors
     /// The method's or the state machine's if there is no room for it, or if it cannot be made ready a
     /// second time.
     pub(super) fn prepare(&mut self, host: &dyn RestoreHost) -> Result<()> {
-        if self.stage != Stage::Preparing {
-            return Ok(());
-        }
+        let is_whole = match self.stage {
+            Stage::Coming(_) if host.has_threads() => false,
+            Stage::Preparing => true,
+            _ => return Ok(()),
+        };
         let Some(preparation) = &self.preparation else {
             let Some(machine) = host.machine() else {
-                self.stage = Stage::Whole;
+                if is_whole {
+                    self.stage = Stage::Whole;
+                }
                 return Ok(());
             };
-            let preparation = Arc::new(Preparation::default());
+            let seal = self.session.seal();
+            let coming = if is_whole { Coming::whole(seal) } else { Coming::begun(seal) };
+            let preparation = Arc::new(Preparation::of(coming));
             self.preparation = Some(Arc::clone(&preparation));
             let (method, order) = (Arc::clone(&self.method), self.order.clone());
-            let sealed = self.session.seal();
             // However it ends, and if it never begins.
             let end = EndOf(preparation);
             host.run_beside(Box::new(move || {
-                let prepared = method.prepare(&order, &sealed, &*machine, &end.0.pace);
+                let prepared = method.prepare(&order, &end.0.coming, &*machine);
                 *end.0.failure.lock() = prepared.err();
             }));
             return Ok(());
         };
+        if is_whole {
+            preparation.coming.seal(self.session.seal());
+        } else {
+            preparation.coming.arrive(self.session.progress().bytes);
+        }
         if !*preparation.is_over.lock() {
             return Ok(());
         }
         let failure = preparation.failure.lock().take();
         match failure {
+            // A method that does nothing is done before all is here.
             None => {
-                self.stage = Stage::Whole;
+                if is_whole {
+                    self.stage = Stage::Whole;
+                }
                 Ok(())
             }
             Some(cause) if cause.is_storage_full() || self.refetched => Err(cause),
@@ -277,13 +297,13 @@ impl StateLane {
 
     /// Bytes that have been made ready.
     pub(super) fn prepared_bytes(&self) -> u64 {
-        self.preparation.as_ref().map_or(0, |preparation| preparation.pace.bytes())
+        self.preparation.as_ref().map_or(0, |preparation| preparation.coming.prepared_bytes())
     }
 
     /// Ends what runs beside the session.
     fn stop_preparing(&mut self) {
         let Some(preparation) = self.preparation.take() else { return };
-        preparation.pace.cancel();
+        preparation.coming.cancel();
         let mut is_over = preparation.is_over.lock();
         while !*is_over {
             preparation.changed.wait(&mut is_over);

@@ -406,15 +406,11 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_state(&mut self) -> Result<()> {
-        match self.state.as_ref().map(StateLane::stage) {
-            Some(Stage::Wanted) if !self.awaits_sources() => self.open_state(),
-            Some(Stage::Coming(source)) => self.ask_about_state(source),
-            Some(Stage::Preparing) => {
-                if let Some(state) = &mut self.state {
-                    state.prepare(self.fetch.host)?;
-                }
-                Ok(())
-            }
+        let Some(state) = &mut self.state else { return Ok(()) };
+        state.prepare(self.fetch.host)?;
+        match state.stage() {
+            Stage::Wanted if !self.awaits_sources() => self.open_state(),
+            Stage::Coming(source) => self.ask_about_state(source),
             _ => Ok(()),
         }
     }

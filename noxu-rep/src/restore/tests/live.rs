@@ -455,15 +455,18 @@ fn p_a_slow_copy_with_live_writes_keeps_the_masters_log_short() {
     assert_eq!(machine.state.lock().1, CHECKPOINT_TEXT);
 }
 
-/// What was synced of a slow copy is damaged, and so is what says how far it is: both are hints.
+/// What was synced of a slow copy is damaged when the power is back, and so is what says how far it is: both
+/// are hints.
 #[test]
 fn p_damaged_hints_cost_only_what_they_spoke_of() {
-    for file in ["manifest", "state.saved", "bitmap", "state/checkpoint"] {
+    for file in ["manifest", "state.saved", "bitmap", "verified", "state/checkpoint"] {
         let (disk, env) = fault_disk();
         let master = Master::new(100);
         let node = Node { permits: false, ..Node::default() };
         assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        let disk = disk.crash(1);
         disk.corrupt(&restore_dir(dir()).join(file), 40, 1).unwrap();
+        let env: Arc<dyn Env> = Arc::new(disk);
         let progress = master.restore(&env, &restoring()).unwrap();
         assert_eq!(blocks_fetched(&progress) + progress.blocks_reused, progress.blocks_total);
         install_and_check(&env, &master, true);

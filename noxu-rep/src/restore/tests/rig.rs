@@ -416,6 +416,10 @@ impl RestoreHost for Node<'_> {
     fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
         thread::spawn(work);
     }
+
+    fn has_threads(&self) -> bool {
+        true
+    }
 }
 
 pub(super) fn restoring() -> Restoring {

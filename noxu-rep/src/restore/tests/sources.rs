@@ -687,7 +687,8 @@ fn r_source_gone_and_the_checkpoint_comes_from_another_from_0() {
     check_state(&env, v(190), CHECKPOINT_TEXT);
 }
 
-/// What was had of a checkpoint is a hint, as the bitmap is: it is verified before more is put behind.
+/// What was had of a checkpoint when the power went is a hint, as the bitmap is: it is verified before more
+/// is put behind.
 #[test]
 fn r_what_rotted_of_half_a_checkpoint_is_fetched_again() {
     let (disk, env) = fault_disk();
@@ -695,7 +696,9 @@ fn r_what_rotted_of_half_a_checkpoint_is_fetched_again() {
     master.name_sources(&["n3"]);
     source.machine.set(v(190), &large_text()).unwrap();
     half_a_checkpoint(&master, &source, &env);
+    let disk = disk.crash(1);
     disk.corrupt(&restore_dir(dir()).join("state/checkpoint"), 1234, 1).unwrap();
+    let env: Arc<dyn Env> = Arc::new(disk);
     let node = Node::default().reaching("n3", &source);
     let progress = session(&master.connect(), &env, &node).unwrap();
     assert_eq!(progress.checkpoint_reused, 0, "{progress:?}");

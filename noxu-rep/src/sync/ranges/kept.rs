@@ -17,7 +17,7 @@ use super::{
     MAX_PARTS, MAX_RANGE_KEY_BYTES, MAX_SPLIT_BYTES, MAX_TOKEN_BYTES, Moment, Pairs, Piece,
 };
 use crate::error::Result;
-use crate::sync::method::{MAX_ANSWER_BYTES, Pace, Proof, SyncOrder};
+use crate::sync::method::{Coming, MAX_ANSWER_BYTES, Proof, SyncOrder};
 
 /// Of which moment an answer was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,7 +233,11 @@ pub(super) struct Copied {
 }
 
 impl Copied {
-    pub(super) fn open(order: &SyncOrder, sealed: &Sealed, pace: &Pace) -> Result<Self> {
+    pub(super) fn open(
+        order: &SyncOrder,
+        sealed: &Sealed,
+        coming: Option<&Coming>,
+    ) -> Result<Self> {
         let path = path(order);
         let wrap = |e| LogError::io("read", &path, e);
         let file = order.env.open(&path, OpenMode::Read).map_err(wrap)?;
@@ -253,7 +257,7 @@ impl Copied {
             pieces.resize(len, 0);
             read_exact(&*file, &mut pieces, at).map_err(wrap)?;
             hasher.update(&head).update(&pieces);
-            pace.check()?;
+            coming.map_or(Ok(()), Coming::check)?;
             parts[part].push(Frame { at, len, digest: blake3::hash(&pieces) });
             at += len as u64;
         }

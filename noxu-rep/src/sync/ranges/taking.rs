@@ -5,7 +5,7 @@
 //! - What is saved as had was synced before; it is a hint, and verified before it is gone on with.
 //! - Of each part one question is under way, and it begins where what is here of that part ends.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use noxu_log::LogError;
@@ -19,7 +19,9 @@ use crate::error::{RepError, Result};
 use crate::sync::method::{
     Answer, Opened, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
 };
-use crate::sync::stream::digest_front;
+
+/// Bytes that are read from disk at once.
+const READ_BYTES: usize = 1 << 20;
 
 /// A copy that is being fetched.
 pub(super) struct RangeSession {
@@ -228,4 +230,20 @@ fn check<'a>(
         }
     };
     Ok((token, next, pieces))
+}
+
+/// The digest of the first `len` bytes of a file, or of all if it is shorter.
+fn digest_front(file: &dyn EnvFile, len: u64) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    let (mut at, mut buffer) = (0, vec![0; READ_BYTES]);
+    while at < len {
+        let most = (len - at).min(buffer.len() as u64) as usize;
+        let read = file.read_passing(&mut buffer[..most], at)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        at += read as u64;
+    }
+    Ok(hasher)
 }

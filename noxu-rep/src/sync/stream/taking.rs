@@ -4,7 +4,7 @@
 //! # Invariants
 //! - What is saved as had was synced before; it is a hint, and verified before it is gone on with.
 
-use std::io::{self, BufReader, IoSlice, Read};
+use std::io::{self, IoSlice, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,14 +17,31 @@ use super::{Question, StreamSync};
 use crate::error::{RepError, Result};
 use crate::sync::StateMachine;
 use crate::sync::method::{
-    Answer, Opened, Pace, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
+    Answer, Coming, Opened, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
 };
-
-/// Bytes that are read from disk at once.
-const READ_BYTES: usize = 1 << 20;
 
 /// Pieces that are asked for ahead.
 const PIECES: u64 = 4;
+
+/// What stands for the answers so far: each digest goes over the one before it and that of the next
+/// answer, so that whoever goes on need not read what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Chain([u8; 32]);
+
+impl Chain {
+    fn push(&mut self, digest: &[u8; 32]) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0).update(digest);
+        self.0 = *hasher.finalize().as_bytes();
+    }
+
+    /// The answer that brought `piece`.
+    fn push_piece(&mut self, is_last: bool, piece: &[u8]) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[u8::from(is_last)]).update(piece);
+        self.push(hasher.finalize().as_bytes());
+    }
+}
 
 /// A checkpoint, and how much of it is durable here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +50,16 @@ struct Part {
     /// Its number there.
     id: u64,
     proof: Proof,
-    /// Bytes from its front on.
+    piece_bytes: u32,
+    /// Bytes from its front on: whole pieces, but for the last one.
     durable: u64,
-    /// BLAKE3 of these.
-    digest: [u8; 32],
+    /// Where the last piece, which may be empty, begins; `None` as long as it has not come.
+    last: Option<u64>,
+    /// Over these.
+    chain: Chain,
+    /// The machine's start ([`Env::boot`](noxu_log::env::Env::boot)) since when they are: until the next one
+    /// they are not read again.
+    boot: Option<u64>,
 }
 
 impl Part {
@@ -45,9 +68,23 @@ impl Part {
         out.put_text(self.source.as_str());
         out.put_u64(self.id);
         self.proof.put(&mut out);
+        out.put_u32(self.piece_bytes);
         out.put_u64(self.durable);
-        out.put_bytes(&self.digest);
+        out.put_bytes(&self.chain.0);
+        for of in [self.last, self.boot] {
+            out.put_bool(of.is_some());
+            out.put_u64(of.unwrap_or_default());
+        }
         out
+    }
+
+    /// Stands for what is fetched.
+    fn offer(&self) -> [u8; 32] {
+        let mut of = Vec::new();
+        of.put_text(self.source.as_str());
+        of.put_u64(self.id);
+        self.proof.put(&mut of);
+        *blake3::hash(&of).as_bytes()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
@@ -56,12 +93,20 @@ impl Part {
             source: r.name("source")?,
             id: r.u64("checkpoint")?,
             proof: Proof::read(&mut r, "checkpoint proof")?,
+            piece_bytes: r.u32("piece bytes")?,
             durable: r.u64("checkpoint bytes")?,
-            digest: r.array("checkpoint digest")?,
+            chain: Chain(r.array("checkpoint chain")?),
+            last: read_option(&mut r, "last piece")?,
+            boot: read_option(&mut r, "boot")?,
         };
         r.finish("checkpoint")?;
         Ok(part)
     }
+}
+
+fn read_option(r: &mut Reader<'_>, what: &'static str) -> Result<Option<u64>, CodecError> {
+    let is_some = r.bool(what)?;
+    Ok(Some(r.u64(what)?).filter(|_| is_some))
 }
 
 /// A checkpoint that is being fetched.
@@ -76,8 +121,8 @@ pub(super) struct StreamSession {
     /// Pieces before this offset were asked for.
     asked: u64,
     reused: u64,
-    hasher: blake3::Hasher,
-    is_whole: bool,
+    /// Over what is written.
+    chain: Chain,
 }
 
 impl StreamSession {
@@ -90,8 +135,7 @@ impl StreamSession {
             written: 0,
             asked: 0,
             reused: 0,
-            hasher: blake3::Hasher::new(),
-            is_whole: false,
+            chain: Chain::default(),
         }
     }
 }
@@ -108,15 +152,16 @@ impl SyncSession for StreamSession {
         let path = path(&self.order);
         let wrap = |e| LogError::io("open", &path, e);
         let file = self.order.env.open(&path, OpenMode::CreateOrOpen).map_err(wrap)?;
-        let (mut kept, mut hasher) = (0, blake3::Hasher::new());
+        let boot = self.order.env.boot();
+        let (mut kept, mut last, mut chain) = (0, None, Chain::default());
         if let Some(part) = &self.part
             && (&part.source, part.id) == (opened.source, opened.id)
+            && part.piece_bytes == self.tuning.piece_bytes
             && part.durable >= first
         {
-            hasher = digest_front(&*file, part.durable).map_err(wrap)?;
-            kept = part.durable;
-            if *hasher.finalize().as_bytes() != part.digest {
-                (kept, hasher) = (0, blake3::Hasher::new());
+            let is_known = boot.is_some() && part.boot == boot;
+            if is_known || chain_front(&*file, part).map_err(wrap)? == part.chain {
+                (kept, last, chain) = (part.durable, part.last, part.chain);
             }
         }
         if kept < first {
@@ -127,19 +172,23 @@ impl SyncSession for StreamSession {
             source: opened.source.clone(),
             id: opened.id,
             proof: opened.proof,
+            piece_bytes: self.tuning.piece_bytes,
             durable: kept,
-            digest: *hasher.finalize().as_bytes(),
+            last,
+            chain,
+            boot,
         };
         host.save(&part.encode())?;
         file.set_len(kept).map_err(wrap)?;
-        (self.part, self.file, self.hasher) = (Some(part), Some(file), hasher);
+        (self.part, self.file, self.chain) = (Some(part), Some(file), chain);
         (self.written, self.asked, self.reused) = (kept, kept, kept);
-        self.is_whole = false;
         Ok(true)
     }
 
     fn ask(&mut self, host: &mut dyn SessionHost) -> Result<()> {
-        let Some(part) = self.part.as_ref().filter(|_| !self.is_whole) else { return Ok(()) };
+        let Some(part) = self.part.as_ref().filter(|part| part.last.is_none()) else {
+            return Ok(());
+        };
         let bytes = self.tuning.piece_bytes;
         while self.asked < self.written + PIECES * u64::from(bytes) {
             let (offset, durable) = (self.asked, part.durable);
@@ -157,20 +206,20 @@ impl SyncSession for StreamSession {
             let found = format!("{} bytes that are none", answer.bytes.len());
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         };
+        let most = self.tuning.piece_bytes as usize;
         // Behind the end there were questions too.
-        if self.is_whole || answer.number != self.written {
+        if part.last.is_some() || answer.number != self.written {
             return Ok(());
         }
-        if answer.proof != part.proof
-            || (bytes.len() < self.tuning.piece_bytes as usize && !is_last)
-        {
+        if answer.proof != part.proof || bytes.len() > most || (bytes.len() < most && !is_last) {
             let found = format!("{} bytes through {}", bytes.len(), answer.proof.vlsn);
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
         let path = path(&self.order);
-        file.write_passing(&[IoSlice::new(bytes)], self.written)
+        file.write_at(&[IoSlice::new(bytes)], self.written)
             .map_err(|e| LogError::io("write", &path, e))?;
-        self.hasher.update(bytes);
+        self.chain.push(&answer.digest);
+        part.last = is_last.then_some(self.written);
         self.written += bytes.len() as u64;
         if is_last || self.written - part.durable >= self.tuning.sync_bytes {
             file.sync_data().map_err(|e| LogError::io("sync", &path, e))?;
@@ -181,15 +230,14 @@ impl SyncSession for StreamSession {
                 sync.map_err(|e| LogError::io("sync directory", dir, e))?;
             }
             part.durable = self.written;
-            part.digest = *self.hasher.finalize().as_bytes();
+            part.chain = self.chain;
             host.save(&part.encode())?;
         }
-        self.is_whole = is_last;
         Ok(())
     }
 
     fn is_whole(&self) -> bool {
-        self.is_whole
+        self.part.as_ref().is_some_and(|part| part.last.is_some())
     }
 
     fn proofs(&self) -> Vec<Proof> {
@@ -197,7 +245,7 @@ impl SyncSession for StreamSession {
     }
 
     fn discard(&mut self, host: &mut dyn SessionHost) -> Result<()> {
-        (self.part, self.file, self.is_whole) = (None, None, false);
+        (self.part, self.file) = (None, None);
         host.save(&[])
     }
 
@@ -207,9 +255,15 @@ impl SyncSession for StreamSession {
 
     fn seal(&self) -> Vec<u8> {
         let Some(part) = &self.part else { return Vec::new() };
-        let digest = *self.hasher.finalize().as_bytes();
-        Sealed { vlsn: part.proof.vlsn, bytes: self.written, digest }.encode()
+        let Part { piece_bytes, last, .. } = *part;
+        let (bytes, last, chain) = (self.written, last.unwrap_or(self.written), self.chain);
+        let (offer, vlsn) = (part.offer(), part.proof.vlsn);
+        Sealed { offer, vlsn, piece_bytes, bytes, last, chain }.encode()
     }
+}
+
+fn path(order: &SyncOrder) -> PathBuf {
+    order.dir.join("checkpoint")
 }
 
 /// Whether it is the last one, and its bytes.
@@ -218,50 +272,55 @@ fn decode_piece(answer: &[u8]) -> Option<(bool, &[u8])> {
     (*is_last <= 1).then_some((*is_last == 1, bytes))
 }
 
-fn path(order: &SyncOrder) -> PathBuf {
-    order.dir.join("checkpoint")
-}
-
-/// The digest of the first `len` bytes of a file, or of all if it is shorter.
-pub(in crate::sync) fn digest_front(file: &dyn EnvFile, len: u64) -> io::Result<blake3::Hasher> {
-    let mut hasher = blake3::Hasher::new();
-    let (mut at, mut buffer) = (0, vec![0; READ_BYTES]);
-    while at < len {
-        let most = (len - at).min(buffer.len() as u64) as usize;
-        let read = file.read_passing(&mut buffer[..most], at)?;
+/// The chain over what is durable of `part`, or over as much of it as the file has.
+fn chain_front(file: &dyn EnvFile, part: &Part) -> io::Result<Chain> {
+    let (mut chain, mut at, mut piece) = (Chain::default(), 0, vec![0; part.piece_bytes as usize]);
+    while at < part.durable || part.last == Some(at) {
+        let most = part.durable.saturating_sub(at).min(piece.len() as u64) as usize;
+        let read = file.read_passing(&mut piece[..most], at)?;
+        chain.push_piece(part.last == Some(at), &piece[..read]);
         if read == 0 {
             break;
         }
-        hasher.update(&buffer[..read]);
         at += read as u64;
     }
-    Ok(hasher)
+    Ok(chain)
 }
 
-/// A whole checkpoint.
+/// A checkpoint that is whole, or as much of it as was written when this was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sealed {
+    /// Stands for whose it is, and of what: the same from the beginning on.
+    offer: [u8; 32],
     vlsn: Vlsn,
+    piece_bytes: u32,
     bytes: u64,
-    /// BLAKE3 of these.
-    digest: [u8; 32],
+    /// Where the last piece begins.
+    last: u64,
+    chain: Chain,
 }
 
 impl Sealed {
     fn encode(self) -> Vec<u8> {
         let mut out = Vec::new();
+        out.put_bytes(&self.offer);
         out.put_vlsn(self.vlsn);
+        out.put_u32(self.piece_bytes);
         out.put_u64(self.bytes);
-        out.put_bytes(&self.digest);
+        out.put_u64(self.last);
+        out.put_bytes(&self.chain.0);
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut r = Reader::new(bytes);
         let sealed = Self {
+            offer: r.array("offer")?,
             vlsn: r.vlsn("checkpoint VLSN")?,
+            piece_bytes: r.u32("piece bytes")?,
             bytes: r.u64("checkpoint bytes")?,
-            digest: r.array("checkpoint digest")?,
+            last: r.u64("last piece")?,
+            chain: Chain(r.array("checkpoint chain")?),
         };
         r.finish("checkpoint")?;
         Ok(sealed)
@@ -270,12 +329,12 @@ impl Sealed {
 
 pub(super) fn prepare(
     order: &SyncOrder,
-    sealed: &Sealed,
+    coming: &Coming,
     machine: &dyn StateMachine,
-    pace: &Pace,
 ) -> Result<()> {
-    let mut source = Verified::open(order, sealed, Some(pace))?;
-    machine.prepare_checkpoint(&sealed.digest, sealed.vlsn, &mut source)?;
+    let first = Sealed::decode(coming.first())?;
+    let mut source = Verified::open(order, first, Some(coming))?;
+    machine.prepare_checkpoint(&first.offer, first.vlsn, &mut source)?;
     read_rest(order, &mut source)
 }
 
@@ -284,10 +343,10 @@ pub(super) fn install(
     sealed: &Sealed,
     machine: &dyn StateMachine,
 ) -> Result<()> {
-    if machine.install_prepared(&sealed.digest)? {
+    if machine.install_prepared(&sealed.offer)? {
         return Ok(());
     }
-    let mut source = Verified::open(order, sealed, None)?;
+    let mut source = Verified::open(order, *sealed, None)?;
     machine.install_checkpoint(sealed.vlsn, &mut source)?;
     read_rest(order, &mut source)
 }
@@ -298,52 +357,101 @@ fn read_rest(order: &SyncOrder, source: &mut impl Read) -> Result<()> {
     Ok(())
 }
 
-/// Reads a file and fails at its end if its digest is not the expected one.
+/// Reads a checkpoint piece by piece, as far as it is there, and fails at its end if what stands for the
+/// pieces is not what is expected.
 struct Verified<'a> {
     file: Arc<dyn EnvFile>,
+    sealed: Sealed,
+    /// Where the rest comes from; `None` once all of it is there.
+    coming: Option<&'a Coming>,
+    /// Where is told how much was read.
+    told: Option<&'a Coming>,
+    /// The piece that was read last, and how much of it was handed out.
+    piece: Vec<u8>,
+    taken: usize,
+    /// Where the next one begins.
     at: u64,
-    len: u64,
-    hasher: blake3::Hasher,
-    expected: [u8; 32],
-    pace: Option<&'a Pace>,
+    chain: Chain,
+    has_ended: bool,
 }
 
 impl<'a> Verified<'a> {
-    fn open(order: &SyncOrder, sealed: &Sealed, pace: Option<&'a Pace>) -> Result<BufReader<Self>> {
+    /// Opens what is sealed, or with `coming` what will be.
+    fn open(order: &SyncOrder, sealed: Sealed, coming: Option<&'a Coming>) -> Result<Self> {
         let path = path(order);
         let file =
             order.env.open(&path, OpenMode::Read).map_err(|e| LogError::io("open", &path, e))?;
-        let Sealed { bytes: len, digest: expected, .. } = *sealed;
-        let hasher = blake3::Hasher::new();
-        let verified = Self { file, at: 0, len, hasher, expected, pace };
-        Ok(BufReader::with_capacity(READ_BYTES, verified))
+        Ok(Self {
+            file,
+            sealed,
+            coming,
+            told: coming,
+            piece: Vec::new(),
+            taken: 0,
+            at: 0,
+            chain: Chain::default(),
+            has_ended: false,
+        })
     }
-}
 
-impl Read for Verified<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.pace.is_some_and(Pace::is_cancelled) {
-            return Err(io::Error::other("nobody waits for it any more"));
+    /// Reads the next piece, if there is one.
+    fn read_piece(&mut self) -> io::Result<()> {
+        let piece_bytes = u64::from(self.sealed.piece_bytes);
+        if let Some(coming) = self.told {
+            coming.check().map_err(io::Error::other)?;
         }
-        let wanted = (self.len - self.at).min(buf.len() as u64) as usize;
+        if let Some(coming) = self.coming
+            && let Some(sealed) =
+                coming.wait_for(self.at + piece_bytes).map_err(io::Error::other)?
+        {
+            self.sealed = Sealed::decode(&sealed).map_err(io::Error::other)?;
+            self.coming = None;
+        }
+        let left = match self.coming {
+            Some(_) => piece_bytes,
+            None => self.sealed.bytes - self.at,
+        };
+        let wanted = left.min(piece_bytes) as usize;
+        let is_last = self.coming.is_none() && self.at == self.sealed.last;
+        self.piece.clear();
+        self.taken = 0;
+        if wanted == 0 && self.has_ended {
+            return Ok(());
+        }
+        self.piece.resize(wanted, 0);
+        if self.file.read_passing(&mut self.piece, self.at)? < wanted {
+            self.piece.clear();
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if wanted > 0 || is_last {
+            self.chain.push_piece(is_last, &self.piece);
+        }
+        self.at += wanted as u64;
+        if let Some(coming) = self.told {
+            coming.advance(wanted as u64);
+        }
         if wanted == 0 {
-            if self.at == self.len && self.hasher.finalize() != self.expected && !buf.is_empty() {
+            if self.chain != self.sealed.chain {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "the checkpoint's bytes have another digest than those that came",
                 ));
             }
-            return Ok(0);
+            self.has_ended = true;
         }
-        let read = self.file.read_passing(&mut buf[..wanted], self.at)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        Ok(())
+    }
+}
+
+impl Read for Verified<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.taken == self.piece.len() && !buf.is_empty() {
+            self.read_piece()?;
         }
-        self.hasher.update(&buf[..read]);
-        self.at += read as u64;
-        if let Some(pace) = self.pace {
-            pace.advance(read as u64);
-        }
-        Ok(read)
+        let rest = &self.piece[self.taken..];
+        let count = rest.len().min(buf.len());
+        buf[..count].copy_from_slice(&rest[..count]);
+        self.taken += count;
+        Ok(count)
     }
 }

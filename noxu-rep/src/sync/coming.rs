@@ -1,0 +1,146 @@
+//! Coming: a state on its way, as it is made ready to be installed beside the session that fetches it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{RepError, Result};
+
+/// A state on its way: how much of it is there, what seals it, how much has been made ready, and whether
+/// anybody waits for that.
+#[derive(Debug)]
+pub struct Coming {
+    first: Vec<u8>,
+    arrived: Mutex<Arrived>,
+    changed: Condvar,
+    prepared: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Arrived {
+    bytes: u64,
+    sealed: Option<Vec<u8>>,
+}
+
+impl Coming {
+    /// One of which nothing is there yet. `first` is what the session seals by now
+    /// ([`SyncSession::seal`](super::method::SyncSession::seal)).
+    pub fn begun(first: Vec<u8>) -> Self {
+        Self {
+            first,
+            arrived: Mutex::default(),
+            changed: Condvar::new(),
+            prepared: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
+    /// One that is there.
+    pub fn whole(sealed: Vec<u8>) -> Self {
+        let coming = Self::begun(sealed.clone());
+        coming.seal(sealed);
+        coming
+    }
+
+    /// What the session would have sealed when it began.
+    pub fn first(&self) -> &[u8] {
+        &self.first
+    }
+
+    /// The session has so many bytes, and not all.
+    pub fn arrive(&self, bytes: u64) {
+        let mut arrived = self.arrived.lock();
+        if bytes > arrived.bytes {
+            arrived.bytes = bytes;
+            self.changed.notify_all();
+        }
+    }
+
+    /// The session has all of it.
+    pub fn seal(&self, sealed: Vec<u8>) {
+        self.arrived.lock().sealed = Some(sealed);
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many bytes are there, or all of it: then it returns what seals it.
+    ///
+    /// # Errors
+    /// As [`Coming::check`].
+    pub fn wait_for(&self, bytes: u64) -> Result<Option<Vec<u8>>> {
+        let mut arrived = self.arrived.lock();
+        loop {
+            self.check()?;
+            if arrived.sealed.is_some() || arrived.bytes >= bytes {
+                return Ok(arrived.sealed.clone());
+            }
+            self.changed.wait(&mut arrived);
+        }
+    }
+
+    /// Waits until all of it is there; returns what seals it.
+    ///
+    /// # Errors
+    /// As [`Coming::check`].
+    pub fn sealed(&self) -> Result<Vec<u8>> {
+        let sealed = self.wait_for(u64::MAX)?;
+        sealed.ok_or_else(|| RepError::state_machine("there is no end to it"))
+    }
+
+    /// So many bytes more are ready.
+    pub fn advance(&self, bytes: u64) {
+        self.prepared.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are ready.
+    pub fn prepared_bytes(&self) -> u64 {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits for it any more: whoever makes it ready had better end.
+    pub fn cancel(&self) {
+        // Under the lock, so that nobody begins to wait meanwhile.
+        let _arrived = self.arrived.lock();
+        self.cancelled.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Ends what nobody waits for.
+    ///
+    /// # Errors
+    /// `StateMachine`, which nobody hears of, if nobody waits for it any more.
+    pub fn check(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Acquire) {
+            return Err(RepError::state_machine("nobody waits for it any more"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_is_told_of_bytes_of_the_end_and_that_nobody_waits() {
+        let coming = Coming::begun(vec![1]);
+        thread::scope(|scope| {
+            let some = scope.spawn(|| coming.wait_for(10));
+            let all = scope.spawn(|| coming.sealed());
+            coming.arrive(9);
+            coming.arrive(10);
+            assert_eq!(some.join().unwrap().unwrap(), None);
+            coming.seal(vec![2]);
+            assert_eq!(all.join().unwrap().unwrap(), [2]);
+        });
+        assert_eq!((coming.wait_for(11).unwrap(), coming.first()), (Some(vec![2]), &[1][..]));
+        let coming = Coming::begun(Vec::new());
+        thread::scope(|scope| {
+            let all = scope.spawn(|| coming.sealed());
+            coming.cancel();
+            assert!(all.join().unwrap().is_err());
+        });
+    }
+}
