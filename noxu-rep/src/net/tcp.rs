@@ -246,8 +246,7 @@ impl TcpChannel {
                     return Ok(None);
                 }
             } else {
-                // Whole milliseconds, rounded up: the same timeout again costs no system call.
-                let timeout = Duration::from_millis(left.as_micros().div_ceil(1000) as u64);
+                let timeout = whole_millis(left);
                 if inbound.timeout != Some(timeout) {
                     let set = self.stream.set_read_timeout(Some(timeout));
                     set.map_err(|cause| self.failed(action, cause))?;
@@ -405,6 +404,12 @@ impl fmt::Debug for TcpChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TcpChannel").field("peer", &self.peer).finish_non_exhaustive()
     }
+}
+
+/// Rounded up to milliseconds, so that the same timeout again costs no system call; never nothing, which a
+/// socket knows no timeout of.
+fn whole_millis(left: Duration) -> Duration {
+    Duration::from_millis(left.as_nanos().div_ceil(1_000_000) as u64)
 }
 
 #[cfg(test)]

@@ -291,3 +291,11 @@ fn many_threads_may_send_on_one_channel_and_frames_stay_whole() {
         }
     });
 }
+
+#[test]
+fn a_moment_that_is_left_is_a_timeout_that_a_socket_takes() {
+    let whole = |nanos| whole_millis(Duration::from_nanos(nanos));
+    assert_eq!(whole(1), Duration::from_millis(1));
+    assert_eq!(whole(1_000_000), Duration::from_millis(1));
+    assert_eq!(whole(1_000_001), Duration::from_millis(2));
+}
