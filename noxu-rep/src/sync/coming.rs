@@ -1,10 +1,14 @@
 //! Coming: a state on its way, as it is made ready to be installed beside the session that fetches it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{RepError, Result};
+
+/// Most bytes that are handed over and not taken.
+const MAX_HANDED_BYTES: usize = 16 << 20;
 
 /// A state on its way: how much of it is there, what seals it, how much has been made ready, and whether
 /// anybody waits for that.
@@ -21,6 +25,18 @@ pub struct Coming {
 struct Arrived {
     bytes: u64,
     sealed: Option<Vec<u8>>,
+    handed: VecDeque<Handed>,
+    handed_bytes: usize,
+}
+
+/// Bytes that the session wrote, from memory.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Handed {
+    /// Where they begin.
+    at: u64,
+    pub(crate) bytes: Vec<u8>,
+    /// [`Answer::digest`](super::method::Answer::digest) of the answer that brought them.
+    pub(crate) digest: [u8; 32],
 }
 
 impl Coming {
@@ -87,6 +103,36 @@ impl Coming {
         sealed.ok_or_else(|| RepError::state_machine("there is no end to it"))
     }
 
+    /// Leaves a copy of bytes that are there from offset `at` on to whoever makes them ready, if there is room:
+    /// they need not be read.
+    pub(crate) fn hand_over(&self, at: u64, bytes: &[u8], digest: [u8; 32]) {
+        let mut arrived = self.arrived.lock();
+        if arrived.handed_bytes + bytes.len() <= MAX_HANDED_BYTES {
+            arrived.handed_bytes += bytes.len();
+            arrived.handed.push_back(Handed { at, bytes: bytes.to_vec(), digest });
+        }
+    }
+
+    /// Those that begin at `at`, if they were handed over; what is before them is wanted no more.
+    pub(crate) fn take_over(&self, at: u64) -> Option<Handed> {
+        let mut arrived = self.arrived.lock();
+        loop {
+            if arrived.handed.front()?.at > at {
+                return None;
+            }
+            let front = arrived.handed.pop_front()?;
+            arrived.handed_bytes -= front.bytes.len();
+            if front.at == at {
+                return Some(front);
+            }
+        }
+    }
+
+    /// Whether more is handed over than half of what there is room for: more had better wait.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.arrived.lock().handed_bytes > MAX_HANDED_BYTES / 2
+    }
+
     /// So many bytes more are ready.
     pub fn advance(&self, bytes: u64) {
         self.prepared.fetch_add(bytes, Ordering::Relaxed);
@@ -122,6 +168,23 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn what_is_handed_over_is_taken_in_its_order_and_bounded() {
+        let coming = Coming::begun(Vec::new());
+        let piece = vec![7; MAX_HANDED_BYTES / 4];
+        for number in 0..5 {
+            coming.hand_over(number * 100, &piece, [number as u8; 32]);
+        }
+        assert!(coming.is_behind());
+        assert_eq!(coming.take_over(100).map(|taken| taken.digest), Some([1; 32]));
+        assert_eq!(coming.take_over(100), None, "once");
+        assert!(!coming.is_behind());
+        assert_eq!(coming.take_over(300).map(|taken| taken.at), Some(300));
+        assert_eq!(coming.take_over(400), None, "there was no room for it");
+        coming.hand_over(500, &piece, [5; 32]);
+        assert!(coming.take_over(500).is_some_and(|taken| taken.bytes == piece));
+    }
 
     #[test]
     fn whoever_waits_is_told_of_bytes_of_the_end_and_that_nobody_waits() {

@@ -243,6 +243,12 @@ pub trait SessionHost {
     /// The connection's.
     fn ask(&mut self, number: u64, question: &[u8]) -> Result<bool>;
 
+    /// Leaves a copy of what was written to whoever makes it ready ([`StateSync::prepare`]), if somebody does and
+    /// there is room. `at` is where it begins, for both to agree on.
+    fn hand_over(&mut self, at: u64, bytes: &[u8], digest: [u8; 32]) {
+        let _ = (at, bytes, digest);
+    }
+
     /// Keeps `bytes` for the next session, in place of what was kept before. Durable on return; what it
     /// speaks of had better be, before.
     ///

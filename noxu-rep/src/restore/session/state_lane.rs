@@ -173,7 +173,7 @@ impl StateLane {
     ) -> Result<Taken> {
         // What is there may become another's.
         self.stop_preparing();
-        let begun = fits && self.session.begin(opened, &mut Mute(&self.saved))?;
+        let begun = fits && self.session.begin(opened, &mut Mute(&self.saved, None))?;
         self.stage = match begun {
             // An earlier session had all of it, and did not commit.
             true if self.session.is_whole() => Stage::Preparing,
@@ -199,6 +199,13 @@ impl StateLane {
         may_ask: impl Fn(usize) -> bool,
     ) -> Result<usize> {
         let before = self.asked.len();
+        // What is not made ready from memory has to be read.
+        let waits = |preparation: &Arc<Preparation>| {
+            preparation.coming.is_behind() && !*preparation.is_over.lock()
+        };
+        if self.preparation.as_ref().is_some_and(waits) {
+            return Ok(0);
+        }
         let Self { session, saved, asked, .. } = self;
         let mut host = Asking { channel, requests, may_ask, asked, saved };
         session.ask(&mut host)?;
@@ -228,7 +235,8 @@ impl StateLane {
             return Err(RepError::protocol("", "an answer about the state", found));
         }
         let answer = Answer { number, proof, bytes, digest };
-        self.session.take(&answer, &mut Mute(&self.saved))?;
+        let coming = self.preparation.as_ref().map(|preparation| &preparation.coming);
+        self.session.take(&answer, &mut Mute(&self.saved, coming))?;
         if self.session.is_whole() {
             self.stage = Stage::Preparing;
             self.asked.clear();
@@ -321,7 +329,7 @@ impl StateLane {
     /// Nothing of it counts any more.
     pub(super) fn discard(&mut self) -> Result<()> {
         self.stop_preparing();
-        self.session.discard(&mut Mute(&self.saved))?;
+        self.session.discard(&mut Mute(&self.saved, None))?;
         self.stage = Stage::Wanted;
         self.asked.clear();
         Ok(())
@@ -353,12 +361,18 @@ impl Drop for EndOf {
     }
 }
 
-/// What a session may use that is not to ask anything.
-struct Mute<'a>(&'a Saved);
+/// What a session may use that is not to ask anything; and who makes ready what comes.
+struct Mute<'a>(&'a Saved, Option<&'a Coming>);
 
 impl SessionHost for Mute<'_> {
     fn ask(&mut self, _number: u64, _question: &[u8]) -> Result<bool> {
         Ok(false)
+    }
+
+    fn hand_over(&mut self, at: u64, bytes: &[u8], digest: [u8; 32]) {
+        if let Some(coming) = self.1 {
+            coming.hand_over(at, bytes, digest);
+        }
     }
 
     fn save(&mut self, bytes: &[u8]) -> Result<()> {

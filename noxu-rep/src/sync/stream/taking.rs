@@ -216,8 +216,9 @@ impl SyncSession for StreamSession {
             return Err(RepError::protocol("", "a piece of the checkpoint", found));
         }
         let path = path(&self.order);
-        file.write_at(&[IoSlice::new(bytes)], self.written)
+        file.write_passing(&[IoSlice::new(bytes)], self.written)
             .map_err(|e| LogError::io("write", &path, e))?;
+        host.hand_over(self.written, bytes, answer.digest);
         self.chain.push(&answer.digest);
         part.last = is_last.then_some(self.written);
         self.written += bytes.len() as u64;
@@ -418,13 +419,19 @@ impl<'a> Verified<'a> {
         if wanted == 0 && self.has_ended {
             return Ok(());
         }
-        self.piece.resize(wanted, 0);
-        if self.file.read_passing(&mut self.piece, self.at)? < wanted {
-            self.piece.clear();
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if wanted > 0 || is_last {
-            self.chain.push_piece(is_last, &self.piece);
+        let handed = self.told.and_then(|coming| coming.take_over(self.at));
+        if let Some(handed) = handed.filter(|handed| handed.bytes.len() == wanted) {
+            self.chain.push(&handed.digest);
+            self.piece = handed.bytes;
+        } else {
+            self.piece.resize(wanted, 0);
+            if self.file.read_passing(&mut self.piece, self.at)? < wanted {
+                self.piece.clear();
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if wanted > 0 || is_last {
+                self.chain.push_piece(is_last, &self.piece);
+            }
         }
         self.at += wanted as u64;
         if let Some(coming) = self.told {
