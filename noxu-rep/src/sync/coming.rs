@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{RepError, Result};
 
 /// Most bytes that are handed over and not taken.
-const MAX_HANDED_BYTES: usize = 16 << 20;
+const MAX_HANDED_BYTES: usize = 64 << 20;
 
 /// A state on its way: how much of it is there, what seals it, how much has been made ready, and whether
 /// anybody waits for that.
