@@ -226,6 +226,7 @@ fn check(lawful: bool, cause: impl FnOnce() -> String) -> Result<()> {
     if lawful { Ok(()) } else { Err(KvError::BadCheckpoint { cause: cause() }) }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "a function to map errors with")]
 fn bad(cause: noxu_util::codec::CodecError) -> KvError {
     KvError::BadCheckpoint { cause: cause.to_string() }
 }

@@ -21,7 +21,7 @@ use crate::sync::method::{
 };
 
 /// Pieces that are asked for ahead.
-const PIECES: u64 = 8;
+const PIECES: u64 = 4;
 
 /// What stands for the answers so far: each digest goes over the one before it and that of the next
 /// answer, so that whoever goes on need not read what there is.
