@@ -21,7 +21,8 @@
 //! master's log is pinned at what is not durable here yet, so that a slow checkpoint holds none of it.
 //!
 //! # Disk order
-//! `MARKER` -> manifest -> blocks -> sync data -> bitmap of what is had -> all verified and synced, the
+//! `MARKER` -> manifest -> blocks -> sync data -> bitmap of what is had, and which segments were verified
+//! since the machine was started (a killed process reads only the rest) -> all verified and synced, the
 //! staged log too -> `COMMIT`, the one commit point: nothing of the old data is touched before -> restore
 //! marker in the control file -> old log out, new one in, anchor, tail mark -> state machine -> restore
 //! marker off -> `MARKER` removed, last. What else is in `restore/` is then garbage, and is removed.
