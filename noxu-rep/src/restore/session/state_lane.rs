@@ -76,19 +76,31 @@ struct Preparation {
     coming: Coming,
     is_over: Mutex<bool>,
     changed: Condvar,
-    /// Why it could not be done, if that is what ended it.
-    failure: Mutex<Option<RepError>>,
+    /// What came of it; `None` as long as it is not over, and if nothing did: it panicked, or no thread was to
+    /// be had for it.
+    outcome: Mutex<Option<Result<()>>>,
 }
 
 impl Preparation {
     fn of(coming: Coming) -> Self {
-        let (is_over, changed, failure) = Default::default();
-        Self { coming, is_over, changed, failure }
+        let (is_over, changed, outcome) = Default::default();
+        Self { coming, is_over, changed, outcome }
     }
 
     fn end(&self) {
         *self.is_over.lock() = true;
         self.changed.notify_all();
+    }
+
+    /// What came of it, now that it is over; its error once.
+    fn outcome(&self) -> Result<()> {
+        let mut outcome = self.outcome.lock();
+        match *outcome {
+            Some(Ok(())) => Ok(()),
+            _ => outcome
+                .take()
+                .unwrap_or_else(|| Err(RepError::state_machine("it was not made ready"))),
+        }
     }
 }
 
@@ -273,7 +285,7 @@ impl StateLane {
             let end = EndOf(preparation);
             host.run_beside(Box::new(move || {
                 let prepared = method.prepare(&order, &end.0.coming, &*machine);
-                *end.0.failure.lock() = prepared.err();
+                *end.0.outcome.lock() = Some(prepared);
             }));
             return Ok(());
         };
@@ -285,17 +297,16 @@ impl StateLane {
         if !*preparation.is_over.lock() {
             return Ok(());
         }
-        let failure = preparation.failure.lock().take();
-        match failure {
+        match preparation.outcome() {
             // A method that does nothing is done before all is here.
-            None => {
+            Ok(()) => {
                 if is_whole {
                     self.stage = Stage::Whole;
                 }
                 Ok(())
             }
-            Some(cause) if cause.is_storage_full() || self.refetched => Err(cause),
-            Some(cause) => {
+            Err(cause) if cause.is_storage_full() || self.refetched => Err(cause),
+            Err(cause) => {
                 tracing::warn!("a state cannot be installed, and is fetched again: {cause}");
                 self.refetched = true;
                 self.discard()

@@ -501,13 +501,13 @@ impl StateMachine for Preparing {
     }
     fn prepare_checkpoint(&self, id: &[u8; 32], _: Vlsn, source: &mut dyn Read) -> Result<()> {
         self.begun.store(true, Ordering::Release);
-        let (mut text, mut byte) = (Vec::new(), [0]);
+        let (mut text, mut piece) = (Vec::new(), [0; 1000]);
         // One that nobody waits for any more is told so by its source, at the end too.
-        while source.read(&mut byte).map_err(RepError::state_machine)? > 0
-            || !self.may_end.load(Ordering::Acquire)
-        {
-            if text.len() < CHECKPOINT_TEXT.len() {
-                text.push(byte[0]);
+        loop {
+            let read = source.read(&mut piece).map_err(RepError::state_machine)?;
+            text.extend_from_slice(&piece[..read]);
+            if read == 0 && self.may_end.load(Ordering::Acquire) {
+                break;
             }
         }
         if self
@@ -606,6 +606,37 @@ fn what_cannot_be_prepared_is_fetched_once_more_and_never_committed() {
             assert!(!is_committed(&*env, dir()).unwrap());
         }
     }
+}
+
+/// A source that dies while what it gives is made ready leaves nothing of it in what another one gives then.
+#[test]
+fn a_state_that_is_made_ready_while_it_comes_is_of_one_source() {
+    const PIECES: usize = 3;
+    let (master, follower, env) = (Master::new(100), Master::follower("n3"), memory());
+    follower.machine.set(v(190), &vec![b'x'; 8 << 20]).unwrap();
+    master.name_sources(&["n3"]);
+    let machine = preparing(true);
+    let dying = || {
+        let (inner, gave) = (follower.connect(), AtomicUsize::new(0));
+        let (line, machine) = (Arc::clone(&inner), Arc::clone(&machine));
+        Relay::of_answers(inner, move |answer| {
+            let is_state = matches!(answer, RestoreMsg::StateAnswer { .. });
+            if is_state && gave.fetch_add(1, Ordering::Relaxed) >= PIECES {
+                while !machine.begun.load(Ordering::Acquire) {
+                    thread::yield_now();
+                }
+                line.close();
+                return Vec::new();
+            }
+            vec![answer]
+        })
+    };
+    let node = Node { machine: Some(Arc::<Preparing>::clone(&machine)), ..Node::default() };
+    let node = node.dialling("n3", dying);
+    let progress = session(&master.connect(), &env, &node).unwrap();
+    assert!(given(&progress, "n3").bytes >= (PIECES as u64) << 20, "{progress:?}");
+    install(&env, &*machine).unwrap();
+    assert!(*machine.installed.lock() == CHECKPOINT_TEXT, "what the master gave, and was prepared");
 }
 
 /// What runs beside a session ends with it.

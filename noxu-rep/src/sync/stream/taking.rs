@@ -410,7 +410,7 @@ impl<'a> Verified<'a> {
         }
         let left = match self.coming {
             Some(_) => piece_bytes,
-            None => self.sealed.bytes - self.at,
+            None => self.sealed.bytes.checked_sub(self.at).ok_or(io::ErrorKind::InvalidData)?,
         };
         let wanted = left.min(piece_bytes) as usize;
         let is_last = self.coming.is_none() && self.at == self.sealed.last;
