@@ -158,6 +158,9 @@ pub enum Told {
     Never,
     /// It has dropped that part of its log.
     Dropped,
+    /// It has another entry at their end, and the first of them may be the same: to cut them off might be to
+    /// forget one that is durable.
+    Unclear,
     /// It cannot tell at the moment.
     Nothing,
 }
@@ -207,6 +210,7 @@ pub fn ask_master(
         let through = match answer.verdict {
             RepairVerdict::Never => return Ok(Told::Never),
             RepairVerdict::Silent(Silence::BelowAnchor) => return Ok(Told::Dropped),
+            RepairVerdict::Silent(Silence::Ambiguous) => return Ok(Told::Unclear),
             RepairVerdict::Silent(_) => return Ok(Told::Nothing),
             RepairVerdict::Have => damage.last,
             RepairVerdict::Part { through } => through,

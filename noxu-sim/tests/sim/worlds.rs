@@ -45,6 +45,7 @@ fn worlds_with_all_kinds_of_faults_break_no_rule() {
 #[test]
 fn seeds_that_found_something_break_no_rule_any_more() {
     let found = [
+        (23_213, "a replica with a damaged end that parts from the master's log was never rebuilt"),
         (10_081, "a node that came to its group with a full disk stopped by itself"),
         (5_539, "a replica did not know the secondary that alone had what was damaged on its disk"),
         (1_502_607, "a voter that restored did not count as heard, and its master stepped down"),
