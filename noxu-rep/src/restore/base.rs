@@ -248,6 +248,7 @@ impl<'a> Base<'a> {
         if known.boot == boot
             && both.all(|(offer, known)| is(offer, known))
             && blocks.all(|block| self.has(block))
+            && self.are_there(count)?
             && self.begins_at_anchor()?
         {
             (self.staged, self.noted) = (count, count);
@@ -255,6 +256,14 @@ impl<'a> Base<'a> {
             (self.last_sync, self.last_txn_end) = (known.last_sync, known.last_txn_end);
         }
         Ok(())
+    }
+
+    /// Whether the files of the first `count` segments are there: an offer without them may have come and gone.
+    fn are_there(&self, count: usize) -> Result<bool> {
+        let names = self.env.list(&self.dir).map_err(|e| LogError::io("list", &self.dir, e))?;
+        let there: HashSet<u32> =
+            names.iter().filter_map(|name| parse_segment_name(name)).collect();
+        Ok(self.manifest.segments[..count].iter().all(|segment| there.contains(&segment.number)))
     }
 
     /// Whether the first segment, which is here, continues the anchor.
@@ -425,6 +434,17 @@ fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap>
             first_block += count;
         }
     }
+    // What was verified under a number that will be another's is not noted any more, before it is.
+    if let Some(verified) = Verified::load(env, dir)? {
+        let digests: HashMap<u32, [u8; 32]> =
+            manifest.segments.iter().map(|offer| (offer.number, offer.digest)).collect();
+        let is_another = |(number, digest): &(u32, [u8; 32])| {
+            digests.get(number).is_some_and(|offered| offered != digest)
+        };
+        if verified.segments.iter().any(is_another) {
+            Verified::remove(env, dir)?;
+        }
+    }
     let offered: HashSet<u32> = manifest.segments.iter().map(|offer| offer.number).collect();
     for name in env.list(dir).map_err(|e| LogError::io("list", dir, e))? {
         if parse_segment_name(&name).is_some_and(|number| !offered.contains(&number)) {
@@ -434,6 +454,7 @@ fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap>
     }
     manifest.save(env, dir)?;
     let mut bitmap = Bitmap::open(env, &path, manifest.segments_id(), blocks)?;
+    bitmap.clear();
     let mut first_block = 0;
     for segment in &manifest.segments {
         for block in had.get(&(segment.number, segment.digest)).into_iter().flatten() {
@@ -441,7 +462,7 @@ fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap>
         }
         first_block += segment.blocks.len() as u32;
     }
-    bitmap.save()?;
+    bitmap.save_alone()?;
     Ok(bitmap)
 }
 

@@ -64,6 +64,22 @@ impl Bitmap {
         Ok(bitmap)
     }
 
+    /// Claims nothing yet, whatever was in the file: a bitmap for these blocks may have been there before the
+    /// one that this takes the place of.
+    pub(super) fn clear(&mut self) {
+        self.bits.fill(0);
+    }
+
+    /// Saves it twice, so that nothing else is in its file.
+    pub(super) fn save_alone(&mut self) -> Result<()> {
+        self.save()?;
+        self.save()?;
+        let wrap = |e| LogError::io("cut", &self.path, e);
+        self.file.set_len(2 * self.slot_bytes() as u64).map_err(wrap)?;
+        self.file.sync_data().map_err(wrap)?;
+        Ok(())
+    }
+
     pub(super) fn has(&self, block: u32) -> bool {
         self.bits[block as usize / 8] & (1 << (block % 8)) != 0
     }

@@ -25,8 +25,11 @@ pub struct Coming {
 struct Arrived {
     bytes: u64,
     sealed: Option<Vec<u8>>,
+    /// In their order, without gaps, from `expected` on.
     handed: VecDeque<Handed>,
     handed_bytes: usize,
+    /// Where whoever makes it ready goes on.
+    expected: u64,
 }
 
 /// Bytes that the session wrote, from memory.
@@ -103,32 +106,38 @@ impl Coming {
         sealed.ok_or_else(|| RepError::state_machine("there is no end to it"))
     }
 
-    /// Leaves a copy of bytes that are there from offset `at` on to whoever makes them ready, if there is room:
-    /// they need not be read.
+    /// Leaves a copy of bytes that are there from offset `at` on to whoever makes them ready, if they are what he
+    /// needs next and there is room: they need not be read then.
     pub(crate) fn hand_over(&self, at: u64, bytes: &[u8], digest: [u8; 32]) {
         let mut arrived = self.arrived.lock();
-        if arrived.handed_bytes + bytes.len() <= MAX_HANDED_BYTES {
+        let behind = |last: &Handed| last.at + last.bytes.len() as u64;
+        let next = arrived.handed.back().map_or(arrived.expected, behind);
+        if at == next && arrived.handed_bytes + bytes.len() <= MAX_HANDED_BYTES {
             arrived.handed_bytes += bytes.len();
             arrived.handed.push_back(Handed { at, bytes: bytes.to_vec(), digest });
         }
     }
 
-    /// Those that begin at `at`, if they were handed over; what is before them is wanted no more.
-    pub(crate) fn take_over(&self, at: u64) -> Option<Handed> {
+    /// Those that begin where it was gone on last ([`Coming::go_on_at`]), if they were handed over.
+    pub(crate) fn take_over(&self) -> Option<Handed> {
         let mut arrived = self.arrived.lock();
-        loop {
-            if arrived.handed.front()?.at > at {
-                return None;
-            }
-            let front = arrived.handed.pop_front()?;
-            arrived.handed_bytes -= front.bytes.len();
-            if front.at == at {
-                return Some(front);
-            }
-        }
+        let front = arrived.handed.pop_front()?;
+        arrived.handed_bytes -= front.bytes.len();
+        arrived.expected = front.at + front.bytes.len() as u64;
+        Some(front)
     }
 
-    /// Whether more is handed over than half of what there is room for: more had better wait.
+    /// What is before `at` was made ready, as far as it is there: handed over or read.
+    pub(crate) fn go_on_at(&self, at: u64) {
+        let mut arrived = self.arrived.lock();
+        if arrived.handed.front().is_none_or(|front| front.at != at) {
+            (arrived.handed, arrived.handed_bytes) = (VecDeque::new(), 0);
+        }
+        arrived.expected = at;
+    }
+
+    /// Whether more is handed over than half of what there is room for: more had better wait. Of what is
+    /// read it is not asked how much there is.
     pub(crate) fn is_behind(&self) -> bool {
         self.arrived.lock().handed_bytes > MAX_HANDED_BYTES / 2
     }
@@ -173,17 +182,24 @@ mod tests {
     fn what_is_handed_over_is_taken_in_its_order_and_bounded() {
         let coming = Coming::begun(Vec::new());
         let piece = vec![7; MAX_HANDED_BYTES / 4];
-        for number in 0..5 {
-            coming.hand_over(number * 100, &piece, [number as u8; 32]);
-        }
+        let at = |number: u64| number * piece.len() as u64;
+        let hand_over = |number| coming.hand_over(at(number), &piece, [number as u8; 32]);
+        (0..5).for_each(hand_over);
         assert!(coming.is_behind());
-        assert_eq!(coming.take_over(100).map(|taken| taken.digest), Some([1; 32]));
-        assert_eq!(coming.take_over(100), None, "once");
-        assert!(!coming.is_behind());
-        assert_eq!(coming.take_over(300).map(|taken| taken.at), Some(300));
-        assert_eq!(coming.take_over(400), None, "there was no room for it");
-        coming.hand_over(500, &piece, [5; 32]);
-        assert!(coming.take_over(500).is_some_and(|taken| taken.bytes == piece));
+        for number in 0..4 {
+            let taken = coming.take_over().unwrap();
+            assert_eq!((taken.at, taken.digest), (at(number), [number as u8; 32]));
+            assert!(taken.bytes == piece);
+        }
+        assert!(coming.take_over().is_none() && !coming.is_behind(), "no room for the last one");
+        // That one is read; what comes meanwhile is no use before it.
+        (5..9).for_each(hand_over);
+        assert!(coming.take_over().is_none() && !coming.is_behind());
+        coming.go_on_at(at(9));
+        (9..10).for_each(hand_over);
+        assert_eq!(coming.take_over().map(|taken| taken.at), Some(at(9)));
+        (10..11).for_each(hand_over);
+        assert!(coming.take_over().is_some(), "behind the one that was taken");
     }
 
     #[test]

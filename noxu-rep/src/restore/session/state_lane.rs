@@ -67,6 +67,8 @@ pub(super) struct StateLane {
     asked: VecDeque<(u64, u64)>,
     order: SyncOrder,
     preparation: Option<Arc<Preparation>>,
+    /// Bytes that were made ready for nothing, as another source was begun with.
+    prepared_before: u64,
     /// What came could not be made ready once, and is fetched again.
     refetched: bool,
 }
@@ -134,6 +136,7 @@ impl StateLane {
             asked,
             order,
             preparation: None,
+            prepared_before: 0,
             refetched: false,
         };
         if lane.session.proofs().iter().any(|proof| proof.vlsn < front) {
@@ -314,9 +317,10 @@ impl StateLane {
         }
     }
 
-    /// Bytes that have been made ready.
+    /// Bytes that have been made ready, some of them more than once: that something moves.
     pub(super) fn prepared_bytes(&self) -> u64 {
-        self.preparation.as_ref().map_or(0, |preparation| preparation.coming.prepared_bytes())
+        let now = self.preparation.as_ref().map(|preparation| preparation.coming.prepared_bytes());
+        self.prepared_before + now.unwrap_or_default()
     }
 
     /// Ends what runs beside the session.
@@ -327,6 +331,7 @@ impl StateLane {
         while !*is_over {
             preparation.changed.wait(&mut is_over);
         }
+        self.prepared_before += preparation.coming.prepared_bytes();
     }
 
     /// `source` is of no use any more.

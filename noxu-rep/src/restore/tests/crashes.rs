@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use noxu_log::env::Survivors;
+use noxu_log::segment::name::segment_name;
 
 use super::super::manifest::{BITMAP, COMMIT, MARKER};
 use super::*;
@@ -478,6 +479,23 @@ fn x_a_node_that_is_killed_sooner_than_it_could_verify_what_it_has_gets_further(
     let calls = 60 + 3 * segments;
     let rounds = rounds_of_kills(&master, calls);
     assert!(rounds.is_some_and(|rounds| rounds > 2), "{rounds:?}, {segments} segments");
+}
+
+/// What was verified is not believed of segments that are not there any more: another master's offer had
+/// come without them, and the node was killed before it had noted that.
+#[test]
+fn x_verified_segments_that_are_gone_are_fetched_again() {
+    let master = Master::new(0);
+    let numbers: Vec<u32> = master.log.sealed_segments().iter().map(|of| of.number).collect();
+    for gone in [numbers[0], numbers[numbers.len() - 1]] {
+        let (faulty, env) = fault_disk();
+        let node = Node { permits: false, ..Node::default() };
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        env.remove(&restore_dir(dir()).join(segment_name(gone))).unwrap();
+        let env: Arc<dyn Env> = Arc::new(faulty.kill());
+        master.restore(&env, &restoring()).unwrap();
+        install_and_check(&env, &master, false);
+    }
 }
 
 /// Bytes that were read of segments that are being restored.

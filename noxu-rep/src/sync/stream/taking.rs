@@ -159,7 +159,8 @@ impl SyncSession for StreamSession {
             && part.piece_bytes == self.tuning.piece_bytes
             && part.durable >= first
         {
-            let is_known = boot.is_some() && part.boot == boot;
+            let is_known =
+                boot.is_some() && part.boot == boot && file.len().map_err(wrap)? >= part.durable;
             if is_known || chain_front(&*file, part).map_err(wrap)? == part.chain {
                 (kept, last, chain) = (part.durable, part.last, part.chain);
             }
@@ -419,7 +420,7 @@ impl<'a> Verified<'a> {
         if wanted == 0 && self.has_ended {
             return Ok(());
         }
-        let handed = self.told.and_then(|coming| coming.take_over(self.at));
+        let handed = self.told.and_then(Coming::take_over);
         if let Some(handed) = handed.filter(|handed| handed.bytes.len() == wanted) {
             self.chain.push(&handed.digest);
             self.piece = handed.bytes;
@@ -435,6 +436,7 @@ impl<'a> Verified<'a> {
         }
         self.at += wanted as u64;
         if let Some(coming) = self.told {
+            coming.go_on_at(self.at);
             coming.advance(wanted as u64);
         }
         if wanted == 0 {
