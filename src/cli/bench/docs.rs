@@ -99,7 +99,8 @@ on with so many entries of its own; the replica's log is reopened before every s
         "Network restore",
         "A replica without files, from asking for a restore until it follows again, with everything verified
 and synced; `copy`: one thread reads the same files and sends them over loopback TCP, another writes
-them and syncs them at the end, in turn with the restores of the same run, with the disk at rest before each;
+them and syncs them at the end, in turn with the restores of the same run, with the disk at rest before each,
+and after a first one that does not count: the machine has to fetch memory for it;
 `piped copy`: a third thread syncs each file when it is whole; `ratio`: of the restore's rate to theirs. `master`: the whole log from the master
 alone; `follower`: from a follower, and from the master what that does not give; `followers`: from
 two at once; `checkpoint`: from one, half of the log and a checkpoint of the state. Then the parts of that time: `manifest` until
