@@ -72,7 +72,7 @@ pub trait StateSync: Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`StateSync::install`]. What came is discarded then, and fetched again, once in a session; but
-    /// not if [`RepError::is_storage_full`]: then the restore waits for room.
+    /// not if [`RepError::is_storage_full`](crate::error::RepError::is_storage_full): then the restore waits for room.
     fn prepare(
         &self,
         order: &SyncOrder,
