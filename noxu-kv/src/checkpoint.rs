@@ -179,9 +179,9 @@ impl<'a> Chunks<'a> {
     fn next(&mut self) -> Result<Chunk<'_>> {
         let mut head = [0; CHUNK_HEAD_BYTES];
         self.source.read_exact(&mut head).map_err(|cause| short("the next chunk", &cause))?;
-        let (length, stored) = head.split_at(4);
-        let [bytes, stored] =
-            [length, stored].map(|field| field.try_into().map_or(0, u32::from_le_bytes));
+        let mut fields = Reader::new(&head);
+        let bytes = fields.u32("a chunk's length").map_err(bad)?;
+        let stored = fields.u32("a chunk's checksum").map_err(bad)?;
         let is_end = bytes == 0;
         let count = if is_end { END_BYTES } else { bytes as usize };
         check(count <= MAX_CHUNK_BYTES, || {
@@ -192,7 +192,7 @@ impl<'a> Chunks<'a> {
         let got = (&mut *self.source).take(count as u64).read_to_end(&mut self.buffer);
         let got = got.map_err(|cause| short("a chunk", &cause))?;
         check(got == count, || format!("it ends inside a chunk: {got} of {count} bytes"))?;
-        self.crc = crc_append(crc_append(self.crc, length), &self.buffer);
+        self.crc = crc_append(crc_append(self.crc, &bytes.to_le_bytes()), &self.buffer);
         check(stored == self.crc, || "a chunk's checksum does not match its content".to_owned())?;
         if is_end {
             let pairs = Reader::new(&self.buffer).u64("the number of keys").map_err(bad)?;
@@ -308,6 +308,25 @@ mod tests {
             assert_eq!((mark.vlsn, mark.term), (Vlsn::new(44), Term::new(3)));
             assert_eq!(table.flushed(), mark);
             assert_eq!(contents(&*table, 44), pairs);
+        }
+    }
+
+    #[test]
+    fn chunks_have_one_place_only() {
+        let value = || vec![7; CHUNK_BYTES];
+        let whole = stream(&[(b"a", value()), (b"b", value()), (b"c", value())], 7, 1 << 20);
+        // Of one length, so that the head of each is known.
+        let bytes = (whole.len() - HEADER_BYTES - CHUNK_HEAD_BYTES - END_BYTES) / 3;
+        let (head, chunks) = whole.split_at(HEADER_BYTES);
+        let (chunks, end) = chunks.split_at(3 * bytes);
+        let of = |order: &[usize]| {
+            let chunks = order.iter().flat_map(|n| &chunks[n * bytes..(n + 1) * bytes]);
+            head.iter().chain(chunks).chain(end).copied().collect::<Vec<u8>>()
+        };
+        assert_eq!(of(&[0, 1, 2]), whole);
+        for order in [&[1, 0, 2][..], &[0, 2, 1], &[0, 0, 1], &[0, 2], &[0, 1, 2, 2]] {
+            let refused = ingest(&*memory(), Vlsn::new(7), &mut of(order).as_slice()).unwrap_err();
+            assert!(refused.to_string().contains("checksum"), "{order:?}: {refused}");
         }
     }
 

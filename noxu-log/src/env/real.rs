@@ -337,6 +337,14 @@ mod tests {
     use crate::env::conformance;
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn the_start_of_a_machine_has_a_number_that_stays() {
+        let boot = RealEnv::new().boot();
+        assert!(boot.is_some());
+        assert_eq!(RealEnv::new().boot(), boot);
+    }
+
+    #[test]
     fn it_does_what_every_environment_does() {
         let dir = tempfile::tempdir().unwrap();
         conformance::check(&RealEnv::new(), dir.path());

@@ -8,7 +8,7 @@ use std::thread;
 use noxu_util::Name;
 
 use super::relay::{Harm, Seen};
-use super::world::{DIR, Giver, Taking, disk, said, with_old_state};
+use super::world::{Ahead, DIR, Giver, Taking, disk, open, said, with_old_state};
 use super::{Check, Subject};
 use crate::error::Result as RepResult;
 use crate::sync::method::{
@@ -36,6 +36,7 @@ pub(super) fn all<S: Subject>() -> Vec<Check<S>> {
         ("resume after the connection broke", resume),
         ("another source after the connection broke", resume_elsewhere),
         ("all of it was here already", already_here),
+        ("made ready as it comes", made_ready),
         ("what was rolled back is discarded", discarded_after_rollback),
         ("another signature: the next method", next_method),
         ("two restores at once", two_at_once),
@@ -164,6 +165,37 @@ fn already_here<S: Subject>(subject: &S) -> Outcome {
     let again = Taking::from(&master);
     let (progress, _) = again.restore(&env)?;
     Ok(format!("{} bytes reused, {} answers", progress.checkpoint_reused, answers(&again.seen)))
+}
+
+/// By a thread of its own and without one, from the first answer on and once the connection broke; until the
+/// installation the state is what it was.
+fn made_ready<S: Subject>(subject: &S) -> Outcome {
+    let master = giver(subject, "n1")?;
+    let mut reused = 0;
+    for has_threads in [false, true] {
+        let (_, env) = disk()?;
+        with_old_state(subject, &env)?;
+        let machine = open(subject, &env).map_err(said("opening"))?;
+        let digest = || subject.digest(&machine).map_err(said("the digest"));
+        let before = digest()?;
+        let ahead = || Some(Ahead { machine: Arc::clone(&machine), has_threads });
+        let mut broken = Taking::from(&master);
+        (broken.master.1, broken.ahead) = (Harm::BreaksAt(LEAST_ANSWERS - 2), ahead());
+        if broken.fetch(&env).is_ok() {
+            return Err("it ended although the connection broke".to_owned());
+        }
+        let mut taking = Taking::from(&master);
+        taking.ahead = ahead();
+        reused += taking.fetch(&env).map_err(said("fetching"))?.checkpoint_reused;
+        if digest()? != before {
+            return Err("the state is another one before it is installed".to_owned());
+        }
+        taking.install(&env, &machine).map_err(said("installing"))?;
+        taking.ahead = None;
+        drop((broken, machine));
+        taking.compare(&env)?;
+    }
+    Ok(format!("with and without a thread, {reused} bytes reused"))
 }
 
 /// A follower whose last entries are others than the master's; that shows once all of its state is here.

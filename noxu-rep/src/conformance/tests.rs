@@ -49,6 +49,8 @@ fn a_broken_method_does_not_conform() {
         (Break::TakesAnyAnswer, "an answer is empty"),
         (Break::Hoards, "memory is bounded"),
         (Break::InstallsNothing, "quiet copy"),
+        (Break::ReadiesTheFirst, "made ready as it comes"),
+        (Break::InstallsAhead, "made ready as it comes"),
     ];
     for (bug, name) in cases {
         let method = Arc::new(Broken { bug });

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use noxu_log::env::{Env, FaultEnv, MemoryEnv};
@@ -180,6 +180,14 @@ pub(crate) struct Taking<'a, S: Subject> {
     pub(crate) watch: Watch<'a>,
     /// Whether it may commit.
     pub(crate) permits: bool,
+    /// What the state is made ready for as it comes, if it is.
+    pub(crate) ahead: Option<Ahead<S>>,
+}
+
+/// A state machine, and whether what is done for it ahead of the installation has a thread of its own.
+pub(crate) struct Ahead<S: Subject> {
+    pub(crate) machine: Arc<S::Machine>,
+    pub(crate) has_threads: bool,
 }
 
 struct Host<'a, S: Subject> {
@@ -188,6 +196,7 @@ struct Host<'a, S: Subject> {
     clock: Clock,
     /// What there was of it when it was given up.
     given_up: Mutex<Option<Progress>>,
+    beside: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl<S: Subject> RestoreHost for Host<'_, S> {
@@ -212,6 +221,24 @@ impl<S: Subject> RestoreHost for Host<'_, S> {
     fn clock(&self) -> &Clock {
         &self.clock
     }
+
+    fn machine(&self) -> Option<Arc<dyn StateMachine>> {
+        let ahead = self.taking.ahead.as_ref()?;
+        let machine: Arc<dyn StateMachine> = Arc::<S::Machine>::clone(&ahead.machine);
+        Some(machine)
+    }
+
+    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+        if self.has_threads() {
+            self.beside.lock().push(thread::spawn(work));
+        } else {
+            work();
+        }
+    }
+
+    fn has_threads(&self) -> bool {
+        self.taking.ahead.as_ref().is_some_and(|ahead| ahead.has_threads)
+    }
 }
 
 impl<'a, S: Subject> Taking<'a, S> {
@@ -224,6 +251,7 @@ impl<'a, S: Subject> Taking<'a, S> {
             seen: Arc::default(),
             watch: Box::new(|_| {}),
             permits: true,
+            ahead: None,
         }
     }
 
@@ -237,9 +265,13 @@ impl<'a, S: Subject> Taking<'a, S> {
         let mut restoring = Restoring::new(name("taker"), None, Term::ZERO);
         (restoring.limits, restoring.log) = (limits, config());
         restoring.methods.clone_from(&self.methods);
-        let (clock, given_up) = (Clock::start(), Mutex::default());
-        let host = Host { taking: self, channel: &*channel, clock, given_up };
+        let (clock, given_up, beside) = (Clock::start(), Mutex::default(), Mutex::default());
+        let host = Host { taking: self, channel: &*channel, clock, given_up, beside };
         let fetched = fetch(env, Path::new(DIR), &restoring, &channel, &host);
+        for thread in host.beside.into_inner() {
+            // One that panicked has failed, as the session knows.
+            let _ = thread.join();
+        }
         if let Some(progress) = host.given_up.into_inner() {
             let cause = format!("it does not end: {progress:?}");
             return Err(RepError::state_machine(cause));

@@ -475,11 +475,11 @@ impl Life {
                     })?;
                     rolled.map(|report| self.note_rollback(&report))
                 }
-                Told::Dropped | Told::Unclear | Told::Nothing if !needed.contains(&damage) => {
+                Told::NotToBeHad | Told::Nothing if !needed.contains(&damage) => {
                     not_to_be_had.insert(damage.first);
                     continue;
                 }
-                Told::Dropped | Told::Unclear => return Ok(Mended::NeedsRestore),
+                Told::NotToBeHad => return Ok(Mended::NeedsRestore),
                 Told::Nothing => {
                     let (first, last) = (damage.first, damage.last);
                     return Err(RepError::Damaged { first, last, master: welcome.node.clone() });

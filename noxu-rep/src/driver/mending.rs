@@ -156,11 +156,9 @@ pub enum Told {
     Bytes(Vlsn, Vec<u8>),
     /// The first of them was never in its log.
     Never,
-    /// It has dropped that part of its log.
-    Dropped,
-    /// It has another entry at their end, and the first of them may be the same: to cut them off might be to
-    /// forget one that is durable.
-    Unclear,
+    /// It never can give them: it has dropped that part of its log, or has another entry at their end while the
+    /// first of them may be the same, so that to cut them off might be to forget one that is durable.
+    NotToBeHad,
     /// It cannot tell at the moment.
     Nothing,
 }
@@ -209,8 +207,9 @@ pub fn ask_master(
         }
         let through = match answer.verdict {
             RepairVerdict::Never => return Ok(Told::Never),
-            RepairVerdict::Silent(Silence::BelowAnchor) => return Ok(Told::Dropped),
-            RepairVerdict::Silent(Silence::Ambiguous) => return Ok(Told::Unclear),
+            RepairVerdict::Silent(Silence::BelowAnchor | Silence::Ambiguous) => {
+                return Ok(Told::NotToBeHad);
+            }
             RepairVerdict::Silent(_) => return Ok(Told::Nothing),
             RepairVerdict::Have => damage.last,
             RepairVerdict::Part { through } => through,

@@ -230,23 +230,16 @@ impl<'a> Base<'a> {
     /// Goes on behind what was verified since the machine was started, and is still offered.
     fn take_up_verified(&mut self) -> Result<()> {
         let Some(known) = Verified::load(self.env, &self.dir)? else { return Ok(()) };
-        let offered = &self.manifest.segments;
-        let is = |offer: &SegmentOffer, (number, digest): &(u32, [u8; 32])| {
-            (offer.number, offer.digest) == (*number, *digest)
-        };
-        let end = known.segments.last().and_then(|last| {
-            let at = offered.iter().position(|offer| is(offer, last))?;
-            Some(at + 1)
-        });
-        let (Some(count), Some(boot)) = (end, self.env.boot()) else { return Ok(()) };
-        // The front of the offer may have moved on.
-        let Some(skipped) = known.segments.len().checked_sub(count) else { return Ok(()) };
-        let mut both = offered.iter().zip(&known.segments[skipped..]);
-        let mut blocks = offered[..count].iter().enumerate().flat_map(|(at, segment)| {
+        let Some((last, _)) = known.segments.last() else { return Ok(()) };
+        let segments = &self.manifest.segments;
+        let count = segments.iter().take_while(|offer| offer.number <= *last).count();
+        let mut blocks = segments[..count].iter().enumerate().flat_map(|(at, segment)| {
             (0..segment.blocks.len() as u32).map(move |block| (at, block))
         });
-        if known.boot == boot
-            && both.all(|(offer, known)| is(offer, known))
+        // The front of the offer may have moved on.
+        if count > 0
+            && known.segments.ends_with(&named(&segments[..count]))
+            && self.env.boot() == Some(known.boot)
             && blocks.all(|block| self.has(block))
             && self.are_there(count)?
             && self.begins_at_anchor()?
@@ -277,10 +270,9 @@ impl<'a> Base<'a> {
         let Some(boot) = self.env.boot().filter(|_| self.staged > self.noted) else {
             return Ok(());
         };
-        let staged = self.manifest.segments[..self.staged].iter();
         let verified = Verified {
             boot,
-            segments: staged.map(|segment| (segment.number, segment.digest)).collect(),
+            segments: named(&self.manifest.segments[..self.staged]),
             end: self.end,
             end_lsn: self.end_lsn,
             last_sync: self.last_sync,
@@ -422,29 +414,30 @@ fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap>
         manifest.save(env, dir)?;
         return Bitmap::open(env, &path, manifest.segments_id(), blocks);
     }
+    let (id, count) = match &old {
+        Some(old) => (old.segments_id(), old.blocks()),
+        None => (manifest.segments_id(), blocks),
+    };
+    let mut bitmap = Bitmap::open(env, &path, id, count)?;
     let mut had = HashMap::new();
-    if let Some(old) = &old {
-        let claims = Bitmap::open(env, &path, old.segments_id(), old.blocks())?;
-        let mut first_block = 0;
-        for segment in &old.segments {
-            let count = segment.blocks.len() as u32;
-            let claimed: HashSet<u32> =
-                (0..count).filter(|block| claims.has(first_block + block)).collect();
-            had.insert((segment.number, segment.digest), claimed);
-            first_block += count;
-        }
+    let mut first_block = 0;
+    for segment in old.iter().flat_map(|old| &old.segments) {
+        let count = segment.blocks.len() as u32;
+        let claimed: HashSet<u32> =
+            (0..count).filter(|block| bitmap.has(first_block + block)).collect();
+        had.insert((segment.number, segment.digest), claimed);
+        first_block += count;
     }
-    // What was verified under a number that will be another's is not noted any more, before it is.
-    if let Some(verified) = Verified::load(env, dir)? {
-        let digests: HashMap<u32, [u8; 32]> =
-            manifest.segments.iter().map(|offer| (offer.number, offer.digest)).collect();
-        let is_another = |(number, digest): &(u32, [u8; 32])| {
-            digests.get(number).is_some_and(|offered| offered != digest)
-        };
-        if verified.segments.iter().any(is_another) {
-            Verified::remove(env, dir)?;
+    // Before the manifest: whoever finds that finds no claims but these.
+    bitmap.begin_anew(manifest.segments_id(), blocks);
+    let mut first_block = 0;
+    for segment in &manifest.segments {
+        for block in had.get(&(segment.number, segment.digest)).into_iter().flatten() {
+            bitmap.set(first_block + block, true);
         }
+        first_block += segment.blocks.len() as u32;
     }
+    bitmap.save()?;
     let offered: HashSet<u32> = manifest.segments.iter().map(|offer| offer.number).collect();
     for name in env.list(dir).map_err(|e| LogError::io("list", dir, e))? {
         if parse_segment_name(&name).is_some_and(|number| !offered.contains(&number)) {
@@ -453,17 +446,12 @@ fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap>
         }
     }
     manifest.save(env, dir)?;
-    let mut bitmap = Bitmap::open(env, &path, manifest.segments_id(), blocks)?;
-    bitmap.clear();
-    let mut first_block = 0;
-    for segment in &manifest.segments {
-        for block in had.get(&(segment.number, segment.digest)).into_iter().flatten() {
-            bitmap.set(first_block + block, true);
-        }
-        first_block += segment.blocks.len() as u32;
-    }
-    bitmap.save_alone()?;
     Ok(bitmap)
+}
+
+/// Their numbers and digests.
+fn named(segments: &[SegmentOffer]) -> Vec<(u32, [u8; 32])> {
+    segments.iter().map(|segment| (segment.number, segment.digest)).collect()
 }
 
 fn digests(segment: &SegmentOffer) -> Digests {

@@ -2,7 +2,8 @@
 //!
 //! Two slots in one file, written in turn; the data of every block that a slot claims was synced
 //! before the slot is written. So a claim is true after any crash, as far as the disk keeps its
-//! word; who reads it verifies anyway. Both slots bad, or of another manifest: nothing is claimed.
+//! word; after the machine was started anew what it claims is verified. Both slots bad, or of
+//! another manifest: nothing is claimed.
 //!
 //! ```text
 //! slot: crc32c u32 | sequence u64 | manifest u64 | blocks u32 | bits
@@ -20,8 +21,9 @@ use noxu_util::codec::{CodecError, Put, Reader};
 use crate::error::Result;
 
 const HEAD_BYTES: usize = 24;
-/// Slots begin at multiples of this, so that they share no sector.
-const ALIGN: usize = 4096;
+/// Slots begin at multiples of this: they share no sector, and a longer bitmap takes the place of a shorter
+/// one without writing over its newest slot, up to 128 GiB of segments.
+pub(super) const ALIGN: usize = 64 << 10;
 
 /// Which blocks are had, in memory and in its file.
 pub(super) struct Bitmap {
@@ -64,20 +66,11 @@ impl Bitmap {
         Ok(bitmap)
     }
 
-    /// Claims nothing yet, whatever was in the file: a bitmap for these blocks may have been there before the
-    /// one that this takes the place of.
-    pub(super) fn clear(&mut self) {
-        self.bits.fill(0);
-    }
-
-    /// Saves it twice, so that nothing else is in its file.
-    pub(super) fn save_alone(&mut self) -> Result<()> {
-        self.save()?;
-        self.save()?;
-        let wrap = |e| LogError::io("cut", &self.path, e);
-        self.file.set_len(2 * self.slot_bytes() as u64).map_err(wrap)?;
-        self.file.sync_data().map_err(wrap)?;
-        Ok(())
+    /// Goes on as that of another manifest, and claims nothing of it. The newest slot of the old one stays
+    /// until the second save.
+    pub(super) fn begin_anew(&mut self, manifest: u64, blocks: u32) {
+        (self.manifest, self.blocks) = (manifest, blocks);
+        self.bits = vec![0; blocks.div_ceil(8) as usize];
     }
 
     pub(super) fn has(&self, block: u32) -> bool {
@@ -158,6 +151,24 @@ mod tests {
         let bitmap = open(&env, 7);
         assert!(bitmap.has(0) && bitmap.has(99) && !bitmap.has(9) && bitmap.count() == 2);
         assert_eq!(open(&env, 8).count(), 0);
+    }
+
+    #[test]
+    fn the_old_claims_stay_until_the_new_ones_are_saved_twice() {
+        let env = FaultEnv::new();
+        let mut bitmap = open(&env, 7);
+        for block in 0..3 {
+            bitmap.set(block, true);
+            bitmap.save().unwrap();
+        }
+        bitmap.begin_anew(8, 300_000);
+        assert_eq!(bitmap.count(), 0);
+        bitmap.set(299_999, true);
+        bitmap.save().unwrap();
+        let other = || Bitmap::open(&env, Path::new(PATH), 8, 300_000).unwrap();
+        assert_eq!((open(&env, 7).count(), other().count()), (3, 1), "the newest of the old");
+        bitmap.save().unwrap();
+        assert_eq!((open(&env, 7).count(), other().count()), (0, 1));
     }
 
     #[test]

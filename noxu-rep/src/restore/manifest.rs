@@ -101,13 +101,6 @@ impl Verified {
         save(env, &dir.join(VERIFIED), *b"NXV1", &out)
     }
 
-    /// Forgets it, durably.
-    pub(super) fn remove(env: &dyn Env, dir: &Path) -> Result<()> {
-        let path = dir.join(VERIFIED);
-        env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?;
-        Ok(env.sync_dir(dir).map_err(|e| LogError::io("sync directory", dir, e))?)
-    }
-
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
         let loaded = load(env, &dir.join(VERIFIED), *b"NXV1", |r| {
             let boot = r.u64("boot")?;

@@ -25,11 +25,11 @@ pub struct Coming {
 struct Arrived {
     bytes: u64,
     sealed: Option<Vec<u8>>,
-    /// In their order, without gaps, from `expected` on.
+    /// In their order, without gaps, up to `handed_end`.
     handed: VecDeque<Handed>,
     handed_bytes: usize,
-    /// Where whoever makes it ready goes on.
-    expected: u64,
+    /// What is handed over next begins here: behind the last, or where whoever makes it ready reads on.
+    handed_end: u64,
 }
 
 /// Bytes that the session wrote, from memory.
@@ -106,34 +106,29 @@ impl Coming {
         sealed.ok_or_else(|| RepError::state_machine("there is no end to it"))
     }
 
-    /// Leaves a copy of bytes that are there from offset `at` on to whoever makes them ready, if they are what he
-    /// needs next and there is room: they need not be read then.
+    /// Leaves a copy of bytes that are there from offset `at` on to whoever makes them ready, if they are
+    /// what he needs next and there is room: they need not be read then.
     pub(crate) fn hand_over(&self, at: u64, bytes: &[u8], digest: [u8; 32]) {
         let mut arrived = self.arrived.lock();
-        let behind = |last: &Handed| last.at + last.bytes.len() as u64;
-        let next = arrived.handed.back().map_or(arrived.expected, behind);
-        if at == next && arrived.handed_bytes + bytes.len() <= MAX_HANDED_BYTES {
+        if at == arrived.handed_end && arrived.handed_bytes + bytes.len() <= MAX_HANDED_BYTES {
             arrived.handed_bytes += bytes.len();
+            arrived.handed_end += bytes.len() as u64;
             arrived.handed.push_back(Handed { at, bytes: bytes.to_vec(), digest });
         }
     }
 
-    /// Those that begin where it was gone on last ([`Coming::go_on_at`]), if they were handed over.
-    pub(crate) fn take_over(&self) -> Option<Handed> {
+    /// The `len` bytes from offset `at` on, which are made ready next, if they were handed over; else they
+    /// are read, and what comes behind them may be handed over again.
+    pub(crate) fn take_over(&self, at: u64, len: usize) -> Option<Handed> {
         let mut arrived = self.arrived.lock();
-        let front = arrived.handed.pop_front()?;
-        arrived.handed_bytes -= front.bytes.len();
-        arrived.expected = front.at + front.bytes.len() as u64;
-        Some(front)
-    }
-
-    /// What is before `at` was made ready, as far as it is there: handed over or read.
-    pub(crate) fn go_on_at(&self, at: u64) {
-        let mut arrived = self.arrived.lock();
-        if arrived.handed.front().is_none_or(|front| front.at != at) {
-            (arrived.handed, arrived.handed_bytes) = (VecDeque::new(), 0);
+        let found = arrived.handed.pop_front();
+        if let Some(front) = found.filter(|front| (front.at, front.bytes.len()) == (at, len)) {
+            arrived.handed_bytes -= len;
+            return Some(front);
         }
-        arrived.expected = at;
+        (arrived.handed, arrived.handed_bytes) = (VecDeque::new(), 0);
+        arrived.handed_end = at + len as u64;
+        None
     }
 
     /// Whether more is handed over than half of what there is room for: more had better wait. Of what is
@@ -187,19 +182,23 @@ mod tests {
         (0..5).for_each(hand_over);
         assert!(coming.is_behind());
         for number in 0..4 {
-            let taken = coming.take_over().unwrap();
+            let taken = coming.take_over(at(number), piece.len()).unwrap();
             assert_eq!((taken.at, taken.digest), (at(number), [number as u8; 32]));
             assert!(taken.bytes == piece);
         }
-        assert!(coming.take_over().is_none() && !coming.is_behind(), "no room for the last one");
-        // That one is read; what comes meanwhile is no use before it.
-        (5..9).for_each(hand_over);
-        assert!(coming.take_over().is_none() && !coming.is_behind());
-        coming.go_on_at(at(9));
-        (9..10).for_each(hand_over);
-        assert_eq!(coming.take_over().map(|taken| taken.at), Some(at(9)));
-        (10..11).for_each(hand_over);
-        assert!(coming.take_over().is_some(), "behind the one that was taken");
+        // What comes behind one that there was no room for is no use before that is read.
+        (5..7).for_each(hand_over);
+        assert!(!coming.is_behind());
+        assert_eq!(coming.take_over(at(4), piece.len()), None);
+        (5..8).for_each(hand_over);
+        let taken = coming.take_over(at(5), piece.len());
+        assert_eq!(taken.map(|taken| taken.digest), Some([5; 32]));
+        assert_eq!(coming.take_over(at(6), piece.len() - 1), None, "of another length");
+        assert!(!coming.is_behind());
+        (7..8).for_each(hand_over);
+        assert_eq!(coming.take_over(at(7), piece.len()), None, "one byte is missing before it");
+        (8..9).for_each(hand_over);
+        assert!(coming.take_over(at(8), piece.len()).is_some());
     }
 
     #[test]

@@ -66,13 +66,15 @@ pub trait StateSync: Debug + Send + Sync {
     fn session(&self, order: &SyncOrder, saved: Option<&[u8]>) -> Result<Box<dyn SyncSession>>;
 
     /// Does as much of [`StateSync::install`] ahead as leaves the state of `machine` as it is, while state
-    /// and log are still fetched, as far as a node has threads: the longer the installation takes, the more log the master must keep for
-    /// this node. Best looks whether what came is still what it was, and whether there is room for it:
-    /// an installation that fails has no old log to go back to. Default: nothing.
+    /// and log are still fetched, as far as a node has threads: the longer the installation takes, the
+    /// more log the master must keep for this node. Best looks whether what came is still what it was, and
+    /// whether there is room for it: an installation that fails has no old log to go back to. Default:
+    /// nothing.
     ///
     /// # Errors
     /// As [`StateSync::install`]. What came is discarded then, and fetched again, once in a session; but
-    /// not if [`RepError::is_storage_full`](crate::error::RepError::is_storage_full): then the restore waits for room.
+    /// not if [`RepError::is_storage_full`](crate::error::RepError::is_storage_full): then the restore
+    /// waits for room.
     fn prepare(
         &self,
         order: &SyncOrder,
@@ -243,8 +245,8 @@ pub trait SessionHost {
     /// The connection's.
     fn ask(&mut self, number: u64, question: &[u8]) -> Result<bool>;
 
-    /// Leaves a copy of what was written to whoever makes it ready ([`StateSync::prepare`]), if somebody does and
-    /// there is room. `at` is where it begins, for both to agree on.
+    /// Leaves a copy of what was written to whoever makes it ready ([`StateSync::prepare`]), if somebody
+    /// does and there is room. `at` is where it begins, for both to agree on.
     fn hand_over(&mut self, at: u64, bytes: &[u8], digest: [u8; 32]) {
         let _ = (at, bytes, digest);
     }

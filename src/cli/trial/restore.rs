@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use noxu_log::env::{Env, RealEnv};
 
 use super::series::Series;
 use super::watch::{BLOCK_BYTES, Far, watch};
@@ -89,9 +90,8 @@ impl Restore {
             .prefix("noxu-trial-")
             .tempdir_in(&below)
             .map_err(CliError::file(below))?;
-        let free = rustix::fs::statvfs(dir.path())
-            .map_err(|cause| CliError::file(dir.path())(cause.into()))?;
-        let (free, needed) = (free.f_bavail * free.f_frsize, self.bytes.saturating_mul(ROOM));
+        let free = RealEnv::new().free_bytes(dir.path()).map_err(CliError::file(dir.path()))?;
+        let needed = self.bytes.saturating_mul(ROOM);
         if free < needed {
             let (free, needed) = (show_bytes(free), show_bytes(needed));
             return Err(CliError::Usage(format!(

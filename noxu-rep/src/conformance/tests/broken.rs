@@ -30,6 +30,10 @@ pub(super) enum Break {
     Hoards,
     /// The state stays what it was.
     InstallsNothing,
+    /// What is there when it begins to make the state ready is taken for all of it.
+    ReadiesTheFirst,
+    /// To make the state ready is to install it.
+    InstallsAhead,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +71,28 @@ impl StateSync for Broken {
             hoard: Vec::new(),
             reused: 0,
         }))
+    }
+
+    fn prepare(
+        &self,
+        order: &SyncOrder,
+        coming: &Coming,
+        machine: &dyn StateMachine,
+    ) -> Result<()> {
+        let sealed = match self.bug {
+            Break::ReadiesTheFirst => coming.first().to_vec(),
+            _ => coming.sealed()?,
+        };
+        let had = Had::decode(&sealed)?;
+        let mut bytes = read_whole(&*order.env, &path(order))?;
+        bytes.truncate(had.bytes as usize);
+        if bytes.len() as u64 != had.total {
+            return Err(RepError::state_machine(format!("{} of {} bytes", bytes.len(), had.total)));
+        }
+        if self.bug == Break::InstallsAhead {
+            machine.install_checkpoint(had.proof.vlsn, &mut &bytes[..])?;
+        }
+        Ok(())
     }
 
     fn install(

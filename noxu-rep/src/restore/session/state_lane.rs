@@ -76,33 +76,25 @@ pub(super) struct StateLane {
 /// What makes the state ready to be installed, beside the session.
 struct Preparation {
     coming: Coming,
-    is_over: Mutex<bool>,
-    changed: Condvar,
-    /// What came of it; `None` as long as it is not over, and if nothing did: it panicked, or no thread was to
-    /// be had for it.
+    /// What came of it; `None` as long as it is not over.
     outcome: Mutex<Option<Result<()>>>,
+    changed: Condvar,
 }
 
 impl Preparation {
-    fn of(coming: Coming) -> Self {
-        let (is_over, changed, outcome) = Default::default();
-        Self { coming, is_over, changed, outcome }
-    }
-
-    fn end(&self) {
-        *self.is_over.lock() = true;
+    /// It is over, unless it was before.
+    fn end(&self, outcome: Result<()>) {
+        self.outcome.lock().get_or_insert(outcome);
         self.changed.notify_all();
     }
 
-    /// What came of it, now that it is over; its error once.
-    fn outcome(&self) -> Result<()> {
-        let mut outcome = self.outcome.lock();
-        match *outcome {
-            Some(Ok(())) => Ok(()),
-            _ => outcome
-                .take()
-                .unwrap_or_else(|| Err(RepError::state_machine("it was not made ready"))),
-        }
+    fn is_over(&self) -> bool {
+        self.outcome.lock().is_some()
+    }
+
+    /// What came of it, if it is over; its error once.
+    fn outcome(&self) -> Option<Result<()>> {
+        self.outcome.lock().as_mut().map(|outcome| std::mem::replace(outcome, Ok(())))
     }
 }
 
@@ -216,7 +208,7 @@ impl StateLane {
         let before = self.asked.len();
         // What is not made ready from memory has to be read.
         let waits = |preparation: &Arc<Preparation>| {
-            preparation.coming.is_behind() && !*preparation.is_over.lock()
+            preparation.coming.is_behind() && !preparation.is_over()
         };
         if self.preparation.as_ref().is_some_and(waits) {
             return Ok(0);
@@ -252,9 +244,15 @@ impl StateLane {
         let answer = Answer { number, proof, bytes, digest };
         let coming = self.preparation.as_ref().map(|preparation| &preparation.coming);
         self.session.take(&answer, &mut Mute(&self.saved, coming))?;
-        if self.session.is_whole() {
+        let is_whole = self.session.is_whole();
+        if is_whole {
             self.stage = Stage::Preparing;
             self.asked.clear();
+        }
+        match coming {
+            Some(coming) if is_whole => coming.seal(self.session.seal()),
+            Some(coming) => coming.arrive(self.session.progress().bytes),
+            None => {}
         }
         Ok(true)
     }
@@ -281,35 +279,29 @@ impl StateLane {
             };
             let seal = self.session.seal();
             let coming = if is_whole { Coming::whole(seal) } else { Coming::begun(seal) };
-            let preparation = Arc::new(Preparation::of(coming));
+            coming.arrive(self.session.progress().bytes);
+            let (outcome, changed) = Default::default();
+            let preparation = Arc::new(Preparation { coming, outcome, changed });
             self.preparation = Some(Arc::clone(&preparation));
             let (method, order) = (Arc::clone(&self.method), self.order.clone());
             // However it ends, and if it never begins.
             let end = EndOf(preparation);
             host.run_beside(Box::new(move || {
-                let prepared = method.prepare(&order, &end.0.coming, &*machine);
-                *end.0.outcome.lock() = Some(prepared);
+                end.0.end(method.prepare(&order, &end.0.coming, &*machine));
             }));
             return Ok(());
         };
-        if is_whole {
-            preparation.coming.seal(self.session.seal());
-        } else {
-            preparation.coming.arrive(self.session.progress().bytes);
-        }
-        if !*preparation.is_over.lock() {
-            return Ok(());
-        }
         match preparation.outcome() {
+            None => Ok(()),
             // A method that does nothing is done before all is here.
-            Ok(()) => {
+            Some(Ok(())) => {
                 if is_whole {
                     self.stage = Stage::Whole;
                 }
                 Ok(())
             }
-            Err(cause) if cause.is_storage_full() || self.refetched => Err(cause),
-            Err(cause) => {
+            Some(Err(cause)) if cause.is_storage_full() || self.refetched => Err(cause),
+            Some(Err(cause)) => {
                 tracing::warn!("a state cannot be installed, and is fetched again: {cause}");
                 self.refetched = true;
                 self.discard()
@@ -327,10 +319,11 @@ impl StateLane {
     fn stop_preparing(&mut self) {
         let Some(preparation) = self.preparation.take() else { return };
         preparation.coming.cancel();
-        let mut is_over = preparation.is_over.lock();
-        while !*is_over {
-            preparation.changed.wait(&mut is_over);
+        let mut outcome = preparation.outcome.lock();
+        while outcome.is_none() {
+            preparation.changed.wait(&mut outcome);
         }
+        drop(outcome);
         self.prepared_before += preparation.coming.prepared_bytes();
     }
 
@@ -368,12 +361,13 @@ impl Drop for StateLane {
     }
 }
 
-/// Says that a preparation is over, however it ends.
+/// Says that a preparation is over, however it ends: it has failed if it panicked, or if no thread was to be
+/// had for it.
 struct EndOf(Arc<Preparation>);
 
 impl Drop for EndOf {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.end(Err(RepError::state_machine("it was not made ready")));
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicU64;
 use noxu_log::env::Survivors;
 use noxu_log::segment::name::segment_name;
 
-use super::super::manifest::{BITMAP, COMMIT, MARKER};
+use super::super::bitmap::ALIGN;
+use super::super::manifest::{BITMAP, COMMIT, LIVE, MARKER};
 use super::*;
 
 /// A master, and a follower that gives segments and checkpoint too.
@@ -249,7 +250,9 @@ fn x_torn_bitmap_slots_claim_less_and_never_wrongly() {
         let faulty = fetched.clone_image(Survivors::All);
         let env: Arc<dyn Env> = Arc::new(faulty.clone());
         for slot in slots {
-            faulty.corrupt(&restore_dir(dir()).join(BITMAP), slot * 4096 + 8, 0xff).unwrap();
+            faulty
+                .corrupt(&restore_dir(dir()).join(BITMAP), slot * ALIGN as u64 + 8, 0xff)
+                .unwrap();
         }
         let progress = master.restore(&env, &restoring()).unwrap();
         assert_eq!(progress.false_claims, 0);
@@ -301,7 +304,7 @@ fn x_torn_live_append_loses_nothing_that_was_acknowledged() {
         }
         let needed = *needed.lock();
         let image: Arc<dyn Env> = Arc::new(faulty.crash(seed));
-        let live = restore_dir(dir()).join(super::super::manifest::LIVE);
+        let live = restore_dir(dir()).join(LIVE);
         if let Ok((staged, _)) = Log::open(Arc::clone(&image), &live, config()) {
             assert!(staged.positions().last.next() >= needed, "seed {seed}: {needed}");
             staged.close().unwrap();
@@ -458,9 +461,10 @@ fn rounds_of_kills(master: &Master, calls: u64) -> Option<u32> {
             Ok(is_committed(&*env, dir())? || matches!(recovered, Recovered::Installed(_)))
         });
         if matches!(restored, Ok(true)) {
-            let machine = Machine::open(&env, "/n2-state");
             faulty.crash_at(u64::MAX);
-            let _ = install(&env, &*machine);
+            if is_committed(&*env, dir()).unwrap() {
+                install(&env, &*Machine::open(&env, "/n2-state")).unwrap();
+            }
             check_same_entries(&env, master);
             return Some(round);
         }
@@ -495,6 +499,71 @@ fn x_verified_segments_that_are_gone_are_fetched_again() {
         let env: Arc<dyn Env> = Arc::new(faulty.kill());
         master.restore(&env, &restoring()).unwrap();
         install_and_check(&env, &master, false);
+    }
+}
+
+/// The log grew between two sessions, the staged log was lost, and the node is killed at any call of the second
+/// session: no block of the first is fetched again.
+#[test]
+fn x_a_kill_while_the_manifest_is_extended_costs_nothing() {
+    for call in 1.. {
+        let master = Master::new(0);
+        let total = master.log.sealed_segments().len() as u32;
+        let (faulty, env) = fault_disk();
+        let node = Node { permits: false, ..Node::default() };
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        env.remove_dir_all(&restore_dir(dir()).join(LIVE)).unwrap();
+        extend(&master.log, (300, 300, 0), 290);
+        faulty.crash_at(faulty.calls() + call);
+        let through = fetch(&env, dir(), &restoring(), &master.connect(), &node).is_ok();
+        let env: Arc<dyn Env> = Arc::new(faulty.kill());
+        let progress = master.restore(&env, &restoring()).unwrap();
+        assert!(progress.blocks_reused >= total, "call {call}: {total} had, {progress:?}");
+        assert!(progress.blocks_total > total + 5, "{progress:?}");
+        if through {
+            assert!(call > 50, "only {call} calls");
+            break;
+        }
+    }
+}
+
+/// Masters of two histories offer segments of the same numbers, and the node is killed at any call of the second
+/// session: what was verified of one is never believed of the other's bytes, whoever offers next.
+#[test]
+fn x_offers_that_alternate_are_never_mixed() {
+    let built = |lineage| {
+        let master = Master::built("n1", (200, 0, lineage), 190);
+        *master.told.term.lock() = Term::new(20);
+        master
+    };
+    let (one, other) = (built(9), built(11));
+    let node = Node { permits: false, ..Node::default() };
+    // What a node has when it was killed at this call of a session with `master`, and whether the session ended.
+    let killed_at = |faulty: FaultEnv, master: &Master, call: u64| {
+        faulty.crash_at(faulty.calls().saturating_add(call));
+        let env: Arc<dyn Env> = Arc::new(faulty.clone());
+        let through = fetch(&env, dir(), &restoring(), &master.connect(), &node).is_ok();
+        (faulty.kill(), through)
+    };
+    let restored_by_each = |faulty: &FaultEnv| {
+        for next in [&one, &other] {
+            let env: Arc<dyn Env> = Arc::new(faulty.kill());
+            next.restore(&env, &restoring()).unwrap();
+            install_and_check(&env, next, false);
+        }
+    };
+    let is_noted = |faulty: &FaultEnv| faulty.exists(&dir().join("restore/verified")).unwrap();
+    let had_when = |call| killed_at(FaultEnv::new(), &one, call).0;
+    let little = (1..1000).find(|call| is_noted(&had_when(*call))).unwrap();
+    for had in [little, u64::MAX] {
+        for call in 1.. {
+            let (faulty, through) = killed_at(had_when(had), &other, call);
+            restored_by_each(&faulty);
+            if through {
+                assert!(call > 100, "only {call} calls");
+                break;
+            }
+        }
     }
 }
 

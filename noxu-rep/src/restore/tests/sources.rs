@@ -202,37 +202,8 @@ fn r_a_source_whose_disk_flips_bits_learns_of_it() {
     install_and_check(&env, &master, true);
 }
 
-/// R "a source claims and does not serve".
-#[test]
-fn r_a_source_that_claims_and_does_not_serve_is_dropped_for_its_silence() {
-    let (master, env) = (Master::new(100), memory());
-    let follower = Master::follower("n3");
-    master.name_sources(&["n3"]);
-    let (clock, hand) = Clock::manual();
-    let turns = AtomicU32::new(0);
-    let pass = |_: &Progress| {
-        hand.set(Duration::from_millis(10) * (turns.fetch_add(1, Ordering::Relaxed) + 1));
-    };
-    let refusing = || {
-        Relay::of_questions(follower.connect(), |question| match question {
-            RestoreMsg::BlockRequest { .. } => Vec::new(),
-            other => vec![other],
-        })
-    };
-    let node = Node { clock, watch: Box::new(pass), ..Node::default() }.dialling("n3", refusing);
-    let limits = RestoreLimits { answer_timeout: Duration::from_secs(3), ..restoring().limits };
-    let restoring = Restoring { limits, ..restoring() };
-    let progress = fetch(&env, dir(), &restoring, &master.connect(), &node).unwrap().unwrap();
-    assert_eq!(given(&progress, "n1").blocks, progress.blocks_total, "{progress:?}");
-    assert!(progress.elapsed >= Duration::from_secs(3), "{progress:?}");
-    install_and_check(&env, &master, true);
-}
-
-/// P "lease expiry -> another peer, blocks kept": a source that has given half and then nothing for longer
-/// than an answer may take has lost its part.
-#[test]
-fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
-    const GIVEN: u32 = 5;
+/// A restore from a follower that gives so many blocks, and then nothing for longer than an answer may take.
+fn restored_beside_one_that_gives_only(blocks: u32) -> Progress {
     let (master, env) = (Master::new(100), memory());
     let follower = Master::follower("n3");
     master.name_sources(&["n3"]);
@@ -245,7 +216,7 @@ fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
         let asked = AtomicU32::new(0);
         Relay::of_questions(follower.connect(), move |question| {
             let is_block = matches!(question, RestoreMsg::BlockRequest { .. });
-            let tired = is_block && asked.fetch_add(1, Ordering::Relaxed) >= GIVEN;
+            let tired = is_block && asked.fetch_add(1, Ordering::Relaxed) >= blocks;
             if tired { Vec::new() } else { vec![question] }
         })
     };
@@ -253,10 +224,24 @@ fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
     let limits = RestoreLimits { answer_timeout: Duration::from_secs(3), ..restoring().limits };
     let restoring = Restoring { limits, ..restoring() };
     let progress = fetch(&env, dir(), &restoring, &master.connect(), &node).unwrap().unwrap();
-    assert_eq!(given(&progress, "n3").blocks, GIVEN, "{progress:?}");
-    assert_eq!(given(&progress, "n1").blocks, progress.blocks_total - GIVEN, "{progress:?}");
+    assert_eq!(given(&progress, "n1").blocks, progress.blocks_total - blocks, "{progress:?}");
     assert!(progress.elapsed >= Duration::from_secs(3), "{progress:?}");
     install_and_check(&env, &master, true);
+    progress
+}
+
+/// R "a source claims and does not serve".
+#[test]
+fn r_a_source_that_claims_and_does_not_serve_is_dropped_for_its_silence() {
+    restored_beside_one_that_gives_only(0);
+}
+
+/// P "lease expiry -> another peer, blocks kept": a source that has given some and then nothing for too long has
+/// lost its part.
+#[test]
+fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
+    let progress = restored_beside_one_that_gives_only(5);
+    assert_eq!(given(&progress, "n3").blocks, 5, "{progress:?}");
 }
 
 /// R "a source claims and does not serve": what it says instead, unasked, does not count as an answer.

@@ -2,7 +2,8 @@
 //! the last sync was, as long as that source keeps it.
 //!
 //! # Invariants
-//! - What is saved as had was synced before; it is a hint, and verified before it is gone on with.
+//! - What is saved as had was synced before. After the power went it is a hint, and verified before it is
+//!   gone on with; it always is before it is committed, where it is made ready.
 
 use std::io::{self, IoSlice, Read};
 use std::path::PathBuf;
@@ -364,10 +365,10 @@ fn read_rest(order: &SyncOrder, source: &mut impl Read) -> Result<()> {
 struct Verified<'a> {
     file: Arc<dyn EnvFile>,
     sealed: Sealed,
-    /// Where the rest comes from; `None` once all of it is there.
+    /// Whether that is of all of it: else the rest is waited for.
+    is_whole: bool,
+    /// Where it comes from, and where is told how much was read.
     coming: Option<&'a Coming>,
-    /// Where is told how much was read.
-    told: Option<&'a Coming>,
     /// The piece that was read last, and how much of it was handed out.
     piece: Vec<u8>,
     taken: usize,
@@ -386,8 +387,8 @@ impl<'a> Verified<'a> {
         Ok(Self {
             file,
             sealed,
+            is_whole: coming.is_none(),
             coming,
-            told: coming,
             piece: Vec::new(),
             taken: 0,
             at: 0,
@@ -396,32 +397,23 @@ impl<'a> Verified<'a> {
         })
     }
 
-    /// Reads the next piece, if there is one.
+    /// Reads the next piece; none at the end.
     fn read_piece(&mut self) -> io::Result<()> {
+        self.await_piece()?;
         let piece_bytes = u64::from(self.sealed.piece_bytes);
-        if let Some(coming) = self.told {
-            coming.check().map_err(io::Error::other)?;
-        }
-        if let Some(coming) = self.coming
-            && let Some(sealed) =
-                coming.wait_for(self.at + piece_bytes).map_err(io::Error::other)?
-        {
-            self.sealed = Sealed::decode(&sealed).map_err(io::Error::other)?;
-            self.coming = None;
-        }
-        let left = match self.coming {
-            Some(_) => piece_bytes,
-            None => self.sealed.bytes.checked_sub(self.at).ok_or(io::ErrorKind::InvalidData)?,
+        let left = if self.is_whole {
+            self.sealed.bytes.checked_sub(self.at).ok_or(io::ErrorKind::InvalidData)?
+        } else {
+            piece_bytes
         };
         let wanted = left.min(piece_bytes) as usize;
-        let is_last = self.coming.is_none() && self.at == self.sealed.last;
+        let is_last = self.is_whole && self.at == self.sealed.last;
         self.piece.clear();
         self.taken = 0;
-        if wanted == 0 && self.has_ended {
-            return Ok(());
+        if wanted == 0 && (self.has_ended || !is_last) {
+            return self.check_end();
         }
-        let handed = self.told.and_then(Coming::take_over);
-        if let Some(handed) = handed.filter(|handed| handed.bytes.len() == wanted) {
+        if let Some(handed) = self.coming.and_then(|coming| coming.take_over(self.at, wanted)) {
             self.chain.push(&handed.digest);
             self.piece = handed.bytes;
         } else {
@@ -430,25 +422,36 @@ impl<'a> Verified<'a> {
                 self.piece.clear();
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if wanted > 0 || is_last {
-                self.chain.push_piece(is_last, &self.piece);
-            }
+            self.chain.push_piece(is_last, &self.piece);
         }
         self.at += wanted as u64;
-        if let Some(coming) = self.told {
-            coming.go_on_at(self.at);
+        if let Some(coming) = self.coming {
             coming.advance(wanted as u64);
         }
-        if wanted == 0 {
-            if self.chain != self.sealed.chain {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the checkpoint's bytes have another digest than those that came",
-                ));
+        if wanted == 0 { self.check_end() } else { Ok(()) }
+    }
+
+    /// Waits until the next piece is there, or all of it.
+    fn await_piece(&mut self) -> io::Result<()> {
+        let Some(coming) = self.coming else { return Ok(()) };
+        coming.check().map_err(io::Error::other)?;
+        if !self.is_whole {
+            let through = self.at + u64::from(self.sealed.piece_bytes);
+            if let Some(sealed) = coming.wait_for(through).map_err(io::Error::other)? {
+                self.sealed = Sealed::decode(&sealed).map_err(io::Error::other)?;
+                self.is_whole = true;
             }
-            self.has_ended = true;
         }
         Ok(())
+    }
+
+    fn check_end(&mut self) -> io::Result<()> {
+        self.has_ended = true;
+        if self.chain == self.sealed.chain {
+            return Ok(());
+        }
+        let what = "the checkpoint's bytes have another digest than those that came";
+        Err(io::Error::new(io::ErrorKind::InvalidData, what))
     }
 }
 
