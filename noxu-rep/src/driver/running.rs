@@ -379,7 +379,7 @@ impl Surroundings for Outside {
     }
 
     fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
-        let name = "noxu-prepare".to_owned();
+        let name = "noxu-beside".to_owned();
         // Dropped unrun if there is no thread for it, which whoever waits for it notices.
         if let Err(cause) = std::thread::Builder::new().name(name).spawn(work) {
             tracing::warn!("no thread for what could go on beside: {cause}");

@@ -1,28 +1,47 @@
 //! Base: the sealed segments of a restore, on their way to the disk.
 //!
+//! The session's thread takes blocks and writes them. What the disk is waited for goes on beside it: the
+//! segments that are whole are verified, entry by entry, and what was written is synced and claimed.
+//!
+//! # Crash argument
+//! - A *batch* is what was written until it was begun. Its files are synced, then the blocks that were here
+//!   *when it was begun* are claimed, then the segments that were *verified by then* are noted. What is
+//!   written meanwhile is in the next batch, for its file is dirty again.
+//! - There is one batch at a time, so the slots of the bitmap are written in their order.
+//! - A crash before the claim costs the batch and what came meanwhile, both within
+//!   [`RestoreLimits::sync_bytes`](super::session::RestoreLimits::sync_bytes); one before the note has
+//!   segments read again.
+//! - What a bitmap claims is verified once the machine was started anew. What was noted is not read again
+//!   before: else a node that is killed sooner than it has read what it had would never get further.
+//! - Nothing goes on once the session is over: the next one finds files that nobody else writes.
+//!
 //! # Invariants
-//! - The bitmap is saved after the data it speaks of is synced; what it claims is verified before it is
-//!   believed.
 //! - Segments are staged in their order, each entry of them verified, so that the chain goes from the
 //!   anchor to the end of the last one.
-//! - What was staged and synced is not read again before the machine is started anew: else a node that is
-//!   killed sooner than it has read what it had would never get further.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod batch;
+mod claims;
+mod front;
+
+use std::collections::{BTreeMap, HashSet};
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use noxu_log::env::{Env, EnvFile, OpenMode};
-use noxu_log::install::{ExpectedSegment, stage_segment};
 use noxu_log::segment::name::{parse_segment_name, segment_name};
-use noxu_log::segment::side_file::Digests;
 use noxu_log::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use noxu_log::{ChainState, EntryFault, LogError};
-use noxu_util::{Fingerprint, Lsn, Vlsn};
+use noxu_util::{Fingerprint, Vlsn};
 
+use self::batch::Batch;
+use self::claims::open_bitmap;
+use self::front::Front;
+use super::beside::Beside;
 use super::bitmap::Bitmap;
-use super::manifest::{BITMAP, Manifest, Verified, hint};
+use super::manifest::{Manifest, Verified};
+use super::session::RestoreHost;
 use crate::core::block_plan::BlockId;
 use crate::error::{RepError, Result};
 use crate::wire::restore::{BLOCK_BYTES, SegmentOffer};
@@ -30,44 +49,69 @@ use crate::wire::restore::{BLOCK_BYTES, SegmentOffer};
 /// Bytes of a segment read at once to find an entry of it.
 const FIND_BYTES: u64 = 1 << 20;
 
-/// Bytes of segments that are verified anew before that is noted.
+/// Most bytes of segments that are verified anew before that is noted.
 const NOTE_BYTES: u32 = 128 << 20;
 
 /// Segments that are being fetched.
 pub(super) struct Base<'a> {
-    env: &'a dyn Env,
+    env: &'a Arc<dyn Env>,
+    host: &'a dyn RestoreHost,
     dir: PathBuf,
     manifest: &'a Manifest,
     bitmap: Bitmap,
     /// Number of the first block of each segment, in the bitmap.
     first_blocks: Vec<u32>,
-    /// Blocks that each segment lacks.
+    /// Blocks that each segment lacks, and all of them.
     lacking: Vec<u32>,
+    missing: u32,
     files: BTreeMap<usize, Arc<dyn EnvFile>>,
-    /// Segments with bytes that are not synced, and how many.
+    /// Segments with bytes that are in no batch, and how many.
     dirty: BTreeMap<usize, Arc<dyn EnvFile>>,
     dirty_bytes: u64,
-    /// So many segments from the front are whole and verified.
-    staged: usize,
-    end: ChainState,
-    end_lsn: Lsn,
-    last_sync: Vlsn,
-    last_txn_end: Vlsn,
-    /// So many of them are noted as verified.
+    /// So far they are verified.
+    front: Front,
+    /// Verifies those that follow.
+    staging: Option<Beside<Front>>,
+    syncing: Option<Syncing>,
+    /// So many segments were verified when the last batch was begun.
     noted: usize,
     /// The end of those that are durable besides.
     durable: Vlsn,
     reused: u32,
     false_claims: u32,
-    /// A mutation that the tests must catch: the bitmap is saved before its data is synced.
     #[cfg(test)]
-    pub(super) bitmap_before_data: bool,
+    pub(super) mutation: Mutation,
+}
+
+/// A batch on its way.
+struct Syncing {
+    work: Beside<()>,
+    bytes: u64,
+    /// The end of what was verified when it was begun.
+    end: Vlsn,
+}
+
+/// What the tests must catch.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Mutation {
+    #[default]
+    None,
+    /// The bitmap is saved before the data of its batch is synced.
+    ClaimsFirst,
+    /// Once a batch is synced everything is claimed that is here by then.
+    ClaimsWhatCameMeanwhile,
 }
 
 impl<'a> Base<'a> {
     /// The segments of `manifest` in `dir`, with what is there of them; the manifest is saved. Blocks
     /// fetched for an earlier one are kept where their segments are the same.
-    pub(super) fn open(env: &'a dyn Env, dir: &Path, manifest: &'a Manifest) -> Result<Self> {
+    pub(super) fn open(
+        env: &'a Arc<dyn Env>,
+        host: &'a dyn RestoreHost,
+        dir: &Path,
+        manifest: &'a Manifest,
+    ) -> Result<Self> {
         let mut first_blocks = Vec::with_capacity(manifest.segments.len());
         let mut blocks = 0;
         for segment in &manifest.segments {
@@ -77,42 +121,51 @@ impl<'a> Base<'a> {
         let anchor = &manifest.head.anchor;
         let mut base = Self {
             env,
+            host,
             dir: dir.to_owned(),
             manifest,
-            bitmap: open_bitmap(env, dir, manifest)?,
+            bitmap: open_bitmap(&**env, dir, manifest)?,
             first_blocks,
             lacking: Vec::new(),
+            missing: blocks,
             files: BTreeMap::new(),
             dirty: BTreeMap::new(),
             dirty_bytes: 0,
-            staged: 0,
-            end: anchor.chain(),
-            end_lsn: anchor.lsn,
-            last_sync: anchor.vlsn,
-            last_txn_end: anchor.vlsn,
+            front: Front::behind(anchor),
+            staging: None,
+            syncing: None,
             noted: 0,
             durable: anchor.vlsn,
             reused: 0,
             false_claims: 0,
             #[cfg(test)]
-            bitmap_before_data: false,
+            mutation: Mutation::None,
         };
         base.take_up_verified()?;
-        let mut unnoted_bytes = 0;
+        let (known, mut unnoted_bytes) = (base.noted, 0);
         for (at, segment) in manifest.segments.iter().enumerate() {
-            if at >= base.staged {
+            if at >= base.front.segments {
                 base.verify_claims(at)?;
             }
             let count = segment.blocks.len() as u32;
-            let lacking = (0..count).filter(|block| !base.has((at, *block))).count();
-            base.lacking.push(lacking as u32);
-            base.stage()?;
-            unnoted_bytes += if at < base.noted { 0 } else { segment.bytes };
-            if unnoted_bytes >= NOTE_BYTES {
+            let lacking = (0..count).filter(|block| !base.has((at, *block))).count() as u32;
+            base.missing -= count - lacking;
+            base.lacking.push(lacking);
+            if lacking == 0 && at == base.front.segments {
+                base.front.stage(&**env, dir, &manifest.head.group, segment)?;
+            }
+            if base.front.segments == base.noted {
+                continue;
+            }
+            unnoted_bytes += segment.bytes;
+            // The first one at once, for whoever gets no further before it is killed again.
+            let anew = base.front.segments - known;
+            if anew.is_power_of_two() || unnoted_bytes >= NOTE_BYTES {
                 base.sync()?;
                 unnoted_bytes = 0;
             }
         }
+        base.check_end()?;
         base.reused = base.bitmap.count();
         base.sync()?;
         Ok(base)
@@ -159,7 +212,7 @@ impl<'a> Base<'a> {
         blake3::hash(bytes) == self.manifest.segments[segment].blocks[block as usize]
     }
 
-    /// Writes a block, and stages what it makes whole.
+    /// Writes a block, verified by [`Base::is_block`].
     pub(super) fn write(&mut self, (segment, block): BlockId, bytes: &[u8]) -> Result<()> {
         let offer = &self.manifest.segments[segment];
         let path = self.path(segment);
@@ -180,9 +233,9 @@ impl<'a> Base<'a> {
         self.dirty_bytes += bytes.len() as u64;
         self.bitmap.set(self.first_blocks[segment] + block, true);
         self.lacking[segment] -= 1;
+        self.missing -= 1;
         if self.lacking[segment] == 0 {
             self.files.remove(&segment);
-            self.stage()?;
         }
         Ok(())
     }
@@ -191,45 +244,126 @@ impl<'a> Base<'a> {
         self.dir.join(segment_name(self.manifest.segments[segment].number))
     }
 
-    /// Verifies the segments that have become whole.
-    fn stage(&mut self) -> Result<()> {
-        while let Some(segment) = self.manifest.segments.get(self.staged)
-            && self.lacking.get(self.staged) == Some(&0)
-        {
-            let expected = ExpectedSegment {
-                number: segment.number,
-                group: self.manifest.head.group.clone(),
-                after: self.end,
-                last_sync: self.last_sync,
-                last_txn_end: self.last_txn_end,
-                bytes: segment.bytes,
-                digests: digests(segment),
-            };
-            let summary = stage_segment(self.env, &self.dir, &expected)?;
-            self.end = summary.last;
-            self.end_lsn = Lsn::new(segment.number, summary.last_offset);
-            (self.last_sync, self.last_txn_end) = (summary.last_sync, summary.last_txn_end);
-            self.staged += 1;
-        }
-        if self.is_whole() {
-            let base = &self.manifest.head.base;
-            if (self.end, self.end_lsn) != (base.chain(), base.lsn) {
-                let expected = format!("segments that end with entry {}", base.vlsn);
-                let found = format!("segments that end with entry {}", self.end.vlsn);
-                return Err(RepError::protocol("", expected, found));
+    /// Has the disk go on beside the session: verifies what is whole, and syncs what was written. At most
+    /// `most_unsynced` bytes are not synced on return.
+    ///
+    /// # Errors
+    /// What went wrong there: as [`Base::open`].
+    pub(super) fn advance(&mut self, most_unsynced: u64) -> Result<()> {
+        self.stage()?;
+        loop {
+            self.end_batch()?;
+            if self.syncing.is_none() && self.is_batch_due(most_unsynced) {
+                let (batch, bytes) = (self.begin_batch(), std::mem::take(&mut self.dirty_bytes));
+                let work = Beside::begin(self.host, || batch.sync());
+                self.syncing = Some(Syncing { work, bytes, end: self.front.end.vlsn });
+                self.end_batch()?;
             }
+            match &self.syncing {
+                Some(batch) if batch.bytes + self.dirty_bytes >= most_unsynced => batch.work.wait(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits until something that goes on beside is over, but no longer than that. False if nothing does.
+    pub(super) fn wait_for(&self, time: Duration) -> bool {
+        match (&self.staging, &self.syncing) {
+            (Some(staging), _) => staging.wait_for(time),
+            (None, Some(batch)) => batch.work.wait_for(time),
+            (None, None) => return false,
+        }
+        true
+    }
+
+    /// Has the segments verified that are whole and follow those that are.
+    fn stage(&mut self) -> Result<()> {
+        loop {
+            if let Some(staging) = &self.staging {
+                let Some(front) = staging.take() else { return Ok(()) };
+                (self.front, self.staging) = (front?, None);
+                self.check_end()?;
+            }
+            let from = self.front.segments;
+            let ready = self.lacking[from..].iter().take_while(|lacking| **lacking == 0).count();
+            if ready == 0 {
+                return Ok(());
+            }
+            let (env, dir, mut front) = (Arc::clone(self.env), self.dir.clone(), self.front);
+            let group = self.manifest.head.group.clone();
+            let segments = self.manifest.segments[from..from + ready].to_vec();
+            self.staging = Some(Beside::begin(self.host, move || {
+                for segment in &segments {
+                    front.stage(&*env, &dir, &group, segment)?;
+                }
+                Ok(front)
+            }));
+        }
+    }
+
+    /// The last segment ends as the manifest says, if it is verified.
+    fn check_end(&self) -> Result<()> {
+        let base = &self.manifest.head.base;
+        if self.is_whole() && (self.front.end, self.front.end_lsn) != (base.chain(), base.lsn) {
+            let expected = format!("segments that end with entry {}", base.vlsn);
+            let found = format!("segments that end with entry {}", self.front.end.vlsn);
+            return Err(RepError::protocol("", expected, found));
         }
         Ok(())
     }
 
-    /// Bytes written since the last sync.
-    pub(super) const fn dirty_bytes(&self) -> u64 {
-        self.dirty_bytes
+    /// Whether a batch had better be begun: as segments can be noted, as so much was written that it is synced
+    /// while more comes, or as nothing more will come.
+    fn is_batch_due(&self, most_unsynced: u64) -> bool {
+        let is_much = self.dirty_bytes >= most_unsynced / 2;
+        self.noted < self.front.segments
+            || (!self.dirty.is_empty() && (is_much || self.missing == 0))
+    }
+
+    /// What was written until now, and may be claimed once it is synced.
+    fn begin_batch(&mut self) -> Batch {
+        let dirty = std::mem::take(&mut self.dirty);
+        let files = dirty.into_iter().map(|(segment, file)| (self.path(segment), file)).collect();
+        let verified = self.env.boot().filter(|_| self.noted < self.front.segments).map(|boot| {
+            let segments = named(&self.manifest.segments[..self.front.segments]);
+            self.front.noted(boot, segments)
+        });
+        self.noted = self.front.segments;
+        Batch {
+            env: Arc::clone(self.env),
+            dir: self.dir.clone(),
+            files,
+            claims: self.bitmap.claims(),
+            verified,
+            #[cfg(test)]
+            mutation: self.mutation,
+        }
+    }
+
+    /// Takes note of a batch that is durable.
+    fn end_batch(&mut self) -> Result<()> {
+        let Some(batch) = &self.syncing else { return Ok(()) };
+        let Some(synced) = batch.work.take() else { return Ok(()) };
+        synced?;
+        self.durable = batch.end;
+        self.syncing = None;
+        #[cfg(test)]
+        if self.mutation == Mutation::ClaimsWhatCameMeanwhile {
+            self.bitmap.save()?;
+        }
+        Ok(())
+    }
+
+    /// Syncs what is verified, while nothing is fetched.
+    fn sync(&mut self) -> Result<()> {
+        self.begin_batch().sync()?;
+        self.durable = self.front.end.vlsn;
+        Ok(())
     }
 
     /// Goes on behind what was verified since the machine was started, and is still offered.
     fn take_up_verified(&mut self) -> Result<()> {
-        let Some(known) = Verified::load(self.env, &self.dir)? else { return Ok(()) };
+        let Some(known) = Verified::load(&**self.env, &self.dir)? else { return Ok(()) };
         let Some((last, _)) = known.segments.last() else { return Ok(()) };
         let segments = &self.manifest.segments;
         let count = segments.iter().take_while(|offer| offer.number <= *last).count();
@@ -244,9 +378,8 @@ impl<'a> Base<'a> {
             && self.are_there(count)?
             && self.begins_at_anchor()?
         {
-            (self.staged, self.noted) = (count, count);
-            (self.end, self.end_lsn, self.durable) = (known.end, known.end_lsn, known.end.vlsn);
-            (self.last_sync, self.last_txn_end) = (known.last_sync, known.last_txn_end);
+            (self.front, self.noted) = (Front::known(count, &known), count);
+            self.durable = known.end.vlsn;
         }
         Ok(())
     }
@@ -265,56 +398,14 @@ impl<'a> Base<'a> {
         Ok(header.is_some_and(|header| header.chain_before() == self.manifest.head.anchor.chain()))
     }
 
-    /// Notes how much is verified; all of it is synced.
-    fn note_verified(&mut self) -> Result<()> {
-        let Some(boot) = self.env.boot().filter(|_| self.staged > self.noted) else {
-            return Ok(());
-        };
-        let verified = Verified {
-            boot,
-            segments: named(&self.manifest.segments[..self.staged]),
-            end: self.end,
-            end_lsn: self.end_lsn,
-            last_sync: self.last_sync,
-            last_txn_end: self.last_txn_end,
-        };
-        verified.save(self.env, &self.dir)?;
-        self.noted = self.staged;
-        Ok(())
-    }
-
-    /// Syncs what was written, and only then claims it.
-    pub(super) fn sync(&mut self) -> Result<()> {
-        #[cfg(test)]
-        if self.bitmap_before_data {
-            self.bitmap.save()?;
-            return self.sync_data();
-        }
-        self.sync_data()?;
-        self.bitmap.save()?;
-        self.note_verified()
-    }
-
-    fn sync_data(&mut self) -> Result<()> {
-        for (segment, file) in std::mem::take(&mut self.dirty) {
-            file.sync_data().map_err(|e| LogError::io("sync", &self.path(segment), e))?;
-        }
-        self.dirty_bytes = 0;
-        self.durable = self.end.vlsn;
-        // The names too: a block in a file without a name is no block.
-        self.env
-            .sync_dir(&self.dir)
-            .map_err(|e| LogError::io("sync directory", &self.dir, e).into())
-    }
-
     /// Whether every segment is there and verified.
     pub(super) fn is_whole(&self) -> bool {
-        self.staged == self.manifest.segments.len()
+        self.front.segments == self.manifest.segments.len()
     }
 
     /// Whether it is durable besides.
     pub(super) fn is_done(&self) -> bool {
-        self.is_whole() && self.dirty.is_empty()
+        self.is_whole() && self.dirty.is_empty() && self.syncing.is_none()
     }
 
     /// The first entry that is not durable here yet.
@@ -405,58 +496,7 @@ fn find(
     }
 }
 
-/// The bitmap for `manifest`, which is saved.
-fn open_bitmap(env: &dyn Env, dir: &Path, manifest: &Manifest) -> Result<Bitmap> {
-    let path = dir.join(BITMAP);
-    let old = hint(Manifest::load(env, dir))?;
-    let blocks = manifest.blocks();
-    if old.as_ref().is_some_and(|old| old.segments_id() == manifest.segments_id()) {
-        manifest.save(env, dir)?;
-        return Bitmap::open(env, &path, manifest.segments_id(), blocks);
-    }
-    let (id, count) = match &old {
-        Some(old) => (old.segments_id(), old.blocks()),
-        None => (manifest.segments_id(), blocks),
-    };
-    let mut bitmap = Bitmap::open(env, &path, id, count)?;
-    let mut had = HashMap::new();
-    let mut first_block = 0;
-    for segment in old.iter().flat_map(|old| &old.segments) {
-        let count = segment.blocks.len() as u32;
-        let claimed: HashSet<u32> =
-            (0..count).filter(|block| bitmap.has(first_block + block)).collect();
-        had.insert((segment.number, segment.digest), claimed);
-        first_block += count;
-    }
-    // Before the manifest: whoever finds that finds no claims but these.
-    bitmap.begin_anew(manifest.segments_id(), blocks);
-    let mut first_block = 0;
-    for segment in &manifest.segments {
-        for block in had.get(&(segment.number, segment.digest)).into_iter().flatten() {
-            bitmap.set(first_block + block, true);
-        }
-        first_block += segment.blocks.len() as u32;
-    }
-    bitmap.save()?;
-    let offered: HashSet<u32> = manifest.segments.iter().map(|offer| offer.number).collect();
-    for name in env.list(dir).map_err(|e| LogError::io("list", dir, e))? {
-        if parse_segment_name(&name).is_some_and(|number| !offered.contains(&number)) {
-            let path = dir.join(name);
-            env.remove(&path).map_err(|e| LogError::io("remove", &path, e))?;
-        }
-    }
-    manifest.save(env, dir)?;
-    Ok(bitmap)
-}
-
 /// Their numbers and digests.
 fn named(segments: &[SegmentOffer]) -> Vec<(u32, [u8; 32])> {
     segments.iter().map(|segment| (segment.number, segment.digest)).collect()
-}
-
-fn digests(segment: &SegmentOffer) -> Digests {
-    Digests {
-        segment: blake3::Hash::from_bytes(segment.digest),
-        blocks: segment.blocks.iter().map(|digest| blake3::Hash::from_bytes(*digest)).collect(),
-    }
 }

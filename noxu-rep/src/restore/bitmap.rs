@@ -1,7 +1,7 @@
 //! Bitmap: which blocks of a restore are on disk.
 //!
 //! Two slots in one file, written in turn; the data of every block that a slot claims was synced
-//! before the slot is written. So a claim is true after any crash, as far as the disk keeps its
+//! before the slot is written, while more came, of which it says nothing. So a claim is true after any crash, as far as the disk keeps its
 //! word; after the machine was started anew what it claims is verified. Both slots bad, or of
 //! another manifest: nothing is claimed.
 //!
@@ -10,13 +10,14 @@
 //! ```
 
 use std::io::IoSlice;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use noxu_log::LogError;
 use noxu_log::env::{Env, EnvFile, OpenMode};
 use noxu_util::checksum::crc;
 use noxu_util::codec::{CodecError, Put, Reader};
+use parking_lot::Mutex;
 
 use crate::error::Result;
 
@@ -25,14 +26,20 @@ const HEAD_BYTES: usize = 24;
 /// one without writing over its newest slot, up to 128 GiB of segments.
 pub(super) const ALIGN: usize = 64 << 10;
 
-/// Which blocks are had, in memory and in its file.
+/// Which blocks are had, in memory.
 pub(super) struct Bitmap {
-    file: Arc<dyn EnvFile>,
-    path: std::path::PathBuf,
-    manifest: u64,
     bits: Vec<u8>,
+    slots: Arc<Slots>,
+}
+
+/// Which blocks are claimed, in its file.
+pub(super) struct Slots {
+    file: Arc<dyn EnvFile>,
+    path: PathBuf,
+    manifest: u64,
     blocks: u32,
-    sequence: u64,
+    /// That of the newest slot.
+    sequence: Mutex<u64>,
 }
 
 impl Bitmap {
@@ -40,37 +47,32 @@ impl Bitmap {
     pub(super) fn open(env: &dyn Env, path: &Path, manifest: u64, blocks: u32) -> Result<Self> {
         let wrap = |e| LogError::io("open", path, e);
         let file = env.open(path, OpenMode::CreateOrOpen).map_err(wrap)?;
-        let mut bitmap = Self {
-            file,
-            path: path.to_owned(),
-            manifest,
-            bits: vec![0; blocks.div_ceil(8) as usize],
-            blocks,
-            sequence: 0,
-        };
-        let mut newest = None;
+        let path = path.to_owned();
+        let slots = Slots { file, path, manifest, blocks, sequence: Mutex::new(0) };
+        let mut newest = vec![0; slots.bits_len()];
         for slot in 0..2 {
-            let mut bytes = vec![0; HEAD_BYTES + bitmap.bits.len()];
-            let at = (slot * bitmap.slot_bytes()) as u64;
-            let read = bitmap.file.read_at(&mut bytes, at).map_err(wrap)?;
-            if let Ok((sequence, bits)) = bitmap.decode(&bytes[..read])
-                && sequence > bitmap.sequence
+            let mut bytes = vec![0; HEAD_BYTES + slots.bits_len()];
+            let at = (slot * slots.slot_bytes()) as u64;
+            let read = slots.file.read_at(&mut bytes, at).map_err(wrap)?;
+            let mut newest_sequence = slots.sequence.lock();
+            if let Ok((sequence, bits)) = slots.decode(&bytes[..read])
+                && sequence > *newest_sequence
             {
-                bitmap.sequence = sequence;
-                newest = Some(bits.to_vec());
+                *newest_sequence = sequence;
+                newest = bits.to_vec();
             }
         }
-        if let Some(bits) = newest {
-            bitmap.bits = bits;
-        }
-        Ok(bitmap)
+        Ok(Self { bits: newest, slots: Arc::new(slots) })
     }
 
     /// Goes on as that of another manifest, and claims nothing of it. The newest slot of the old one stays
     /// until the second save.
     pub(super) fn begin_anew(&mut self, manifest: u64, blocks: u32) {
-        (self.manifest, self.blocks) = (manifest, blocks);
-        self.bits = vec![0; blocks.div_ceil(8) as usize];
+        let Slots { file, path, sequence, .. } = &*self.slots;
+        let (file, path) = (Arc::clone(file), path.clone());
+        let sequence = Mutex::new(*sequence.lock());
+        self.slots = Arc::new(Slots { file, path, manifest, blocks, sequence });
+        self.bits = vec![0; self.slots.bits_len()];
     }
 
     pub(super) fn has(&self, block: u32) -> bool {
@@ -88,18 +90,31 @@ impl Bitmap {
         self.bits.iter().map(|byte| byte.count_ones()).sum()
     }
 
+    /// Writes and syncs the next slot. The data of all blocks that are had has been synced.
+    pub(super) fn save(&self) -> Result<()> {
+        self.slots.save(&self.bits)
+    }
+
+    /// Its file, and what there is to claim by now.
+    pub(super) fn claims(&self) -> (Arc<Slots>, Vec<u8>) {
+        (Arc::clone(&self.slots), self.bits.clone())
+    }
+}
+
+impl Slots {
     /// Writes and syncs the next slot. The data of all blocks in it has been synced.
-    pub(super) fn save(&mut self) -> Result<()> {
-        self.sequence += 1;
-        let mut slot = Vec::with_capacity(HEAD_BYTES + self.bits.len());
+    pub(super) fn save(&self, bits: &[u8]) -> Result<()> {
+        let mut sequence = self.sequence.lock();
+        *sequence += 1;
+        let mut slot = Vec::with_capacity(HEAD_BYTES + bits.len());
         slot.put_u32(0);
-        slot.put_u64(self.sequence);
+        slot.put_u64(*sequence);
         slot.put_u64(self.manifest);
         slot.put_u32(self.blocks);
-        slot.put_bytes(&self.bits);
+        slot.put_bytes(bits);
         let sum = crc(&slot[4..]);
         slot[..4].copy_from_slice(&sum.to_le_bytes());
-        let at = (self.sequence as usize % 2 * self.slot_bytes()) as u64;
+        let at = (*sequence as usize % 2 * self.slot_bytes()) as u64;
         let wrap = |e| LogError::io("write", &self.path, e);
         self.file.write_at(&[IoSlice::new(&slot)], at).map_err(wrap)?;
         self.file.sync_data().map_err(wrap)?;
@@ -107,7 +122,11 @@ impl Bitmap {
     }
 
     fn slot_bytes(&self) -> usize {
-        (HEAD_BYTES + self.bits.len()).next_multiple_of(ALIGN)
+        (HEAD_BYTES + self.bits_len()).next_multiple_of(ALIGN)
+    }
+
+    const fn bits_len(&self) -> usize {
+        self.blocks.div_ceil(8) as usize
     }
 
     fn decode<'a>(&self, slot: &'a [u8]) -> Result<(u64, &'a [u8]), CodecError> {
@@ -121,7 +140,7 @@ impl Bitmap {
         if r.u64("manifest")? != self.manifest || r.u32("blocks")? != self.blocks {
             return Err(bad("manifest"));
         }
-        Ok((sequence, r.bytes("bits", self.bits.len())?))
+        Ok((sequence, r.bytes("bits", self.bits_len())?))
     }
 }
 

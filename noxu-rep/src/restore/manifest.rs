@@ -18,7 +18,7 @@ use crate::wire::restore::{ManifestHead, SegmentOffer};
 pub(super) const MARKER: &str = "MARKER";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const BITMAP: &str = "bitmap";
-const VERIFIED: &str = "verified";
+pub(super) const VERIFIED: &str = "verified";
 /// The directory of the method by which the state comes.
 pub(super) const STATE: &str = "state";
 pub(super) const LIVE: &str = "live";

@@ -30,6 +30,7 @@
 //! # See: docs/protocol.md#restore
 
 mod base;
+mod beside;
 mod bitmap;
 pub mod block_fetch;
 pub mod install;

@@ -60,9 +60,8 @@ pub struct Restoring {
     /// By which methods its state may come, those it prefers first, all of them for its state machine
     /// ([`StateSync::is_for`]). Default [`default_methods`].
     pub methods: Vec<Arc<dyn StateSync>>,
-    /// A mutation that the tests must catch: the bitmap is saved before its data is synced.
     #[cfg(test)]
-    pub(super) bitmap_before_data: bool,
+    pub(super) mutation: super::base::Mutation,
 }
 
 /// How much of what a restore takes.
@@ -74,7 +73,8 @@ pub struct RestoreLimits {
     pub window: usize,
     /// Most sources besides the master. Default 3.
     pub sources: usize,
-    /// Bytes of segments between two syncs; as much is fetched again after a crash. Default 64 MiB.
+    /// Most bytes of segments that are written and not synced: as much is fetched again after a crash.
+    /// Half of it is synced while the other half comes. Default 64 MiB.
     pub sync_bytes: u64,
     /// Most bytes of segments and checkpoint a second, from all sources; `None` for as many as come.
     pub bytes_per_second: Option<u64>,
@@ -111,7 +111,7 @@ impl Restoring {
             limits: RestoreLimits::default(),
             methods: default_methods(),
             #[cfg(test)]
-            bitmap_before_data: false,
+            mutation: super::base::Mutation::None,
         }
     }
 

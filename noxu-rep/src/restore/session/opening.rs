@@ -141,7 +141,7 @@ impl Opening {
             return Ok(None);
         };
         if staged.end().vlsn < front
-            || !Base::open(env, &fetch.dir, &had)?.is_done()
+            || !Base::open(fetch.env, fetch.host, &fetch.dir, &had)?.is_done()
             || !self.cut_at_matchpoint(fetch, &staged, front)?
         {
             staged.discard()?;

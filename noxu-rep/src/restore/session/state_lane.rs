@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use noxu_log::LogError;
 use noxu_log::env::Env;
 use noxu_util::{Name, Vlsn};
-use parking_lot::{Condvar, Mutex};
 
+use super::super::beside::Beside;
 use super::super::manifest::{CommittedState, STATE, Saved};
 use super::RestoreHost;
 use crate::core::block_plan::SourceId;
@@ -66,7 +67,7 @@ pub(super) struct StateLane {
     /// Numbers of the questions under way: ours, and the session's.
     asked: VecDeque<(u64, u64)>,
     order: SyncOrder,
-    preparation: Option<Arc<Preparation>>,
+    preparation: Option<Preparation>,
     /// Bytes that were made ready for nothing, as another source was begun with.
     prepared_before: u64,
     /// What came could not be made ready once, and is fetched again.
@@ -75,27 +76,8 @@ pub(super) struct StateLane {
 
 /// What makes the state ready to be installed, beside the session.
 struct Preparation {
-    coming: Coming,
-    /// What came of it; `None` as long as it is not over.
-    outcome: Mutex<Option<Result<()>>>,
-    changed: Condvar,
-}
-
-impl Preparation {
-    /// It is over, unless it was before.
-    fn end(&self, outcome: Result<()>) {
-        self.outcome.lock().get_or_insert(outcome);
-        self.changed.notify_all();
-    }
-
-    fn is_over(&self) -> bool {
-        self.outcome.lock().is_some()
-    }
-
-    /// What came of it, if it is over; its error once.
-    fn outcome(&self) -> Option<Result<()>> {
-        self.outcome.lock().as_mut().map(|outcome| std::mem::replace(outcome, Ok(())))
-    }
+    coming: Arc<Coming>,
+    work: Beside<()>,
 }
 
 impl StateLane {
@@ -207,8 +189,8 @@ impl StateLane {
     ) -> Result<usize> {
         let before = self.asked.len();
         // What is not made ready from memory has to be read.
-        let waits = |preparation: &Arc<Preparation>| {
-            preparation.coming.is_behind() && !preparation.is_over()
+        let waits = |preparation: &Preparation| {
+            preparation.coming.is_behind() && !preparation.work.is_over()
         };
         if self.preparation.as_ref().is_some_and(waits) {
             return Ok(0);
@@ -242,7 +224,7 @@ impl StateLane {
             return Err(RepError::protocol("", "an answer about the state", found));
         }
         let answer = Answer { number, proof, bytes, digest };
-        let coming = self.preparation.as_ref().map(|preparation| &preparation.coming);
+        let coming = self.preparation.as_ref().map(|preparation| &*preparation.coming);
         self.session.take(&answer, &mut Mute(&self.saved, coming))?;
         let is_whole = self.session.is_whole();
         if is_whole {
@@ -280,21 +262,19 @@ impl StateLane {
             let seal = self.session.seal();
             let coming = if is_whole { Coming::whole(seal) } else { Coming::begun(seal) };
             coming.arrive(self.session.progress().bytes);
-            let (outcome, changed) = Default::default();
-            let preparation = Arc::new(Preparation { coming, outcome, changed });
-            self.preparation = Some(Arc::clone(&preparation));
+            let coming = Arc::new(coming);
             let (method, order) = (Arc::clone(&self.method), self.order.clone());
-            // However it ends, and if it never begins.
-            let end = EndOf(preparation);
-            host.run_beside(Box::new(move || {
-                end.0.end(method.prepare(&order, &end.0.coming, &*machine));
-            }));
+            let ready = Arc::clone(&coming);
+            let work = Beside::begin(host, move || method.prepare(&order, &ready, &*machine));
+            self.preparation = Some(Preparation { coming, work });
             return Ok(());
         };
-        match preparation.outcome() {
-            None => Ok(()),
+        if !preparation.work.is_over() {
+            return Ok(());
+        }
+        match preparation.work.take() {
             // A method that does nothing is done before all is here.
-            Some(Ok(())) => {
+            None | Some(Ok(())) => {
                 if is_whole {
                     self.stage = Stage::Whole;
                 }
@@ -309,6 +289,17 @@ impl StateLane {
         }
     }
 
+    /// Waits until all of it is ready, if that is all there is to wait for, but no longer than that.
+    pub(super) fn wait_for(&self, time: Duration) -> bool {
+        match &self.preparation {
+            Some(preparation) if self.stage == Stage::Preparing => {
+                preparation.work.wait_for(time);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Bytes that have been made ready, some of them more than once: that something moves.
     pub(super) fn prepared_bytes(&self) -> u64 {
         let now = self.preparation.as_ref().map(|preparation| preparation.coming.prepared_bytes());
@@ -319,11 +310,7 @@ impl StateLane {
     fn stop_preparing(&mut self) {
         let Some(preparation) = self.preparation.take() else { return };
         preparation.coming.cancel();
-        let mut outcome = preparation.outcome.lock();
-        while outcome.is_none() {
-            preparation.changed.wait(&mut outcome);
-        }
-        drop(outcome);
+        preparation.work.wait();
         self.prepared_before += preparation.coming.prepared_bytes();
     }
 
@@ -358,16 +345,6 @@ impl StateLane {
 impl Drop for StateLane {
     fn drop(&mut self) {
         self.stop_preparing();
-    }
-}
-
-/// Says that a preparation is over, however it ends: it has failed if it panicked, or if no thread was to be
-/// had for it.
-struct EndOf(Arc<Preparation>);
-
-impl Drop for EndOf {
-    fn drop(&mut self) {
-        self.0.end(Err(RepError::state_machine("it was not made ready")));
     }
 }
 

@@ -1,7 +1,8 @@
 //! Transfer: everything that a session fetches, from everybody who gives it, until all of it is
 //! durable and reaches the target.
 //!
-//! One thread asks and takes what comes. Blocks come from the master and from sources, as the plan
+//! One thread asks, takes what comes and writes it; what the disk is waited for goes on beside it, if there are
+//! threads. Blocks come from the master and from sources, as the plan
 //! says (core/block_plan.rs); the state from one of them (session/state_lane.rs); entries from the master, one question
 //! after the other, and each question says what the master need not keep any more.
 //!
@@ -121,10 +122,10 @@ impl<'a> Transfer<'a> {
     ) -> Result<Self> {
         let env = &**fetch.env;
         #[cfg_attr(not(test), expect(unused_mut, reason = "a mutation changes it"))]
-        let mut base = Base::open(env, &fetch.dir, manifest)?;
+        let mut base = Base::open(fetch.env, fetch.host, &fetch.dir, manifest)?;
         #[cfg(test)]
         {
-            base.bitmap_before_data = fetch.restoring.bitmap_before_data;
+            base.mutation = fetch.restoring.mutation;
         }
         let staged = if let Some(staged) = staged {
             staged
@@ -205,11 +206,7 @@ impl<'a> Transfer<'a> {
                 return Ok(Transferred { progress, commit, needed });
             }
             self.receive()?;
-            if self.base.dirty_bytes() >= self.fetch.restoring.limits.sync_bytes
-                || (self.base.is_whole() && !self.base.is_done())
-            {
-                self.base.sync()?;
-            }
+            self.base.advance(self.fetch.restoring.limits.sync_bytes)?;
         }
     }
 
@@ -483,9 +480,16 @@ impl<'a> Transfer<'a> {
             // On whoever owes most: of the others' answers a window is under way meanwhile.
             let owes = |source: &SourceId| (self.plan.under_way(*source), self.is_asked(*source));
             let busiest = (0..self.sources.len()).max_by_key(owes).unwrap_or(MASTER);
-            self.receive_from(busiest, WAIT)?;
+            if owes(&busiest) != (0, false) || !self.wait_beside() {
+                self.receive_from(busiest, WAIT)?;
+            }
         }
         self.drop_silent()
+    }
+
+    /// Waits a little for what goes on beside the session. False if nothing does.
+    fn wait_beside(&self) -> bool {
+        self.base.wait_for(WAIT) || self.state.as_ref().is_some_and(|state| state.wait_for(WAIT))
     }
 
     /// Whether a source owes an answer that is no block.

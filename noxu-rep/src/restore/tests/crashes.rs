@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicU64;
 use noxu_log::env::Survivors;
 use noxu_log::segment::name::segment_name;
 
+use super::super::base::Mutation;
 use super::super::bitmap::ALIGN;
-use super::super::manifest::{BITMAP, COMMIT, LIVE, MARKER};
+use super::super::manifest::{BITMAP, COMMIT, LIVE, MARKER, VERIFIED};
 use super::*;
 
 /// A master, and a follower that gives segments and checkpoint too.
@@ -50,12 +51,17 @@ fn with_old_log(env: &Arc<dyn Env>) -> noxu_util::Fingerprint {
 
 /// Restores on a disk that crashes at its `call`-th call; false when it got through without.
 /// Whatever the crash left, either the old log is whole or the restore ends.
-fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (bool, u32) {
+fn crash_and_recover(
+    givers: &Givers,
+    (call, seed): (u64, u64),
+    (mutation, sync_bytes): (Mutation, u64),
+) -> (bool, u32) {
     let faulty = FaultEnv::new();
     let env: Arc<dyn Env> = Arc::new(faulty.clone());
     let master = &givers.master;
     let old_end = with_old_log(&env);
-    let restoring = Restoring { bitmap_before_data: mutated, ..restoring() };
+    let mut restoring = Restoring { mutation, ..restoring() };
+    restoring.limits.sync_bytes = sync_bytes;
 
     faulty.crash_at(faulty.calls() + call);
     let machine = Machine::open(&env, "/n2-state");
@@ -68,7 +74,7 @@ fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (b
     let mut faulty = faulty.crash(seed);
     let mut false_claims = 0;
     // With the mutation it shows in the first session after the crash.
-    for again in [true, false].into_iter().skip(usize::from(mutated)) {
+    for again in [true, false].into_iter().skip(usize::from(mutation != Mutation::None)) {
         let env: Arc<dyn Env> = Arc::new(faulty.clone());
         if again {
             faulty.crash_at(1 + (seed * 31 + call * 7) % 60);
@@ -109,9 +115,22 @@ fn crash_and_recover(givers: &Givers, call: u64, seed: u64, mutated: bool) -> (b
 }
 
 /// X "crash at each of ...": every call to the disk, with a source, a checkpoint and live entries; and
-/// "two crashes": at a call of the recovery again.
+/// "two crashes": at a call of the recovery again. Each block is synced by itself.
 #[test]
 fn x_a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
+    crash_at_any_call(1);
+}
+
+/// The same with blocks that come while others are synced.
+#[test]
+fn x_a_crash_at_any_call_while_more_comes_leaves_the_old_log_whole_or_a_restore_that_ends() {
+    crash_at_any_call(MANY_BLOCKS);
+}
+
+/// Bytes of several blocks.
+const MANY_BLOCKS: u64 = 24 << 10;
+
+fn crash_at_any_call(sync_bytes: u64) {
     let mut call = 1;
     let mut false_claims = 0;
     loop {
@@ -119,7 +138,11 @@ fn x_a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
         let givers = Givers::new();
         let mut crashed = false;
         for seed in 0..3 {
-            let (hit, claims) = crash_and_recover(&givers, call, seed * 1000 + call, false);
+            let (hit, claims) = crash_and_recover(
+                &givers,
+                (call, seed * 1000 + call),
+                (Mutation::None, sync_bytes),
+            );
             crashed |= hit;
             false_claims += claims;
         }
@@ -128,19 +151,28 @@ fn x_a_crash_at_any_call_leaves_the_old_log_whole_or_a_restore_that_ends() {
         }
         call += 1;
     }
-    assert!(call > 150, "only {call} calls");
+    assert!(call > if sync_bytes == 1 { 150 } else { 80 }, "only {call} calls");
     assert_eq!(false_claims, 0, "the bitmap claimed blocks that were not on disk");
 }
 
 /// X "mutation: bitmap before data must fail the suite".
 #[test]
 fn x_saving_the_bitmap_before_its_data_would_be_caught() {
+    assert!(is_caught((Mutation::ClaimsFirst, 1)));
+}
+
+#[test]
+fn x_claiming_what_came_while_others_were_synced_would_be_caught() {
+    assert!(is_caught((Mutation::ClaimsWhatCameMeanwhile, MANY_BLOCKS)));
+}
+
+/// Whether the crash test can tell this from what is right.
+fn is_caught(how: (Mutation, u64)) -> bool {
     let givers = Givers::new();
     // Which crash shows it depends on how many blocks came between two syncs.
-    let found = (0..30).any(|seed| {
-        (1..200).any(|call| crash_and_recover(&givers, call, seed * 1000 + call, true).1 > 0)
-    });
-    assert!(found, "the crash test cannot tell the wrong order from the right one");
+    (0..30).any(|seed| {
+        (1..200).any(|call| crash_and_recover(&givers, (call, seed * 1000 + call), how).1 > 0)
+    })
 }
 
 /// What one crash of a loop leaves: the next machine, with a random part of what was not synced.
@@ -448,28 +480,21 @@ fn x_two_crashes_in_install_at_any_two_calls() {
     assert!(met[&true] > 60 && met.len() == 1, "{met:?}");
 }
 
-/// Kills the node every `calls` calls to the disk until it is restored; in which round, if that comes about.
+/// Kills the node every `calls` calls to the disk until its restore is committed; in which round, if that comes
+/// about. Then it is installed, for which nobody was to be faster.
 fn rounds_of_kills(master: &Master, calls: u64) -> Option<u32> {
     let (mut faulty, mut env) = fault_disk();
     for round in 1..100 {
         faulty.crash_at(faulty.calls() + calls);
-        let machine = Machine::open(&env, "/n2-state");
-        let restored = recover(&env, &machine).and_then(|recovered| {
-            if recovered == Recovered::Begun || round == 1 {
-                master.restore(&env, &restoring())?;
-            }
-            Ok(is_committed(&*env, dir())? || matches!(recovered, Recovered::Installed(_)))
-        });
-        if matches!(restored, Ok(true)) {
-            faulty.crash_at(u64::MAX);
-            if is_committed(&*env, dir()).unwrap() {
-                install(&env, &*Machine::open(&env, "/n2-state")).unwrap();
-            }
+        let fetched = fetch(&env, dir(), &restoring(), &master.connect(), &Node::default());
+        faulty = faulty.kill();
+        env = Arc::new(faulty.clone());
+        if is_committed(&*env, dir()).unwrap() {
+            install(&env, &*Machine::open(&env, "/n2-state")).unwrap();
             check_same_entries(&env, master);
             return Some(round);
         }
-        faulty = faulty.kill();
-        env = Arc::new(faulty.clone());
+        assert!(fetched.is_err(), "round {round}: {fetched:?}");
     }
     None
 }
@@ -477,12 +502,24 @@ fn rounds_of_kills(master: &Master, calls: u64) -> Option<u32> {
 /// X "crash loop always progresses": a node that is killed sooner than it could read what it has.
 #[test]
 fn x_a_node_that_is_killed_sooner_than_it_could_verify_what_it_has_gets_further() {
-    let master = Master::new(0);
-    let segments = master.log.sealed_segments().len() as u64;
-    // To read a segment and its blocks takes five calls at least.
-    let calls = 60 + 3 * segments;
-    let rounds = rounds_of_kills(&master, calls);
-    assert!(rounds.is_some_and(|rounds| rounds > 2), "{rounds:?}, {segments} segments");
+    let master = Master::built("n1", (500, 500, 0), 490);
+    let (faulty, env) = fault_disk();
+    let node = Node { permits: false, ..Node::default() };
+    assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+    // Calls of a session of a node that has everything.
+    let calls = |faulty: FaultEnv| {
+        let env: Arc<dyn Env> = Arc::new(faulty.clone());
+        assert_eq!(fetch(&env, dir(), &restoring(), &master.connect(), &node).unwrap(), None);
+        faulty.calls()
+    };
+    let known = calls(faulty.kill());
+    let read = faulty.kill();
+    read.remove(&restore_dir(dir()).join(VERIFIED)).unwrap();
+    let read = calls(read);
+    assert!(read > 3 * known, "{read} calls, {known} of what is noted");
+    let most = known + (read - known) / 2;
+    let rounds = rounds_of_kills(&master, most);
+    assert!(rounds.is_some_and(|rounds| rounds > 2), "{rounds:?} of {most} of {read} calls");
 }
 
 /// What was verified is not believed of segments that are not there any more: another master's offer had
@@ -552,7 +589,7 @@ fn x_offers_that_alternate_are_never_mixed() {
             install_and_check(&env, next, false);
         }
     };
-    let is_noted = |faulty: &FaultEnv| faulty.exists(&dir().join("restore/verified")).unwrap();
+    let is_noted = |faulty: &FaultEnv| faulty.exists(&restore_dir(dir()).join(VERIFIED)).unwrap();
     let had_when = |call| killed_at(FaultEnv::new(), &one, call).0;
     let little = (1..1000).find(|call| is_noted(&had_when(*call))).unwrap();
     for had in [little, u64::MAX] {
