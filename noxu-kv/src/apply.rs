@@ -272,6 +272,13 @@ impl Machine {
         self.put_in_force(|_| Ok(content)).map(|()| true)
     }
 
+    /// Forgets what was made ahead, whole or in part.
+    pub(crate) fn discard_prepared(&self) -> Result<()> {
+        let mut prepared = self.prepared.lock();
+        *prepared = None;
+        self.core.view.table.discard_made()
+    }
+
     fn put_in_force(&self, make: impl FnOnce(&dyn Table) -> Result<SealedContent>) -> Result<()> {
         let core = &*self.core;
         let mut applier = core.applier.lock();

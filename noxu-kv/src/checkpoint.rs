@@ -10,15 +10,16 @@
 //! what follows, so that chunks have one place only. Only the newest version of each key is there, so two
 //! nodes that stream the same VLSN send the same bytes. The way between them has digests of its own.
 
-use std::io::Read;
+use std::io::{self, Read};
 
+use noxu_rep::sync::CheckpointSource;
 use noxu_util::checksum::{crc, crc_append};
-use noxu_util::codec::{Put, Reader};
+use noxu_util::codec::{CodecError, Put, Reader};
 use noxu_util::{Fingerprint, Term, Vlsn};
 
 use crate::error::{KvError, Result};
 use crate::snapshot::{Snapshot, SnapshotItems};
-use crate::table::{KeyRange, Mark, RESERVED_PREFIX, SealedContent, Table};
+use crate::table::{Ingest, KeyRange, Mark, RESERVED_PREFIX, SealedContent, Table};
 use crate::value::{Value, shown};
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -110,51 +111,65 @@ pub(crate) fn ingest(
     expected: Vlsn,
     source: &mut dyn Read,
 ) -> Result<SealedContent> {
-    let (mark, mut chunks) = Chunks::begin(source)?;
-    check(mark.vlsn == expected, || {
-        format!("it is of VLSN {}, one of VLSN {expected} was expected", mark.vlsn)
-    })?;
-    let mut ingest = table.ingest()?;
-    let mut pairs = 0u64;
-    let mut last: Option<Value> = None;
-    loop {
-        match chunks.next()? {
-            Chunk::Pairs(chunk) => {
-                let mut r = Reader::new(chunk);
-                while r.remaining() > 0 {
-                    let key_bytes = usize::from(r.u16("a key's length").map_err(bad)?);
-                    let value_bytes = r.u32("a value's length").map_err(bad)? as usize;
-                    check_lengths(key_bytes, value_bytes)?;
-                    let key = Value::from(r.bytes("a key", key_bytes).map_err(bad)?);
-                    let value = Value::from(r.bytes("a value", value_bytes).map_err(bad)?);
-                    check_order(&key, last.as_ref())?;
-                    last = Some(key.clone());
-                    pairs += 1;
-                    ingest.put(key, value)?;
-                }
-            }
-            Chunk::End { pairs: counted } => {
-                check(counted == pairs, || format!("{pairs} keys found, {counted} expected"))?;
-                return ingest.seal(mark);
-            }
+    let source = &mut Unplaced(source);
+    let made = Made::begin(expected, source)?;
+    made.go_on(table.ingest()?, source)
+}
+
+/// The same of checkpoint `id`, behind what was made of it before.
+pub(crate) fn ingest_of(
+    table: &dyn Table,
+    id: &[u8; 32],
+    expected: Vlsn,
+    source: &mut dyn CheckpointSource,
+) -> Result<SealedContent> {
+    let (mut content, noted) = table.ingest_of(id)?;
+    if let Some(noted) = noted {
+        let noted = Made::decode(&noted).ok().filter(|(made, _)| made.mark.vlsn == expected);
+        if let Some((made, place)) = noted
+            && source.go_on_at(&place).map_err(|cause| short("where it was left", &cause))?
+        {
+            return made.go_on(content, source);
         }
+        // It holds what nothing stands for.
+        drop(content);
+        table.discard_made()?;
+        content = table.ingest_of(id)?.0;
+    }
+    Made::begin(expected, source)?.go_on(content, source)
+}
+
+/// A source that can only be read from the front.
+struct Unplaced<'a>(&'a mut dyn Read);
+
+impl Read for Unplaced<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
     }
 }
 
-/// A checkpoint that is read, chunk by chunk.
-struct Chunks<'a> {
-    source: &'a mut dyn Read,
+impl CheckpointSource for Unplaced<'_> {
+    fn place(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn go_on_at(&mut self, _place: &[u8]) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// How much of a checkpoint was read: whole chunks.
+struct Made {
+    mark: Mark,
+    /// The checksum of the last chunk.
     crc: u32,
-    buffer: Vec<u8>,
+    pairs: u64,
+    last: Option<Value>,
 }
 
-enum Chunk<'a> {
-    Pairs(&'a [u8]),
-    End { pairs: u64 },
-}
-
-impl<'a> Chunks<'a> {
-    fn begin(source: &'a mut dyn Read) -> Result<(Mark, Self)> {
+impl Made {
+    /// Reads the header.
+    fn begin(expected: Vlsn, source: &mut dyn Read) -> Result<Self> {
         let mut header = [0; HEADER_BYTES];
         source.read_exact(&mut header).map_err(|cause| short("its header", &cause))?;
         let mut fields = Reader::new(&header);
@@ -173,12 +188,45 @@ impl<'a> Chunks<'a> {
         check(fields.u32("checksum").map_err(bad)? == computed, || {
             "its header's checksum does not match".to_owned()
         })?;
-        Ok((mark, Self { source, crc: computed, buffer: Vec::new() }))
+        check(mark.vlsn == expected, || {
+            format!("it is of VLSN {}, one of VLSN {expected} was expected", mark.vlsn)
+        })?;
+        Ok(Self { mark, crc: computed, pairs: 0, last: None })
     }
 
-    fn next(&mut self) -> Result<Chunk<'_>> {
+    /// Reads the chunks that follow, into `content`, and notes there how far it is.
+    fn go_on(
+        mut self,
+        mut content: Box<dyn Ingest + '_>,
+        source: &mut dyn CheckpointSource,
+    ) -> Result<SealedContent> {
+        let mut chunk = Vec::new();
+        while self.read_chunk(source, &mut chunk)? {
+            let mut r = Reader::new(&chunk);
+            while r.remaining() > 0 {
+                let key_bytes = usize::from(r.u16("a key's length").map_err(bad)?);
+                let value_bytes = r.u32("a value's length").map_err(bad)? as usize;
+                check_lengths(key_bytes, value_bytes)?;
+                let key = Value::from(r.bytes("a key", key_bytes).map_err(bad)?);
+                let value = Value::from(r.bytes("a value", value_bytes).map_err(bad)?);
+                check_order(&key, self.last.as_ref())?;
+                self.last = Some(key.clone());
+                self.pairs += 1;
+                content.put(key, value)?;
+            }
+            if content.is_note_due()
+                && let Some(place) = source.place()
+            {
+                content.note(&self.encode(&place))?;
+            }
+        }
+        content.seal(self.mark)
+    }
+
+    /// The pairs of the next chunk; false at the end.
+    fn read_chunk(&mut self, source: &mut dyn Read, chunk: &mut Vec<u8>) -> Result<bool> {
         let mut head = [0; CHUNK_HEAD_BYTES];
-        self.source.read_exact(&mut head).map_err(|cause| short("the next chunk", &cause))?;
+        source.read_exact(&mut head).map_err(|cause| short("the next chunk", &cause))?;
         let mut fields = Reader::new(&head);
         let bytes = fields.u32("a chunk's length").map_err(bad)?;
         let stored = fields.u32("a chunk's checksum").map_err(bad)?;
@@ -188,17 +236,47 @@ impl<'a> Chunks<'a> {
             format!("a chunk of {count} bytes found, at most {MAX_CHUNK_BYTES} expected")
         })?;
         // Memory grows with what arrives, not with what is announced.
-        self.buffer.clear();
-        let got = (&mut *self.source).take(count as u64).read_to_end(&mut self.buffer);
+        chunk.clear();
+        let got = source.take(count as u64).read_to_end(chunk);
         let got = got.map_err(|cause| short("a chunk", &cause))?;
         check(got == count, || format!("it ends inside a chunk: {got} of {count} bytes"))?;
-        self.crc = crc_append(crc_append(self.crc, &bytes.to_le_bytes()), &self.buffer);
+        self.crc = crc_append(crc_append(self.crc, &bytes.to_le_bytes()), chunk);
         check(stored == self.crc, || "a chunk's checksum does not match its content".to_owned())?;
         if is_end {
-            let pairs = Reader::new(&self.buffer).u64("the number of keys").map_err(bad)?;
-            return Ok(Chunk::End { pairs });
+            let (counted, pairs) =
+                (Reader::new(chunk).u64("the number of keys").map_err(bad)?, self.pairs);
+            check(counted == pairs, || format!("{pairs} keys found, {counted} expected"))?;
         }
-        Ok(Chunk::Pairs(&self.buffer))
+        Ok(!is_end)
+    }
+
+    /// As it is noted, with where its source is.
+    fn encode(&self, place: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mark = self.mark.encode();
+        out.put_u16(mark.len() as u16);
+        out.put_bytes(&mark);
+        out.put_u32(self.crc);
+        out.put_u64(self.pairs);
+        let last = self.last.as_deref().unwrap_or_default();
+        out.put_u32(last.len() as u32);
+        out.put_bytes(last);
+        out.put_bytes(place);
+        out
+    }
+
+    /// What was noted, and where its source was.
+    fn decode(noted: &[u8]) -> std::result::Result<(Self, Vec<u8>), CodecError> {
+        let mut r = Reader::new(noted);
+        let mark_bytes = usize::from(r.u16("length of the mark")?);
+        let mark = Mark::decode(r.bytes("mark", mark_bytes)?)?;
+        let (crc, pairs) = (r.u32("checksum")?, r.u64("pairs")?);
+        let last_bytes = r.u32("length of the last key")? as usize;
+        let last = r.bytes("last key", last_bytes)?;
+        let last = (!last.is_empty()).then(|| Value::from(last));
+        let left = r.remaining();
+        let place = r.bytes("place", left)?.to_vec();
+        Ok((Self { mark, crc, pairs, last }, place))
     }
 }
 
@@ -227,7 +305,7 @@ fn check(lawful: bool, cause: impl FnOnce() -> String) -> Result<()> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a function to map errors with")]
-fn bad(cause: noxu_util::codec::CodecError) -> KvError {
+fn bad(cause: CodecError) -> KvError {
     KvError::BadCheckpoint { cause: cause.to_string() }
 }
 
@@ -280,6 +358,92 @@ mod tests {
                 return out;
             }
         }
+    }
+
+    /// One that ends with an error once so many bytes were read.
+    struct Cut<'a> {
+        bytes: &'a [u8],
+        left: usize,
+    }
+
+    impl Read for Cut<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.left == 0 {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let most = buf.len().min(self.left);
+            let read = self.bytes.read(&mut buf[..most])?;
+            self.left -= read;
+            Ok(read)
+        }
+    }
+
+    impl CheckpointSource for Cut<'_> {
+        fn place(&self) -> Option<Vec<u8>> {
+            self.bytes.place()
+        }
+
+        fn go_on_at(&mut self, place: &[u8]) -> io::Result<bool> {
+            self.bytes.go_on_at(place)
+        }
+    }
+
+    /// Each time a process comes less far than the whole checkpoint, and is killed.
+    #[test]
+    fn what_was_made_of_a_checkpoint_is_not_made_again() {
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = (0..4000u32)
+            .map(|n| (format!("key{n:05}").into_bytes(), vec![n as u8; (n % 1500) as usize]))
+            .collect();
+        let borrowed: Vec<(&[u8], Vec<u8>)> =
+            pairs.iter().map(|(k, v)| (k.as_slice(), v.clone())).collect();
+        let whole = stream(&borrowed, 44, usize::MAX);
+        let dir = tempfile::tempdir().unwrap();
+        let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(400 << 10);
+        let at = Vlsn::new(44);
+        let most = 900 << 10;
+        let mut lives = 0;
+        let (table, made) = loop {
+            lives += 1;
+            let table = open();
+            let mut source = Cut { bytes: &whole, left: most };
+            match ingest_of(&table, &[7; 32], at, &mut source) {
+                Ok(made) => break (table, made),
+                Err(cause) => assert!(cause.to_string().contains("abort"), "{cause}"),
+            }
+            assert!(lives < 20, "it does not get further");
+        };
+        assert!(lives >= 4, "{lives}");
+        table.adopt(made).unwrap();
+        assert!(contents(&table, 44) == pairs);
+        drop(table);
+        assert!(contents(&open(), 44) == pairs);
+    }
+
+    #[test]
+    fn a_place_that_the_source_does_not_know_and_another_vlsn_begin_anew() {
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> =
+            (0..900u32).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; 1000])).collect();
+        let borrowed: Vec<(&[u8], Vec<u8>)> =
+            pairs.iter().map(|(k, v)| (k.as_slice(), v.clone())).collect();
+        let whole = stream(&borrowed, 44, usize::MAX);
+        let dir = tempfile::tempdir().unwrap();
+        let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(300 << 10);
+        let at = Vlsn::new(44);
+        let begin = |table: &LsmTable| {
+            let mut source = Cut { bytes: &whole, left: whole.len() - 1 };
+            assert!(ingest_of(table, &[7; 32], at, &mut source).is_err());
+            assert!(table.ingest_of(&[7; 32]).unwrap().1.is_some(), "something is noted");
+        };
+        let table = open();
+        begin(&table);
+        let made = ingest_of(&table, &[7; 32], at, &mut Unplaced(&mut whole.as_slice())).unwrap();
+        table.adopt(made).unwrap();
+        assert!(contents(&table, 44) == pairs);
+        begin(&table);
+        let later = stream(&borrowed[..500], 45, usize::MAX);
+        let made = ingest_of(&table, &[7; 32], Vlsn::new(45), &mut later.as_slice()).unwrap();
+        table.adopt(made).unwrap();
+        assert!(contents(&table, 45) == pairs[..500]);
     }
 
     fn contents(table: &dyn Table, at: i64) -> Vec<(Vec<u8>, Vec<u8>)> {

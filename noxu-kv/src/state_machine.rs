@@ -4,11 +4,11 @@ use std::io::Read;
 
 use noxu_log::{Entry, EntryRun};
 use noxu_rep::sync::ranges::RangedState;
-use noxu_rep::sync::{Checkpoint, LogReader, StateMachine};
+use noxu_rep::sync::{Checkpoint, CheckpointSource, LogReader, StateMachine};
 use noxu_util::Vlsn;
 
 use crate::apply::{LogEntry, Machine};
-use crate::checkpoint::{CheckpointStream, ingest};
+use crate::checkpoint::{CheckpointStream, ingest, ingest_of};
 use crate::error::KvError;
 use crate::table::Mark;
 
@@ -60,8 +60,17 @@ impl StateMachine for Machine {
         self.replace(|table| ingest(table, vlsn, source)).map_err(report)
     }
 
-    fn prepare_checkpoint(&self, id: &[u8; 32], vlsn: Vlsn, source: &mut dyn Read) -> Result<()> {
-        self.prepare(id, |table| ingest(table, vlsn, source)).map_err(report)
+    fn prepare_checkpoint(
+        &self,
+        id: &[u8; 32],
+        vlsn: Vlsn,
+        source: &mut dyn CheckpointSource,
+    ) -> Result<()> {
+        self.prepare(id, |table| ingest_of(table, id, vlsn, source)).map_err(report)
+    }
+
+    fn discard_prepared(&self) -> Result<()> {
+        Self::discard_prepared(self).map_err(report)
     }
 
     fn install_prepared(&self, id: &[u8; 32]) -> Result<bool> {

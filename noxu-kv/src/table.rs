@@ -128,8 +128,19 @@ pub(crate) trait Table: Send + Sync {
     fn range(&self, range: &KeyRange, at: Vlsn) -> Items;
 
     /// Begins to make new content. The present one stays as it is until [`Table::adopt`]; what was
-    /// sealed before and not adopted is gone.
+    /// made before and not adopted is gone.
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>>;
+
+    /// Goes on with the content that was made of `id`, behind what was last noted ([`Ingest::note`]), which
+    /// comes along; or begins to make it.
+    fn ingest_of(&self, _id: &[u8; 32]) -> Result<(Box<dyn Ingest + '_>, Option<Vec<u8>>)> {
+        Ok((self.ingest()?, None))
+    }
+
+    /// Removes what was made and not adopted.
+    fn discard_made(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Replaces the whole content by the one sealed last, durably, in one step that a crash leaves
     /// either wholly done or not done at all. A crash before forgets what was sealed.
@@ -151,6 +162,17 @@ pub(crate) struct SealedContent {
 pub(crate) trait Ingest {
     /// Adds a key; keys come in ascending order.
     fn put(&mut self, key: Value, value: Value) -> Result<()>;
+
+    /// Whether it is worth while to note how far it is.
+    fn is_note_due(&self) -> bool {
+        false
+    }
+
+    /// Makes what was put durable, and then `progress`, which stands for it. What is put after a crash is what
+    /// comes behind it, once more.
+    fn note(&mut self, _progress: &[u8]) -> Result<()> {
+        Ok(())
+    }
 
     /// Writes versions over what was put, each newer than all that is there of its key; leaves `batch`
     /// empty. Nothing is put any more.

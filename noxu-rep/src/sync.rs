@@ -8,6 +8,8 @@ pub mod method;
 pub mod ranges;
 pub mod stream;
 
+use std::io::{self, Read};
+
 use noxu_log::{EntryRun, Log};
 use noxu_util::{NULL_VLSN, Vlsn};
 
@@ -53,12 +55,14 @@ pub trait StateMachine: Send + Sync {
     /// another one, and is of no use unless it is whole. Default: nothing is read.
     ///
     /// It spares a node the time in which it would neither hold what its master writes nor be fed it:
-    /// where that is long, its place in the master's log may be lost, and all be in vain.
+    /// where that is long, its place in the master's log may be lost, and all be in vain. Called anew for
+    /// the same snapshot after a crash: a machine that has kept a [`CheckpointSource::place`] with what came
+    /// before it goes on from there, and a node that is killed every few seconds still ends.
     fn prepare_checkpoint(
         &self,
         id: &[u8; 32],
         vlsn: Vlsn,
-        source: &mut dyn std::io::Read,
+        source: &mut dyn CheckpointSource,
     ) -> Result<()> {
         let _ = (id, vlsn, source);
         Ok(())
@@ -71,8 +75,14 @@ pub trait StateMachine: Send + Sync {
         Ok(false)
     }
 
+    /// What was prepared, whole or in part, is of no use any more. Called when a node starts that restores
+    /// nothing. Default: nothing is kept.
+    fn discard_prepared(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Replaces all state by the snapshot in `source`, taken at `vlsn`.
-    fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn std::io::Read) -> Result<()>;
+    fn install_checkpoint(&self, vlsn: Vlsn, source: &mut dyn Read) -> Result<()>;
 
     /// Its state as pairs of keys and values, if it is that: then it can be given by ranges of keys
     /// ([`ranges::RangeSync`]).
@@ -94,6 +104,36 @@ pub trait Checkpoint: Send {
 
     /// Appends at most `max` bytes to `buf`. False once the snapshot has ended.
     fn read(&mut self, buf: &mut Vec<u8>, max: usize) -> Result<bool>;
+}
+
+/// A snapshot of a state machine on its way in: bytes from the front on, or from a place further on.
+pub trait CheckpointSource: Read {
+    /// Stands for the next byte, in this source and in any later one of the same snapshot; `None` if nobody
+    /// can go on there.
+    fn place(&self) -> Option<Vec<u8>>;
+
+    /// Goes on at a place that an earlier source of the same snapshot gave, instead of its front. False if
+    /// that cannot be; then nothing was read. Called before anything is read.
+    ///
+    /// # Errors
+    /// As [`Read::read`].
+    fn go_on_at(&mut self, place: &[u8]) -> io::Result<bool>;
+}
+
+/// A place is how many bytes follow it.
+impl CheckpointSource for &[u8] {
+    fn place(&self) -> Option<Vec<u8>> {
+        Some((self.len() as u64).to_le_bytes().to_vec())
+    }
+
+    fn go_on_at(&mut self, place: &[u8]) -> io::Result<bool> {
+        let left = place.try_into().map(u64::from_le_bytes);
+        let skipped = left.ok().and_then(|left| self.len().checked_sub(left as usize));
+        if let Some(skipped) = skipped {
+            *self = &self[skipped..];
+        }
+        Ok(skipped.is_some())
+    }
 }
 
 /// A snapshot of a state machine that is small enough to be held in memory.

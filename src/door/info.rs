@@ -95,6 +95,7 @@ fn replication_lines(status: &Status, restore_pending: bool) -> Vec<Line> {
             lines.push(line("restore_seconds_left", left.as_secs().to_string()));
         }
         lines.push(line("restore_checkpoint_bytes", restore.checkpoint_bytes.to_string()));
+        lines.push(line("restore_checkpoint_reused", restore.checkpoint_reused.to_string()));
         lines.push(line("restore_live_entries", restore.live_entries.to_string()));
         for source in &restore.sources {
             let given = format!("{} blocks, {} bytes", source.blocks, source.bytes);

@@ -18,10 +18,19 @@
 //! `current` names the tree in force, `tree-<n>/` are the library's files. A checkpoint is ingested
 //! into a new `tree-<n>` and put in force by renaming a new `current`; other trees are leftovers of
 //! a crash and removed at open.
+//!
+//! `making` names the checkpoint that is being ingested, its tree, and how far it is.
+//!
+//! # Crash argument of `making`
+//! - It is written, aside and renamed, when everything that it stands for is durable in its tree.
+//! - A crash before it is written leaves pairs in the tree that it does not stand for. They are put again,
+//!   in a newer run, with the same values: it is the same checkpoint.
+//! - Nobody reads the tree before `current` names it, and it is not named before its mark is in it, which
+//!   goes last. After that `making` names the tree in force, and is rubbish.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +40,7 @@ use lsm_tree::config::{CompressionPolicy, PinningPolicy};
 use lsm_tree::{AbstractTree, Cache, CompressionType, Config, Guard, SequenceNumberCounter, Tree};
 use noxu_util::Vlsn;
 use noxu_util::checksum::crc;
-use noxu_util::codec::{Put, Reader};
+use noxu_util::codec::{CodecError, Put, Reader};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
@@ -44,6 +53,8 @@ use crate::value::Value;
 pub(crate) struct LsmTable {
     dir: PathBuf,
     cache: Arc<Cache>,
+    /// Bytes collected before an ingest writes them to disk.
+    ingest_bytes: usize,
     live: RwLock<Arc<Live>>,
 }
 
@@ -110,18 +121,47 @@ impl LsmTable {
             number
         } else {
             // Made in full before `current` names it; a crash between leaves a leftover.
-            remove_other_trees(dir, None)?;
+            remove_other_trees(dir, None, None)?;
             drop(open_tree(dir, FIRST_TREE, &cache)?);
             write_current(dir, FIRST_TREE)?;
             FIRST_TREE
         };
-        remove_other_trees(dir, Some(number))?;
+        let making = Making::load(dir)?.filter(|making| making.number == number + 1);
+        if making.is_none() {
+            Making::remove(dir)?;
+        }
+        remove_other_trees(dir, Some(number), making.map(|making| making.number))?;
         let live = Arc::new(open_tree(dir, number, &cache)?);
-        Ok(Self { dir: dir.to_owned(), cache, live: RwLock::new(live) })
+        let (dir, ingest_bytes) = (dir.to_owned(), INGEST_BYTES);
+        Ok(Self { dir, cache, ingest_bytes, live: RwLock::new(live) })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_ingest_bytes(self, ingest_bytes: usize) -> Self {
+        Self { ingest_bytes, ..self }
     }
 
     fn live(&self) -> Arc<Live> {
         Arc::clone(&self.live.read())
+    }
+
+    /// Goes on with the tree of new content, or begins with it; `is_noted` if it is worth something already.
+    fn begin_ingest(&self, of: Option<[u8; 32]>, is_noted: bool) -> Result<LsmIngest> {
+        let number = self.live().number + 1;
+        let live = open_tree(&self.dir, number, &self.cache)?;
+        let path = (!is_noted).then(|| tree_path(&self.dir, number));
+        let unsealed = UnsealedTree { path };
+        let (dir, most_bytes, pending) = (self.dir.clone(), self.ingest_bytes, Vec::new());
+        Ok(LsmIngest {
+            live,
+            unsealed,
+            dir,
+            of,
+            most_bytes,
+            pending,
+            pending_bytes: 0,
+            unnoted_bytes: 0,
+        })
     }
 }
 
@@ -206,14 +246,29 @@ impl Table for LsmTable {
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest + '_>> {
-        let number = self.live().number + 1;
-        let path = tree_path(&self.dir, number);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(io_error(&path))?;
+        self.discard_made()?;
+        Ok(Box::new(self.begin_ingest(None, false)?))
+    }
+
+    fn ingest_of(&self, id: &[u8; 32]) -> Result<(Box<dyn Ingest + '_>, Option<Vec<u8>>)> {
+        let making = Making::load(&self.dir)?.filter(|making| {
+            (&making.id, making.number) == (id, self.live().number + 1)
+                && tree_path(&self.dir, making.number).exists()
+        });
+        if making.is_none() {
+            self.discard_made()?;
         }
-        let live = open_tree(&self.dir, number, &self.cache)?;
-        let unsealed = UnsealedTree { path: Some(tree_path(&self.dir, live.number)) };
-        Ok(Box::new(LsmIngest { live, unsealed, pending: Vec::new(), pending_bytes: 0 }))
+        let ingest = self.begin_ingest(Some(*id), making.is_some())?;
+        Ok((Box::new(ingest), making.map(|making| making.progress)))
+    }
+
+    fn discard_made(&self) -> Result<()> {
+        Making::remove(&self.dir)?;
+        let path = tree_path(&self.dir, self.live().number + 1);
+        match fs::remove_dir_all(&path) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(io_error(&path)(cause)),
+            _ => Ok(()),
+        }
     }
 
     fn adopt(&self, sealed: SealedContent) -> Result<()> {
@@ -229,7 +284,7 @@ impl Table for LsmTable {
         if let Err(cause) = fs::remove_dir_all(&old_path) {
             tracing::debug!(path = %old_path.display(), "a leftover that the next open removes: {cause}");
         }
-        Ok(())
+        Making::remove(&self.dir)
     }
 
     fn disk_usage(&self) -> (u64, usize) {
@@ -276,24 +331,46 @@ impl DoubleEndedIterator for LsmItems {
 struct LsmIngest {
     live: Live,
     unsealed: UnsealedTree,
+    /// The table's directory.
+    dir: PathBuf,
+    /// The checkpoint that it is made of, if it may be gone on with.
+    of: Option<[u8; 32]>,
+    /// Bytes collected before they are written.
+    most_bytes: usize,
     pending: Vec<(Value, Value)>,
     pending_bytes: usize,
+    unnoted_bytes: usize,
 }
 
 impl Ingest for LsmIngest {
     fn put(&mut self, key: Value, value: Value) -> Result<()> {
         self.pending_bytes += key.len() + value.len();
+        self.unnoted_bytes += key.len() + value.len();
         self.pending.push((key, value));
-        if self.pending_bytes >= INGEST_BYTES {
+        if self.pending_bytes >= self.most_bytes {
             self.write_pending()?;
         }
+        Ok(())
+    }
+
+    fn is_note_due(&self) -> bool {
+        // Before they are written where nobody can go on, if that can be.
+        self.of.is_some() && self.unnoted_bytes >= self.most_bytes / 16 * 15
+    }
+
+    fn note(&mut self, progress: &[u8]) -> Result<()> {
+        let Some(id) = self.of else { return Ok(()) };
+        self.write_pending()?;
+        let making = Making { id, number: self.live.number, progress: progress.to_vec() };
+        making.save(&self.dir)?;
+        (self.unsealed.path, self.unnoted_bytes) = (None, 0);
         Ok(())
     }
 
     fn write_over(&mut self, batch: &mut Vec<Version>) -> Result<()> {
         self.write_pending()?;
         insert(&self.live.tree, batch);
-        if self.live.tree.active_memtable().size() >= INGEST_BYTES as u64 {
+        if self.live.tree.active_memtable().size() >= self.most_bytes as u64 {
             self.live.stamps.set(0);
             self.live.tree.flush_active_memtable(0)?;
         }
@@ -312,8 +389,7 @@ impl Ingest for LsmIngest {
     }
 }
 
-/// A tree that is worth nothing before it is sealed: it is removed if that does not come about, as on a
-/// full disk, whose room it takes.
+/// A tree that is worth nothing before it is sealed, or noted: it is removed if that does not come about.
 struct UnsealedTree {
     path: Option<PathBuf>,
 }
@@ -411,7 +487,7 @@ fn read_current(dir: &Path) -> Result<Option<u64>> {
     let path = dir.join(CURRENT);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(io_error(&path)(cause)),
     };
     let bad = |cause: String| KvError::BadState { path: path.display().to_string(), cause };
@@ -423,7 +499,7 @@ fn read_current(dir: &Path) -> Result<Option<u64>> {
         Ok((magic, number, stored, reader.clone().finish("the file")?))
     };
     let (magic, number, stored, ()) =
-        fields().map_err(|cause: noxu_util::codec::CodecError| bad(cause.to_string()))?;
+        fields().map_err(|cause: CodecError| bad(cause.to_string()))?;
     if magic != *CURRENT_MAGIC {
         return Err(bad(format!("magic {magic:02x?} found, {CURRENT_MAGIC:02x?} expected")));
     }
@@ -434,15 +510,20 @@ fn read_current(dir: &Path) -> Result<Option<u64>> {
     Ok(Some(number))
 }
 
-/// Puts a tree in force: written aside, synced, renamed, directory synced.
+/// Puts a tree in force.
 fn write_current(dir: &Path, number: u64) -> Result<()> {
     let mut bytes = CURRENT_MAGIC.to_vec();
     bytes.put_u64(number);
     bytes.put_u32(crc(&bytes));
-    let (path, temporary) = (dir.join(CURRENT), dir.join(CURRENT_TEMPORARY));
+    write_whole(dir, CURRENT, &bytes)
+}
+
+/// Writes a file: aside, synced, renamed, directory synced.
+fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.new")));
     let write = || {
         let mut file = fs::File::create(&temporary)?;
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         fs::File::open(dir)?.sync_all()
@@ -450,15 +531,74 @@ fn write_current(dir: &Path, number: u64) -> Result<()> {
     write().map_err(io_error(&path))
 }
 
-/// Removes trees that are not in force: what a crash in the middle of an install left.
-fn remove_other_trees(dir: &Path, keep: Option<u64>) -> Result<()> {
+/// Content under construction that can be gone on with.
+struct Making {
+    /// The checkpoint.
+    id: [u8; 32],
+    /// Its tree.
+    number: u64,
+    /// What stands for the pairs that are in it, to whoever made them.
+    progress: Vec<u8>,
+}
+
+impl Making {
+    fn save(&self, dir: &Path) -> Result<()> {
+        let mut bytes = MAKING_MAGIC.to_vec();
+        bytes.put_bytes(&self.id);
+        bytes.put_u64(self.number);
+        bytes.put_u32(self.progress.len() as u32);
+        bytes.put_bytes(&self.progress);
+        bytes.put_u32(crc(&bytes));
+        write_whole(dir, MAKING, &bytes)
+    }
+
+    /// What is noted; a note that cannot be read is none.
+    fn load(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(MAKING);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(io_error(&path)(cause)),
+        };
+        Ok(Self::decode(&bytes).ok())
+    }
+
+    fn decode(bytes: &[u8]) -> std::result::Result<Self, CodecError> {
+        let bad = |what| CodecError::OutOfRange { what, found: String::new(), expected: "" };
+        let mut r = Reader::new(bytes);
+        if r.array::<4>("magic")? != *MAKING_MAGIC {
+            return Err(bad("magic"));
+        }
+        let (id, number) = (r.array("checkpoint")?, r.u64("tree number")?);
+        let length = r.u32("length")? as usize;
+        let progress = r.bytes("progress", length)?.to_vec();
+        let stored = r.u32("checksum")?;
+        r.finish("the file")?;
+        if stored != crc(&bytes[..bytes.len() - 4]) {
+            return Err(bad("checksum"));
+        }
+        Ok(Self { id, number, progress })
+    }
+
+    fn remove(dir: &Path) -> Result<()> {
+        let path = dir.join(MAKING);
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(io_error(&path)(cause)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes trees that are neither in force nor noted: what a crash in the middle of an install left.
+fn remove_other_trees(dir: &Path, current: Option<u64>, making: Option<u64>) -> Result<()> {
     for found in fs::read_dir(dir).map_err(io_error(dir))? {
         let found = found.map_err(io_error(dir))?;
         let name = found.file_name();
         let Some(number) = name.to_str().and_then(|name| name.strip_prefix(TREE_PREFIX)) else {
             continue;
         };
-        if number.parse().ok() != keep || keep.is_none() {
+        let number = number.parse().ok();
+        if number.is_none() || ![current, making].contains(&number) {
             let path = found.path();
             fs::remove_dir_all(&path).map_err(io_error(&path))?;
         }
@@ -471,8 +611,9 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> KvError + '_ {
 }
 
 const CURRENT: &str = "current";
-const CURRENT_TEMPORARY: &str = "current.new";
 const CURRENT_MAGIC: &[u8; 4] = b"NKV1";
+const MAKING: &str = "making";
+const MAKING_MAGIC: &[u8; 4] = b"NKM1";
 const TREE_PREFIX: &str = "tree-";
 const FIRST_TREE: u64 = 1;
 
@@ -502,6 +643,74 @@ mod tests {
         assert_eq!(trees(), before + 1);
         drop(ingest);
         assert_eq!(trees(), before);
+    }
+
+    fn note_of(dir: &Path) -> Option<Vec<u8>> {
+        fs::read(dir.join(MAKING)).ok()
+    }
+
+    /// Puts these keys, each part noted by its number; how many parts, and what was noted before.
+    fn make(table: &LsmTable, id: u8, parts: std::ops::Range<u8>) -> Option<Vec<u8>> {
+        let (mut ingest, noted) = table.ingest_of(&[id; 32]).unwrap();
+        for part in parts {
+            for n in 0..10u8 {
+                ingest.put(Value::from(vec![5, part, n]), vec![part; 960].into()).unwrap();
+            }
+            assert!(ingest.is_note_due());
+            ingest.note(&[part]).unwrap();
+        }
+        noted
+    }
+
+    #[test]
+    fn what_was_noted_is_gone_on_with_and_what_was_put_behind_it_is_put_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(10_000);
+        assert_eq!(make(&open(), 1, 0..3), None);
+        let earlier = note_of(dir.path()).unwrap();
+        assert_eq!(make(&open(), 1, 3..5), Some(vec![2]));
+        // The crash came before the last note.
+        fs::write(dir.path().join(MAKING), earlier).unwrap();
+        let table = open();
+        assert_eq!(make(&table, 1, 3..6), Some(vec![2]));
+        let (ingest, noted) = table.ingest_of(&[1; 32]).unwrap();
+        assert_eq!(noted, Some(vec![5]));
+        let mark = Mark { vlsn: Vlsn::new(7), ..Mark::default() };
+        table.adopt(ingest.seal(mark).unwrap()).unwrap();
+        assert_eq!((note_of(dir.path()), table.flushed()), (None, mark));
+        drop(table);
+        let keys: Vec<_> = open()
+            .range(&KeyRange::everything(), Vlsn::new(7))
+            .map(|item| item.map(|(key, value)| (key[1], key[2], value[0])).unwrap())
+            .collect();
+        let expected: Vec<_> =
+            (0..6).flat_map(|part| (0..10).map(move |n| (part, n, part))).collect();
+        assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn another_checkpoint_a_bad_note_and_a_discarded_one_begin_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(10_000);
+        let trees = || {
+            let names = fs::read_dir(dir.path()).unwrap().map(|found| found.unwrap().file_name());
+            names.filter(|name| name.to_str().unwrap().starts_with(TREE_PREFIX)).count()
+        };
+        make(&open(), 1, 0..2);
+        assert_eq!((trees(), open().dir.exists()), (2, true), "an open leaves what is noted");
+        assert_eq!(make(&open(), 2, 0..1), None);
+        let mut bad = note_of(dir.path()).unwrap();
+        bad[20] ^= 1;
+        fs::write(dir.path().join(MAKING), bad).unwrap();
+        let table = open();
+        assert_eq!((trees(), note_of(dir.path())), (1, None));
+        assert_eq!(make(&table, 2, 0..2), None);
+        table.discard_made().unwrap();
+        assert_eq!((trees(), note_of(dir.path())), (1, None));
+        assert_eq!(make(&table, 2, 0..2), None);
+        // Content of something else takes its place.
+        drop(table.ingest().unwrap());
+        assert_eq!((trees(), note_of(dir.path())), (1, None));
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub fn recover(
     if env.exists(&dir).map_err(|e| LogError::io("look for", &dir, e))? {
         env.remove_dir_all(&dir).map_err(|e| LogError::io("remove", &dir, e))?;
     }
+    machine.discard_prepared()?;
     Ok(Recovered::Nothing)
 }
 

@@ -4,7 +4,9 @@
 //! 1. From followers only: the master gives nothing of segments and state.
 //! 2. The restoring node is killed over and over, while clients write: it ends, and no more is fetched
 //!    twice than was not synced.
-//! 3. Clients write without pause, the log's window is small, the copy is slow: the master's log stays
+//! 3. The same, with a log whose front is gone: the state comes too, and what was made of it before a kill
+//!    is not made again.
+//! 4. Clients write without pause, the log's window is small, the copy is slow: the master's log stays
 //!    within the window, and the restored node becomes master.
 //!
 //! After each of them everything that was acknowledged is at the restored node.
@@ -78,6 +80,8 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 20;
 const MOST_KILLS: u32 = 1000;
 /// Blocks that come between the one that is one too many unsynced and the sync: a turn of each source.
 const TURN_BLOCKS: u64 = 8 * 4;
+/// Bytes of a state between two syncs, and one answer.
+const STATE_UNSYNCED_BYTES: u64 = (16 + 1) << 20;
 
 impl Restore {
     pub(super) fn run(self) -> Result<(), CliError> {
@@ -123,6 +127,44 @@ struct Trial<'a> {
     written: Vec<Series>,
 }
 
+/// What the kills of a restore cost.
+#[derive(Debug, Default)]
+struct Killed {
+    times: u32,
+    /// Where it was when it was over.
+    end: Far,
+    /// Blocks of the log, and bytes of the state, that were fetched twice.
+    blocks: Twice,
+    state: Twice,
+}
+
+#[derive(Debug, Default)]
+struct Twice {
+    sum: u64,
+    /// For one kill.
+    worst: u64,
+}
+
+impl Killed {
+    /// A session was `before` when it was killed; the next one is `far`. Returns what is there now.
+    fn note(&mut self, before: Far, far: Far) -> Far {
+        self.blocks.add(before.done.saturating_sub(far.reused));
+        if far.checkpoint == 0 {
+            // Of the state nothing is said before the log is there.
+            return Far { checkpoint: before.checkpoint, ..far };
+        }
+        self.state.add(before.checkpoint.saturating_sub(far.checkpoint_reused));
+        far
+    }
+}
+
+impl Twice {
+    fn add(&mut self, lost: u64) {
+        self.sum += lost;
+        self.worst = self.worst.max(lost);
+    }
+}
+
 const N1: usize = 0;
 const N2: usize = 1;
 const N3: usize = 2;
@@ -145,7 +187,9 @@ impl<'a> Trial<'a> {
         self.spare_master()?;
         print_line!("2. n3 is restored and killed every {} s (SIGKILL)", self.order.kill_every)?;
         self.killed()?;
-        print_line!("3. n3 is restored slowly, while clients write and the log's window is small")?;
+        print_line!("3. the same, with a log so short that the state comes too")?;
+        self.killed_with_state()?;
+        print_line!("4. n3 is restored slowly, while clients write and the log's window is small")?;
         self.beside_writers()?;
         for which in [N1, N2, N3] {
             self.nodes[which].stop()?;
@@ -283,39 +327,31 @@ impl<'a> Trial<'a> {
         })
     }
 
-    fn killed(&mut self) -> Result<(), CliError> {
-        self.settle()?;
+    /// Orders a restore of n3, of about so many bytes, which is started with `further` and killed over and
+    /// over, while clients write.
+    fn kill_until_restored(&mut self, bytes: u64, further: &[String]) -> Result<Killed, CliError> {
         let every = Duration::from_secs_f64(self.order.kill_every);
-        let batch = self.sync_bytes() / BLOCK_BYTES + TURN_BLOCKS;
         // So slow that it takes as many kills.
         let time = every.as_secs_f64() * f64::from(self.order.kills);
-        let rate_of_all = ((self.order.bytes as f64 / time) as u64).max(1);
-        let peers = [self.nodes[N1].peer_addr.clone(), self.nodes[N2].peer_addr.clone()];
-        let sync = self.sync_bytes().to_string();
-        let rate = rate_of_all.to_string();
-        let arguments = [
-            "--peer",
-            &peers[0],
-            "--peer",
-            &peers[1],
-            "--priority",
-            "5",
-            "--restore-sync",
-            &sync,
-            "--restore-rate",
-            &rate,
-            "--keep-bytes=1048576GiB",
-            "--max-log-bytes=1048576GiB",
+        let rate = ((bytes as f64 / time) as u64).max(1);
+        let mut arguments = vec![
+            format!("--peer={}", self.nodes[N1].peer_addr),
+            format!("--peer={}", self.nodes[N2].peer_addr),
+            "--priority=5".to_owned(),
+            format!("--restore-sync={}", self.sync_bytes()),
+            format!("--restore-rate={rate}"),
         ];
+        arguments.extend_from_slice(further);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.nodes[N3].stop()?;
         self.nodes[N3].start(&arguments)?;
         self.order_restore()?;
         // What is written is restored too, and stays on three disks: it is not to become most of it,
         // however long a disk takes.
         let pace = (self.order.bytes / WRITTEN_SECONDS / WRITERS as u64).max(1);
-        let (kills, twice, worst, blocks) = self.while_writing(pace, |nodes, _| {
+        let killed = self.while_writing(pace, |nodes, _| {
             let n3 = &mut nodes[N3];
-            let (mut kills, mut twice, mut worst, mut before) = (0, 0, 0, None::<Far>);
+            let (mut killed, mut before) = (Killed::default(), None::<Far>);
             loop {
                 let began = Instant::now();
                 let seen = Cell::new(None);
@@ -331,49 +367,81 @@ impl<'a> Trial<'a> {
                     Some(info) => Far::of(info),
                     None => seen.get(),
                 };
-                if let (Some(before), Some(far)) = (before, far) {
-                    let lost = before.done.saturating_sub(far.reused);
-                    twice += lost;
-                    worst = worst.max(lost);
-                }
+                before = match (before, far) {
+                    (Some(before), Some(far)) => Some(killed.note(before, far)),
+                    (before, far) => far.or(before),
+                };
                 if ended.is_some() {
-                    let total = far.or(before).unwrap_or_default().total;
-                    return Ok((kills, twice, worst, total));
+                    killed.end = before.unwrap_or_default();
+                    return Ok(killed);
                 }
-                before = far.or(before);
                 n3.kill();
-                kills += 1;
-                if kills > MOST_KILLS {
-                    return Err(CliError::Differs(format!("not restored after {kills} kills")));
+                killed.times += 1;
+                if killed.times > MOST_KILLS {
+                    return Err(CliError::Differs(format!(
+                        "not restored after {} kills",
+                        killed.times
+                    )));
                 }
                 n3.start(&arguments)?;
             }
         })?;
-        say!("restored after {kills} kills: {blocks} blocks of the log at last")?;
-        say!(
-            "{twice} blocks fetched twice, {worst} at most for one kill; unsynced are at most {batch}"
-        )?;
-        if worst > batch {
-            return Err(CliError::Differs(format!(
-                "a kill cost {worst} blocks, of which at most {batch} were not synced"
-            )));
-        }
-        if kills == 0 {
+        if killed.times == 0 {
             return Err(CliError::Failed("the restore was over before the first kill".to_owned()));
+        }
+        Ok(killed)
+    }
+
+    fn killed(&mut self) -> Result<(), CliError> {
+        self.settle()?;
+        let all = ["--keep-bytes=1048576GiB".to_owned(), "--max-log-bytes=1048576GiB".to_owned()];
+        let Killed { times, end, blocks: Twice { sum, worst }, .. } =
+            self.kill_until_restored(self.order.bytes, &all)?;
+        let most = self.sync_bytes() / BLOCK_BYTES + TURN_BLOCKS;
+        say!("restored after {times} kills: {} blocks of the log at last", end.total)?;
+        say!(
+            "{sum} blocks fetched twice, {worst} at most for one kill; unsynced are at most {most}"
+        )?;
+        if worst > most {
+            return Err(CliError::Differs(format!(
+                "a kill cost {worst} blocks, of which at most {most} were not synced"
+            )));
         }
         self.check()
     }
 
-    fn beside_writers(&mut self) -> Result<(), CliError> {
-        let segment = self.segment_bytes();
-        let window = self.order.window.unwrap_or(self.order.bytes / 4).max(8 * segment);
-        let small =
-            vec![format!("--keep-bytes={}", 2 * segment), format!("--max-log-bytes={window}")];
-        let mut slow = small.clone();
-        slow.push(format!(
-            "--restore-rate={}",
-            self.order.bytes / u64::from(self.order.slow.max(1))
-        ));
+    /// The same with a log whose front is gone: most of what comes is the state.
+    fn killed_with_state(&mut self) -> Result<(), CliError> {
+        let small = self.shorten_logs()?;
+        let Killed { times, end, state: Twice { sum, worst }, .. } =
+            self.kill_until_restored(self.order.bytes, &small)?;
+        say!(
+            "restored after {times} kills: {} of state at last, {} fetched twice, {} at most for one kill",
+            show_bytes(end.checkpoint),
+            show_bytes(sum),
+            show_bytes(worst)
+        )?;
+        if end.checkpoint < self.order.bytes / 2 {
+            return Err(CliError::Differs("the state was not what came".to_owned()));
+        }
+        if worst > STATE_UNSYNCED_BYTES {
+            return Err(CliError::Differs(format!(
+                "a kill cost {worst} bytes of the state, of which at most {STATE_UNSYNCED_BYTES} \
+                 were not synced"
+            )));
+        }
+        self.check()
+    }
+
+    /// Log that a master may keep where the front of it goes.
+    fn window(&self) -> u64 {
+        self.order.window.unwrap_or(self.order.bytes / 4).max(8 * self.segment_bytes())
+    }
+
+    /// Has all nodes keep only the newest of their logs from now on; returns how they are started.
+    fn shorten_logs(&mut self) -> Result<[String; 2], CliError> {
+        let (segment, window) = (self.segment_bytes(), self.window());
+        let small = [format!("--keep-bytes={}", 2 * segment), format!("--max-log-bytes={window}")];
         for which in [N3, N2, N1] {
             self.nodes[which].stop()?;
         }
@@ -381,12 +449,25 @@ impl<'a> Trial<'a> {
         self.start(N2, &small)?;
         // Before n3 is there, which would be elected as readily.
         self.wait_replicas(1)?;
-        self.start(N3, &slow)?;
+        self.start(N3, &small)?;
         self.wait_replicas(2)?;
         self.settle()?;
         self.nodes[N1].wait_for("a log within the window", |info| {
             info.number("kept_bytes").filter(|kept| *kept as u64 <= window)
         })?;
+        Ok(small)
+    }
+
+    fn beside_writers(&mut self) -> Result<(), CliError> {
+        let (segment, window) = (self.segment_bytes(), self.window());
+        let mut slow = self.shorten_logs()?.to_vec();
+        slow.push(format!(
+            "--restore-rate={}",
+            self.order.bytes / u64::from(self.order.slow.max(1))
+        ));
+        self.nodes[N3].stop()?;
+        self.start(N3, &slow)?;
+        self.wait_replicas(2)?;
         let bytes = |written: &[Series]| written.iter().map(Series::bytes).sum::<u64>();
         let started = Instant::now();
         let (most, holder, during) = self.while_writing(UNPACED, |nodes, written| {

@@ -25,6 +25,8 @@ pub(super) struct Far {
     pub(super) reused: u64,
     /// Bytes of the checkpoint that are there.
     pub(super) checkpoint: u64,
+    /// Of these, those that an earlier session had fetched.
+    pub(super) checkpoint_reused: u64,
 }
 
 impl Far {
@@ -37,6 +39,7 @@ impl Far {
             total: total.parse().ok()?,
             reused: number("restore_blocks_reused"),
             checkpoint: number("restore_checkpoint_bytes"),
+            checkpoint_reused: number("restore_checkpoint_reused"),
         })
     }
 }

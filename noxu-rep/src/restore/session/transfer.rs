@@ -28,7 +28,7 @@ use crate::core::recovery;
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
 use crate::net::channel::Channel;
-use crate::sync::method::{Opened, Proof, check_room};
+use crate::sync::method::{Opened, Proof, SyncProgress, check_room};
 use crate::wire::restore::{BLOCK_BYTES, Refused, RestoreMsg};
 
 /// The master, among the sources.
@@ -665,7 +665,10 @@ impl<'a> Transfer<'a> {
         };
         let opened = Opened { source: &from.name, id, proof, head };
         match state.handle_opened(source, &opened, fits)? {
-            Taken::Begun => self.progress.checkpoint_reused = state.progress().reused,
+            Taken::Begun => {
+                let SyncProgress { bytes, reused } = state.progress();
+                (self.progress.checkpoint_bytes, self.progress.checkpoint_reused) = (bytes, reused);
+            }
             Taken::Void => {}
             Taken::Useless => self.give_up_state_of(source, proof)?,
         }

@@ -11,6 +11,7 @@ use noxu_util::Vlsn;
 use super::super::manifest::LIVE;
 use super::super::provider::RestoreProvider;
 use super::*;
+use crate::sync::CheckpointSource;
 
 /// One session through `channel`.
 fn session(channel: &Arc<dyn Channel>, env: &Arc<dyn Env>, node: &Node<'_>) -> Result<Progress> {
@@ -499,7 +500,12 @@ impl StateMachine for Preparing {
     fn open_checkpoint(&self) -> Result<Box<dyn Checkpoint>> {
         panic!("it gives nothing")
     }
-    fn prepare_checkpoint(&self, id: &[u8; 32], _: Vlsn, source: &mut dyn Read) -> Result<()> {
+    fn prepare_checkpoint(
+        &self,
+        id: &[u8; 32],
+        _: Vlsn,
+        source: &mut dyn CheckpointSource,
+    ) -> Result<()> {
         self.begun.store(true, Ordering::Release);
         let (mut text, mut piece) = (Vec::new(), [0; 1000]);
         // One that nobody waits for any more is told so by its source, at the end too.
@@ -575,15 +581,15 @@ fn p_entries_come_while_the_state_is_prepared_and_the_installation_reads_nothing
     assert!(*machine.installed.lock() == CHECKPOINT_TEXT, "what was prepared, not read again");
 }
 
-/// A node that forgot what it had prepared, such as one that was started anew, reads it.
+/// A node that forgot what it had prepared, such as one that was started anew, prepares it anew.
 #[test]
-fn what_was_prepared_and_forgotten_is_read_when_it_is_installed() {
+fn what_was_prepared_and_forgotten_is_prepared_when_it_is_installed() {
     let (master, env, machine) = (Master::new(100), memory(), preparing(true));
     let node = Node { machine: Some(machine), ..Node::default() };
     session(&master.connect(), &env, &node).unwrap();
     let anew = preparing(true);
     install(&env, &*anew).unwrap();
-    assert!(*anew.installed.lock() == [b"read: ", CHECKPOINT_TEXT].concat());
+    assert!(*anew.installed.lock() == CHECKPOINT_TEXT);
 }
 
 /// What cannot be made ready is fetched again before the old log is touched: it may have rotted. If it cannot

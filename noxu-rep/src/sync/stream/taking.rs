@@ -16,10 +16,10 @@ use noxu_util::{Name, Vlsn};
 
 use super::{Question, StreamSync};
 use crate::error::{RepError, Result};
-use crate::sync::StateMachine;
 use crate::sync::method::{
     Answer, Coming, Opened, Proof, SessionHost, SyncOrder, SyncProgress, SyncSession,
 };
+use crate::sync::{CheckpointSource, StateMachine};
 
 /// Pieces that are asked for ahead.
 const PIECES: u64 = 4;
@@ -349,7 +349,17 @@ pub(super) fn install(
     if machine.install_prepared(&sealed.offer)? {
         return Ok(());
     }
+    // A process that was killed goes on with what it had made ready: so an installation that takes longer
+    // than a node is left alone ends too.
     let mut source = Verified::open(order, *sealed, None)?;
+    machine.prepare_checkpoint(&sealed.offer, sealed.vlsn, &mut source)?;
+    if source.was_read() {
+        read_rest(order, &mut source)?;
+        if machine.install_prepared(&sealed.offer)? {
+            return Ok(());
+        }
+        source = Verified::open(order, *sealed, None)?;
+    }
     machine.install_checkpoint(sealed.vlsn, &mut source)?;
     read_rest(order, &mut source)
 }
@@ -369,8 +379,10 @@ struct Verified<'a> {
     is_whole: bool,
     /// Where it comes from, and where is told how much was read.
     coming: Option<&'a Coming>,
-    /// The piece that was read last, and how much of it was handed out.
+    /// The piece that was read last, where it begins, the chain before it, and how much of it was handed out.
     piece: Vec<u8>,
+    piece_at: u64,
+    chain_before: Chain,
     taken: usize,
     /// Where the next one begins.
     at: u64,
@@ -390,6 +402,8 @@ impl<'a> Verified<'a> {
             is_whole: coming.is_none(),
             coming,
             piece: Vec::new(),
+            piece_at: 0,
+            chain_before: Chain::default(),
             taken: 0,
             at: 0,
             chain: Chain::default(),
@@ -409,7 +423,7 @@ impl<'a> Verified<'a> {
         let wanted = left.min(piece_bytes) as usize;
         let is_last = self.is_whole && self.at == self.sealed.last;
         self.piece.clear();
-        self.taken = 0;
+        (self.piece_at, self.chain_before, self.taken) = (self.at, self.chain, 0);
         if wanted == 0 && (self.has_ended || !is_last) {
             return self.check_end();
         }
@@ -445,6 +459,10 @@ impl<'a> Verified<'a> {
         Ok(())
     }
 
+    const fn was_read(&self) -> bool {
+        self.at > 0 || self.has_ended
+    }
+
     fn check_end(&mut self) -> io::Result<()> {
         self.has_ended = true;
         if self.chain == self.sealed.chain {
@@ -452,6 +470,43 @@ impl<'a> Verified<'a> {
         }
         let what = "the checkpoint's bytes have another digest than those that came";
         Err(io::Error::new(io::ErrorKind::InvalidData, what))
+    }
+}
+
+/// A place is that of a piece, the chain before it, and how much of it was handed out.
+impl CheckpointSource for Verified<'_> {
+    fn place(&self) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        out.put_u32(self.sealed.piece_bytes);
+        out.put_u64(self.piece_at);
+        out.put_bytes(&self.chain_before.0);
+        out.put_u32(self.taken as u32);
+        Some(out)
+    }
+
+    fn go_on_at(&mut self, place: &[u8]) -> io::Result<bool> {
+        let mut r = Reader::new(place);
+        let mut fields = || {
+            let piece_bytes = r.u32("piece bytes")?;
+            let at = r.u64("piece")?;
+            let chain = Chain(r.array("chain")?);
+            let taken = r.u32("taken")? as usize;
+            r.clone().finish("place")?;
+            Ok::<_, CodecError>((piece_bytes, at, chain, taken))
+        };
+        let Ok((piece_bytes, at, chain, taken)) = fields() else { return Ok(false) };
+        let is_past = self.is_whole && at > self.sealed.bytes;
+        if self.was_read() || piece_bytes != self.sealed.piece_bytes || is_past {
+            return Ok(false);
+        }
+        (self.at, self.chain) = (at, chain);
+        self.read_piece()?;
+        if taken > self.piece.len() {
+            let found = format!("a piece of {} bytes, of which {taken} were had", self.piece.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, found));
+        }
+        self.taken = taken;
+        Ok(true)
     }
 }
 
@@ -465,5 +520,79 @@ impl Read for Verified<'_> {
         buf[..count].copy_from_slice(&rest[..count]);
         self.taken += count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use noxu_log::env::FaultEnv;
+
+    use super::*;
+
+    const PIECE: usize = 100;
+
+    /// An order with a checkpoint of 950 bytes on its disk, and what seals it.
+    fn checkpoint(env: &FaultEnv) -> (SyncOrder, Sealed, Vec<u8>) {
+        let order = SyncOrder { env: Arc::new(env.clone()), dir: "/state".into() };
+        order.env.create_dir_all(&order.dir).unwrap();
+        let bytes: Vec<u8> = (0..950u32).map(|n| (n % 251) as u8).collect();
+        let file = order.env.open(&path(&order), OpenMode::CreateOrOpen).unwrap();
+        file.write_at(&[IoSlice::new(&bytes)], 0).unwrap();
+        let (mut chain, last) = (Chain::default(), 900);
+        for (at, piece) in bytes.chunks(PIECE).enumerate() {
+            chain.push_piece(at * PIECE == last, piece);
+        }
+        let (vlsn, piece_bytes) = (Vlsn::new(7), PIECE as u32);
+        let (bytes_len, last) = (bytes.len() as u64, last as u64);
+        let offer = [1; 32];
+        (order, Sealed { offer, vlsn, piece_bytes, bytes: bytes_len, last, chain }, bytes)
+    }
+
+    fn read(source: &mut Verified<'_>, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        source.take(count as u64).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_source_goes_on_at_any_place_of_another_one_and_verifies_the_rest() {
+        let env = FaultEnv::new();
+        let (order, sealed, bytes) = checkpoint(&env);
+        for read_before in 0..=bytes.len() {
+            let mut first = Verified::open(&order, sealed, None).unwrap();
+            assert!(read(&mut first, read_before) == bytes[..read_before]);
+            let place = first.place().unwrap();
+            for coming in [None, Some(Coming::whole(sealed.encode()))] {
+                let mut next = Verified::open(&order, sealed, coming.as_ref()).unwrap();
+                assert!(next.go_on_at(&place).unwrap());
+                assert!(read(&mut next, 1000) == bytes[read_before..], "{read_before}");
+                assert!(!next.go_on_at(&place).unwrap(), "it has been read");
+            }
+        }
+    }
+
+    #[test]
+    fn what_rotted_behind_a_place_is_found_and_a_place_of_other_pieces_is_none() {
+        let env = FaultEnv::new();
+        let (order, sealed, _) = checkpoint(&env);
+        let mut first = Verified::open(&order, sealed, None).unwrap();
+        read(&mut first, 420);
+        let place = first.place().unwrap();
+        let open = |sealed| Verified::open(&order, sealed, None).unwrap();
+        for other in [&place[1..], b"", &[&place[..], b"."].concat()] {
+            assert!(!open(sealed).go_on_at(other).unwrap());
+        }
+        let other = Sealed { piece_bytes: 50, ..sealed };
+        assert!(!open(other).go_on_at(&place).unwrap());
+        let shorter = Sealed { bytes: 300, last: 200, ..sealed };
+        assert!(!open(shorter).go_on_at(&place).unwrap());
+        for (at, is_found) in [(100, false), (410, true), (700, true)] {
+            env.corrupt(&path(&order), at, 1).unwrap();
+            let mut next = open(sealed);
+            assert!(next.go_on_at(&place).unwrap());
+            let ended = next.read_to_end(&mut Vec::new());
+            assert_eq!(ended.is_err(), is_found, "byte {at}");
+            env.corrupt(&path(&order), at, 1).unwrap();
+        }
     }
 }
