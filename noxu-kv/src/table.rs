@@ -133,7 +133,7 @@ pub(crate) trait Table: Send + Sync {
 
     /// Goes on with the content that was made of `id`, behind what was last noted ([`Ingest::note`]), which
     /// comes along; or begins to make it.
-    fn ingest_of(&self, _id: &[u8; 32]) -> Result<(Box<dyn Ingest + '_>, Option<Vec<u8>>)> {
+    fn ingest_of(&self, _id: &[u8; 32]) -> Result<Begun<'_>> {
         Ok((self.ingest()?, None))
     }
 
@@ -157,6 +157,9 @@ pub(crate) struct SealedContent {
     pub(crate) mark: Mark,
     number: u64,
 }
+
+/// Content under construction, and what was last noted of it.
+pub(crate) type Begun<'a> = (Box<dyn Ingest + 'a>, Option<Vec<u8>>);
 
 /// Content under construction that may replace the present one.
 pub(crate) trait Ingest {

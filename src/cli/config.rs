@@ -144,7 +144,7 @@ pub(super) struct NodeFlags {
     /// Nodes besides the master that a restore of this node takes log and state from; 0: the master alone [default: 3]
     #[arg(long, value_name = "COUNT")]
     restore_sources: Option<usize>,
-    /// Bytes of log between two syncs of a restore of this node, fetched again after a crash at most [default: 64MiB]
+    /// Most bytes of log that a restore of this node has not synced, and fetches again after a crash [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     restore_sync: Option<String>,
     /// How the state comes when this node is restored, if the master knows that too [default: segments]

@@ -44,7 +44,8 @@ use noxu_util::codec::{CodecError, Put, Reader};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
-    Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, SealedContent, Table, Version,
+    Begun, Ingest, Item, Items, KeyRange, MARK_KEY, Mark, RESERVED_PREFIX, SealedContent, Table,
+    Version,
 };
 use crate::error::{KvError, Result};
 use crate::value::Value;
@@ -250,7 +251,7 @@ impl Table for LsmTable {
         Ok(Box::new(self.begin_ingest(None, false)?))
     }
 
-    fn ingest_of(&self, id: &[u8; 32]) -> Result<(Box<dyn Ingest + '_>, Option<Vec<u8>>)> {
+    fn ingest_of(&self, id: &[u8; 32]) -> Result<Begun<'_>> {
         let making = Making::load(&self.dir)?.filter(|making| {
             (&making.id, making.number) == (id, self.live().number + 1)
                 && tree_path(&self.dir, making.number).exists()

@@ -19,7 +19,7 @@ use crate::error::{RepError, Result};
 use crate::net::channel::{Channel, LocalChannelPair};
 use crate::restore::install;
 use crate::restore::provider::{ProviderHost, RestoreProvider, Serving, StateOffers};
-use crate::restore::session::{RestoreHost, RestoreLimits, Restoring, fetch};
+use crate::restore::session::{RestoreHost, RestoreLimits, Restoring, Work, fetch};
 use crate::restore::{Progress, Restored};
 use crate::sync::StateMachine;
 use crate::sync::method::{StateSync, SyncNode};
@@ -228,12 +228,13 @@ impl<S: Subject> RestoreHost for Host<'_, S> {
         Some(machine)
     }
 
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run_beside(&self, work: Work) -> Option<Work> {
         if self.has_threads() {
             self.beside.lock().push(thread::spawn(work));
         } else {
             work();
         }
+        None
     }
 
     fn has_threads(&self) -> bool {

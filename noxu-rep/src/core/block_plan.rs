@@ -10,7 +10,7 @@
 //!   answered: what is late, doubled or made up is dropped.
 //! - A source that has sent [`MAX_STRIKES`] blocks with a wrong digest is asked for nothing more.
 //!
-//! # Not here: bytes and digests (restore/session.rs), who is a source (the master says).
+//! # Not here: bytes and digests (restore/base.rs), who is a source (the master says).
 //! # See: RECOVERY.md "Network restore"
 
 use std::collections::{BTreeMap, BTreeSet};

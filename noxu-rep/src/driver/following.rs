@@ -40,7 +40,7 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{RESTORE_SERVICE_NAME, STATUS_SERVICE_NAME};
-use crate::restore::session::{RestoreHost, Restoring, fetch};
+use crate::restore::session::{RestoreHost, Restoring, Work, fetch};
 use crate::restore::{Phase, Progress};
 use crate::status::{RollbackReport, SyncupReport};
 use crate::stream::log_view::LogView;
@@ -665,8 +665,8 @@ impl RestoreHost for Restorer<'_> {
         Some(Arc::clone(self.life.applier.machine()))
     }
 
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
-        self.life.around.run_beside(work);
+    fn run_beside(&self, work: Work) -> Option<Work> {
+        self.life.around.run_beside(work)
     }
 
     fn has_threads(&self) -> bool {

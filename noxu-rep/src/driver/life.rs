@@ -50,6 +50,7 @@ use crate::error::{RepError, Result};
 use crate::group::Electorate;
 use crate::net::channel::Channel;
 use crate::restore::provider::StateOffers;
+use crate::restore::session::Work;
 use crate::restore::{Progress, Restored, Timeline};
 use crate::status::{Role, RollbackReport, StateChange, SyncupReport};
 use crate::stream::replica::ReplicaStream;
@@ -91,9 +92,11 @@ pub trait Surroundings: Send + Sync {
     /// Have [`Life::mend_disk`] called once, soon and by a thread that may wait for others. Never waits.
     fn mend_disk(&self);
 
-    /// Runs `work`, which may take long: by another thread if there are any, else at once.
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+    /// Runs `work`, which may take long: by another thread if there are any, else at once. Gives it back, not
+    /// begun, if a thread was wanted and not to be had.
+    fn run_beside(&self, work: Work) -> Option<Work> {
         work();
+        None
     }
 
     /// Whether there are threads.

@@ -31,6 +31,7 @@ use crate::core::node::Input;
 use crate::error::Result;
 use crate::net::channel::Channel;
 use crate::net::dispatcher::{Dispatcher, dial};
+use crate::restore::session::Work;
 use crate::status::StateChange;
 use crate::wire::election::ElectionMsg;
 
@@ -378,12 +379,22 @@ impl Surroundings for Outside {
         self.announce(News::State(change));
     }
 
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run_beside(&self, work: Work) -> Option<Work> {
         let name = "noxu-beside".to_owned();
-        // Dropped unrun if there is no thread for it, which whoever waits for it notices.
-        if let Err(cause) = std::thread::Builder::new().name(name).spawn(work) {
-            tracing::warn!("no thread for what could go on beside: {cause}");
-        }
+        // The library drops what it finds no thread for.
+        let work = Arc::new(Mutex::new(Some(work)));
+        let begun = std::thread::Builder::new().name(name).spawn({
+            let work = Arc::clone(&work);
+            move || {
+                let work = work.lock().take();
+                if let Some(work) = work {
+                    work();
+                }
+            }
+        });
+        let cause = begun.err()?;
+        tracing::warn!("no thread for what could go on beside: {cause}");
+        work.lock().take()
     }
 
     fn has_threads(&self) -> bool {

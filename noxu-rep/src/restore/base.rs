@@ -9,10 +9,10 @@
 //!   written meanwhile is in the next batch, for its file is dirty again.
 //! - There is one batch at a time, so the slots of the bitmap are written in their order.
 //! - A crash before the claim costs the batch and what came meanwhile, both within
-//!   [`RestoreLimits::sync_bytes`](super::session::RestoreLimits::sync_bytes); one before the note has
-//!   segments read again.
-//! - What a bitmap claims is verified once the machine was started anew. What was noted is not read again
-//!   before: else a node that is killed sooner than it has read what it had would never get further.
+//!   [`RestoreLimits::sync_bytes`](super::session::RestoreLimits::sync_bytes) and one block; one before the
+//!   note has segments read again.
+//! - What a bitmap claims is verified by whoever finds it. What was noted is not, before the machine is started
+//!   anew: else a node that is killed sooner than it has read what it had would never get further.
 //! - Nothing goes on once the session is over: the next one finds files that nobody else writes.
 //!
 //! # Invariants
@@ -49,8 +49,12 @@ use crate::wire::restore::{BLOCK_BYTES, SegmentOffer};
 /// Bytes of a segment read at once to find an entry of it.
 const FIND_BYTES: u64 = 1 << 20;
 
-/// Most bytes of segments that are verified anew before that is noted.
+/// Most bytes of segments that are verified before that is noted, and one segment.
 const NOTE_BYTES: u32 = 128 << 20;
+
+/// How long what was written waits for more before it is synced: a node that is killed, or whose connection
+/// breaks, has got further by what came before.
+const BATCH_PAUSE: Duration = Duration::from_millis(500);
 
 /// Segments that are being fetched.
 pub(super) struct Base<'a> {
@@ -73,8 +77,9 @@ pub(super) struct Base<'a> {
     /// Verifies those that follow.
     staging: Option<Beside<Front>>,
     syncing: Option<Syncing>,
-    /// So many segments were verified when the last batch was begun.
+    /// So many segments were verified when the last batch was begun, and when that was.
     noted: usize,
+    begun: Duration,
     /// The end of those that are durable besides.
     durable: Vlsn,
     reused: u32,
@@ -135,6 +140,7 @@ impl<'a> Base<'a> {
             staging: None,
             syncing: None,
             noted: 0,
+            begun: host.clock().now(),
             durable: anchor.vlsn,
             reused: 0,
             false_claims: 0,
@@ -165,7 +171,6 @@ impl<'a> Base<'a> {
                 unnoted_bytes = 0;
             }
         }
-        base.check_end()?;
         base.reused = base.bitmap.count();
         base.sync()?;
         Ok(base)
@@ -276,6 +281,22 @@ impl<'a> Base<'a> {
         true
     }
 
+    /// What came stays when the session ends before its time.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        if let Some(staging) = &self.staging {
+            staging.wait();
+        }
+        self.stage()?;
+        if let Some(batch) = &self.syncing {
+            batch.work.wait();
+        }
+        self.end_batch()?;
+        if self.dirty.is_empty() && self.noted == self.front.segments {
+            return Ok(());
+        }
+        self.sync()
+    }
+
     /// Has the segments verified that are whole and follow those that are.
     fn stage(&mut self) -> Result<()> {
         loop {
@@ -285,7 +306,14 @@ impl<'a> Base<'a> {
                 self.check_end()?;
             }
             let from = self.front.segments;
-            let ready = self.lacking[from..].iter().take_while(|lacking| **lacking == 0).count();
+            let mut bytes = 0;
+            let ready = self.lacking[from..].iter().zip(&self.manifest.segments[from..]);
+            let ready = ready.take_while(|(lacking, segment)| {
+                let is_more = bytes < NOTE_BYTES;
+                bytes += segment.bytes;
+                **lacking == 0 && is_more
+            });
+            let ready = ready.count();
             if ready == 0 {
                 return Ok(());
             }
@@ -301,10 +329,16 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// The last segment ends as the manifest says, if it is verified.
-    fn check_end(&self) -> Result<()> {
+    /// Whether the last segment is verified, and ends elsewhere than the manifest says.
+    pub(super) fn ends_elsewhere(&self) -> bool {
         let base = &self.manifest.head.base;
-        if self.is_whole() && (self.front.end, self.front.end_lsn) != (base.chain(), base.lsn) {
+        self.is_whole() && (self.front.end, self.front.end_lsn) != (base.chain(), base.lsn)
+    }
+
+    /// Fails if the segments [end elsewhere](Base::ends_elsewhere).
+    pub(super) fn check_end(&self) -> Result<()> {
+        if self.ends_elsewhere() {
+            let base = &self.manifest.head.base;
             let expected = format!("segments that end with entry {}", base.vlsn);
             let found = format!("segments that end with entry {}", self.front.end.vlsn);
             return Err(RepError::protocol("", expected, found));
@@ -313,11 +347,12 @@ impl<'a> Base<'a> {
     }
 
     /// Whether a batch had better be begun: as segments can be noted, as so much was written that it is synced
-    /// while more comes, or as nothing more will come.
+    /// while more comes, as nothing more will come, or as the last one was long ago.
     fn is_batch_due(&self, most_unsynced: u64) -> bool {
         let is_much = self.dirty_bytes >= most_unsynced / 2;
+        let is_late = || self.host.clock().now().saturating_sub(self.begun) >= BATCH_PAUSE;
         self.noted < self.front.segments
-            || (!self.dirty.is_empty() && (is_much || self.missing == 0))
+            || (!self.dirty.is_empty() && (is_much || self.missing == 0 || is_late()))
     }
 
     /// What was written until now, and may be claimed once it is synced.
@@ -328,7 +363,7 @@ impl<'a> Base<'a> {
             let segments = named(&self.manifest.segments[..self.front.segments]);
             self.front.noted(boot, segments)
         });
-        self.noted = self.front.segments;
+        (self.noted, self.begun) = (self.front.segments, self.host.clock().now());
         Batch {
             env: Arc::clone(self.env),
             dir: self.dir.clone(),

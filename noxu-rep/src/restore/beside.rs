@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::session::RestoreHost;
+use super::session::{RestoreHost, Work};
 use crate::error::{RepError, Result};
 
 /// Work that was begun. Whoever drops it waits for its end.
@@ -23,17 +23,40 @@ struct State<T> {
 }
 
 impl<T: Send + 'static> Beside<T> {
-    /// Has `host` run `work`, by another thread if it has any. It has failed if it panics, and if there was
-    /// no thread for it.
+    /// Has `host` run `work`, by another thread if one is to be had, else at once. It has failed if it
+    /// panics.
     pub(super) fn begin(
         host: &dyn RestoreHost,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Self {
+        let (begun, left) = Self::attempt(host, work);
+        if let Some(work) = left {
+            work();
+        }
+        begun
+    }
+
+    /// The same of work that waits for the session; `None` if a thread was wanted and not to be had.
+    pub(super) fn begin_waiting(
+        host: &dyn RestoreHost,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Option<Self> {
+        let (begun, left) = Self::attempt(host, work);
+        let is_begun = left.is_none();
+        // What is dropped has ended, and nobody waits for it.
+        drop(left);
+        is_begun.then_some(begun)
+    }
+
+    fn attempt(
+        host: &dyn RestoreHost,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> (Self, Option<Work>) {
         let state = Mutex::new(State { is_over: false, outcome: None });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let end = EndOf(Arc::clone(&shared));
-        host.run_beside(Box::new(move || end.0.end(work())));
-        Self(shared)
+        let left = host.run_beside(Box::new(move || end.0.end(work())));
+        (Self(shared), left)
     }
 }
 
@@ -81,6 +104,6 @@ struct EndOf<T>(Arc<Shared<T>>);
 
 impl<T> Drop for EndOf<T> {
     fn drop(&mut self) {
-        self.0.end(Err(RepError::state_machine("what was to go on beside did not end")));
+        self.0.end(Err(RepError::state_machine("a thread of a restore panicked")));
     }
 }

@@ -164,13 +164,13 @@ pub struct Restored {
     pub lost: Option<PathBuf>,
 }
 
-/// Where a restore keeps its files.
 /// Where the log in the making is while the node in `node_dir` restores: for tools that look at it from
 /// outside.
 pub fn staged_log(node_dir: &Path) -> PathBuf {
     restore_dir(node_dir).join(manifest::LIVE)
 }
 
+/// Where a restore keeps its files.
 fn restore_dir(node_dir: &Path) -> PathBuf {
     node_dir.join("restore")
 }

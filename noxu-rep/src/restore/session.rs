@@ -140,6 +140,9 @@ impl Restoring {
     }
 }
 
+/// What goes on beside a session.
+pub type Work = Box<dyn FnOnce() + Send>;
+
 /// The node that restores, as a session sees it.
 pub trait RestoreHost: Sync {
     /// Connects to the restore service of another node.
@@ -162,9 +165,11 @@ pub trait RestoreHost: Sync {
         None
     }
 
-    /// Runs `work`, which may take long: beside the session if there are threads, else at once.
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+    /// Runs `work`, which may take long: beside the session if there are threads, else at once. Gives it
+    /// back, not begun, if a thread was wanted and not to be had.
+    fn run_beside(&self, work: Work) -> Option<Work> {
         work();
+        None
     }
 
     /// Whether there are threads: what runs beside may wait for the session then.
@@ -180,7 +185,8 @@ pub trait RestoreHost: Sync {
 ///
 /// # Errors
 /// `ProtocolError`, `NetworkError`, `Closed` for the connection; `RestoreRefused` with the
-/// provider's reason; `Log` for the disk and for bytes that do not verify; what
+/// provider's reason; `Log` for the disk and for bytes that do not verify; `StateMachine` for a state that
+/// cannot be made ready a second time, and if a thread of it panicked; what
 /// [`RepError::is_storage_full`] says of if the disk has no room.
 pub fn fetch(
     env: &Arc<dyn Env>,

@@ -1,5 +1,6 @@
 //! Tests of the network restore.
 
+mod breaking;
 mod crashes;
 mod live;
 mod requests;

@@ -78,8 +78,8 @@ const WRITERS: usize = 4;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 20;
 /// Kills after which a restore that does not end has failed.
 const MOST_KILLS: u32 = 1000;
-/// Blocks that come between the one that is one too many unsynced and the sync: a turn of each source.
-const TURN_BLOCKS: u64 = 8 * 4;
+/// The block that is one too many unsynced.
+const ONE_TOO_MANY: u64 = 1;
 /// Bytes of a state between two syncs, and one answer.
 const STATE_UNSYNCED_BYTES: u64 = (16 + 1) << 20;
 
@@ -201,7 +201,7 @@ impl<'a> Trial<'a> {
         (self.order.bytes / 64).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end())
     }
 
-    /// Bytes between two syncs of a restore.
+    /// Most bytes of a restore that are not synced.
     fn sync_bytes(&self) -> u64 {
         (self.order.bytes / 32).clamp(4 * BLOCK_BYTES, 64 << 20)
     }
@@ -397,7 +397,7 @@ impl<'a> Trial<'a> {
         let all = ["--keep-bytes=1048576GiB".to_owned(), "--max-log-bytes=1048576GiB".to_owned()];
         let Killed { times, end, blocks: Twice { sum, worst }, .. } =
             self.kill_until_restored(self.order.bytes, &all)?;
-        let most = self.sync_bytes() / BLOCK_BYTES + TURN_BLOCKS;
+        let most = self.sync_bytes() / BLOCK_BYTES + ONE_TOO_MANY;
         say!("restored after {times} kills: {} blocks of the log at last", end.total)?;
         say!(
             "{sum} blocks fetched twice, {worst} at most for one kill; unsynced are at most {most}"

@@ -141,7 +141,7 @@ impl Opening {
             return Ok(None);
         };
         if staged.end().vlsn < front
-            || !Base::open(fetch.env, fetch.host, &fetch.dir, &had)?.is_done()
+            || !Self::has_base(fetch, &had)?
             || !self.cut_at_matchpoint(fetch, &staged, front)?
         {
             staged.discard()?;
@@ -153,6 +153,12 @@ impl Opening {
         head.segments = had.head.segments;
         self.manifest.segments = had.segments;
         Ok(Some(staged))
+    }
+
+    /// Whether all segments of a manifest are here.
+    fn has_base(fetch: &Fetch<'_>, had: &Manifest) -> Result<bool> {
+        let base = Base::open(fetch.env, fetch.host, &fetch.dir, had)?;
+        Ok(base.is_done() && !base.ends_elsewhere())
     }
 
     /// Cuts off what the master does not have. False if it does not have `from` either.

@@ -206,6 +206,12 @@ impl StateLane {
         self.asked.len()
     }
 
+    /// Whether `source` owes the answer to this question next.
+    pub(super) fn is_due(&self, source: SourceId, request: u64) -> bool {
+        self.stage == Stage::Coming(source)
+            && self.asked.front().is_some_and(|(due, _)| *due == request)
+    }
+
     /// An answer of `source`. False if it is not the one that is due.
     pub(super) fn handle_answer(
         &mut self,
@@ -214,11 +220,10 @@ impl StateLane {
         (proof, digest): (Proof, [u8; 32]),
         bytes: &[u8],
     ) -> Result<bool> {
-        let due = self.asked.front().filter(|_| self.stage == Stage::Coming(source));
-        let Some((_, number)) = due.copied().filter(|(of, _)| *of == request) else {
+        if !self.is_due(source, request) {
             return Ok(false);
-        };
-        self.asked.pop_front();
+        }
+        let Some((_, number)) = self.asked.pop_front() else { return Ok(false) };
         if blake3::hash(bytes) != digest || bytes.len() > MAX_ANSWER_BYTES {
             let found = format!("{} bytes with another digest", bytes.len());
             return Err(RepError::protocol("", "an answer about the state", found));
@@ -265,8 +270,14 @@ impl StateLane {
             let coming = Arc::new(coming);
             let (method, order) = (Arc::clone(&self.method), self.order.clone());
             let ready = Arc::clone(&coming);
-            let work = Beside::begin(host, move || method.prepare(&order, &ready, &*machine));
-            self.preparation = Some(Preparation { coming, work });
+            let prepare = move || method.prepare(&order, &ready, &*machine);
+            let work = if is_whole {
+                Some(Beside::begin(host, prepare))
+            } else {
+                // It waits for what this thread fetches. Without a thread it is left for later.
+                Beside::begin_waiting(host, prepare)
+            };
+            self.preparation = work.map(|work| Preparation { coming, work });
             return Ok(());
         };
         if !preparation.work.is_over() {

@@ -127,6 +127,12 @@ impl<'a> Transfer<'a> {
         {
             base.mutation = fetch.restoring.mutation;
         }
+        if let Err(cause) = base.check_end() {
+            if let Some(staged) = staged {
+                staged.discard()?;
+            }
+            return Err(cause);
+        }
         let staged = if let Some(staged) = staged {
             staged
         } else {
@@ -193,21 +199,44 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
-    /// Fetches all of it.
+    /// Fetches all of it. What came stays if that does not come about.
     pub(super) fn run(mut self) -> Result<Transferred> {
-        loop {
-            self.note();
-            self.ask()?;
-            if let Some(commit) = self.commit_if_whole()? {
+        match self.fetch_all() {
+            Ok(commit) => {
                 let Self { progress, staged, .. } = self;
                 let needed = staged.needed();
                 // Durable on return, as everything else is.
                 staged.close()?;
-                return Ok(Transferred { progress, commit, needed });
+                Ok(Transferred { progress, commit, needed })
+            }
+            Err(cause) if self.base.ends_elsewhere() => {
+                // What follows the segments follows others than these: it would be believed for ever.
+                self.staged.discard()?;
+                Err(cause)
+            }
+            Err(cause @ RepError::Log(_)) => Err(cause),
+            Err(cause) => {
+                self.base.keep()?;
+                Err(cause)
+            }
+        }
+    }
+
+    fn fetch_all(&mut self) -> Result<Commit> {
+        loop {
+            self.note();
+            self.ask()?;
+            if let Some(commit) = self.commit_if_whole()? {
+                return Ok(commit);
             }
             self.receive()?;
-            self.base.advance(self.fetch.restoring.limits.sync_bytes)?;
+            self.advance()?;
         }
+    }
+
+    /// Has the disk go on.
+    fn advance(&mut self) -> Result<()> {
+        self.base.advance(self.fetch.restoring.limits.sync_bytes)
     }
 
     fn now(&self) -> Duration {
@@ -473,13 +502,15 @@ impl<'a> Transfer<'a> {
                 if !self.receive_from(source, Duration::ZERO)? {
                     break;
                 }
+                self.advance()?;
                 any = true;
             }
         }
         if !any {
             // On whoever owes most: of the others' answers a window is under way meanwhile.
             let owes = |source: &SourceId| (self.plan.under_way(*source), self.is_asked(*source));
-            let busiest = (0..self.sources.len()).max_by_key(owes).unwrap_or(MASTER);
+            let there = (0..self.sources.len()).filter(|source| self.sources[*source].is_some());
+            let busiest = there.max_by_key(owes).unwrap_or(MASTER);
             if owes(&busiest) != (0, false) || !self.wait_beside() {
                 self.receive_from(busiest, WAIT)?;
             }
@@ -697,11 +728,14 @@ impl<'a> Transfer<'a> {
         (proof, digest): (Proof, [u8; 32]),
         bytes: &[u8],
     ) -> Result<()> {
-        let is_of_use = self.may_be_of_this_log(proof)?;
-        let Some(state) = &mut self.state else { return Ok(()) };
-        if !is_of_use && state.stage() == Stage::Coming(source) {
+        // The state is asked for once the segments are here, so that proofs can be looked up.
+        if !self.state.as_ref().is_some_and(|state| state.is_due(source, request)) {
+            return Ok(());
+        }
+        if !self.may_be_of_this_log(proof)? {
             return self.give_up_state_of(source, proof);
         }
+        let Some(state) = &mut self.state else { return Ok(()) };
         let before = state.progress().bytes;
         if state.handle_answer(source, request, (proof, digest), bytes)? {
             let had = state.progress().bytes;

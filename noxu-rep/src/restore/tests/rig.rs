@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::super::install::{self, Recovered};
 use super::super::provider::{ProviderHost, RestoreProvider, Serving, StateOffers};
 use super::super::session::{
-    RestoreHost, RestoreLimits, Restoring, default_methods, fetch, is_pending,
+    RestoreHost, RestoreLimits, Restoring, Work, default_methods, fetch, is_pending,
 };
 use super::super::*;
 use crate::clock::Clock;
@@ -358,13 +358,15 @@ pub(super) struct Node<'a> {
     pub(super) clock: Clock,
     /// Prepares what comes, in a thread of its own.
     pub(super) machine: Option<Arc<dyn StateMachine>>,
+    /// Whether there is a thread when one is wanted.
+    pub(super) finds_threads: bool,
 }
 
 impl Default for Node<'_> {
     fn default() -> Self {
         let (asked, clock) = (Mutex::default(), Clock::start());
-        let (peers, machine) = (Vec::new(), None);
-        Self { watch: Box::new(|_| {}), permits: true, asked, peers, clock, machine }
+        let (peers, machine, finds_threads) = (Vec::new(), None, true);
+        Self { watch: Box::new(|_| {}), permits: true, asked, peers, clock, machine, finds_threads }
     }
 }
 
@@ -413,8 +415,12 @@ impl RestoreHost for Node<'_> {
         self.machine.clone()
     }
 
-    fn run_beside(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run_beside(&self, work: Work) -> Option<Work> {
+        if !self.finds_threads {
+            return Some(work);
+        }
         thread::spawn(work);
+        None
     }
 
     fn has_threads(&self) -> bool {

@@ -1,0 +1,149 @@
+//! Breaking: sessions that end before their time, or whose other side does what nobody asked for. What came
+//! counts, and nobody else pays.
+
+use std::sync::atomic::AtomicUsize;
+
+use noxu_util::Lsn;
+
+use super::super::session::RestoreLimits;
+use super::*;
+use crate::driver::following::is_final;
+
+/// A master of so many entries in segments of so many bytes, none of them dropped.
+fn master_of(entries: i64, segment_bytes: u32) -> Master {
+    Master::with(segment_bytes, entries, entries - 10, 0)
+}
+
+fn with_limits(limits: RestoreLimits) -> Restoring {
+    Restoring { limits, ..restoring() }
+}
+
+/// The connection breaks over and over, after fewer bytes than a batch or a segment has.
+#[test]
+fn what_came_before_a_connection_broke_is_not_fetched_again() {
+    let master = master_of(40_000, 4 << 20);
+    let (_, env) = fault_disk();
+    let mut had = 0;
+    for round in 0.. {
+        let (inner, gave) = (master.connect(), AtomicUsize::new(0));
+        let line = Arc::clone(&inner);
+        let channel = Relay::of_answers(inner, move |answer| {
+            let is_block = matches!(answer, RestoreMsg::Block { .. });
+            if is_block && gave.fetch_add(1, Ordering::Relaxed) >= 7 {
+                line.close();
+                return Vec::new();
+            }
+            vec![answer]
+        });
+        let seen = Mutex::new((0, 0));
+        let node = Node::watching(|progress| {
+            *seen.lock() = (progress.blocks_reused, progress.blocks_done);
+        });
+        let ended = fetch(&env, dir(), &with_limits(RestoreLimits::default()), &channel, &node);
+        drop(node);
+        let (reused, done) = seen.into_inner();
+        assert_eq!(reused, had, "round {round}");
+        had = done;
+        if ended.is_ok() {
+            assert!(round >= 2, "only {round} rounds");
+            break;
+        }
+        assert!(round < 100, "{had} blocks");
+    }
+    install_and_check(&env, &master, false);
+}
+
+/// A node that finds no thread does what it would do beside by itself; a state is made ready when it is here.
+#[test]
+fn without_a_thread_to_be_had_a_restore_ends_as_well() {
+    for dropped in [0, 100] {
+        let (master, env) = (Master::new(dropped), memory());
+        let machine: Arc<dyn StateMachine> = Machine::open(&env, "/n2-state");
+        let node = Node { finds_threads: false, machine: Some(machine), ..Node::default() };
+        master.restore_watched(&env, &restoring(), &node).unwrap();
+        drop(node);
+        install_and_check(&env, &master, dropped > 0);
+    }
+}
+
+/// An answer about the state that nobody asked for, while segments are missing.
+#[test]
+fn an_answer_about_the_state_that_nobody_asked_for_costs_nothing() {
+    let (master, env) = (Master::new(100), memory());
+    let follower = Master::follower("n3");
+    master.name_sources(&["n3"]);
+    let first = master.log.positions().anchor.vlsn;
+    let lying = || {
+        Relay::of_answers(follower.connect(), move |answer| {
+            let is_first = matches!(answer, RestoreMsg::Holdings { .. });
+            let lie = is_first.then(|| RestoreMsg::StateAnswer {
+                request: 77,
+                vlsn: first.next(),
+                fingerprint: noxu_util::Fingerprint::default(),
+                digest: [0; 32],
+                bytes: Vec::new().into(),
+            });
+            [Some(answer), lie].into_iter().flatten().collect()
+        })
+    };
+    let node = Node::default().dialling("n3", lying);
+    let progress = master.restore_watched(&env, &restoring(), &node).unwrap();
+    assert!(progress.sources[1].blocks > 0, "{progress:?}");
+    drop(node);
+    install_and_check(&env, &master, true);
+}
+
+/// A source dies, and the rate is limited: whoever waits for the rest waits.
+#[test]
+fn a_source_that_is_gone_is_not_waited_for() {
+    let master = master_of(20_000, 1 << 20);
+    let env = memory();
+    let log_env = memory();
+    let log = build_log(&log_env, Path::new("/log"), 1 << 20, (20_000, 20_000, 0), 19_990);
+    let follower = Master::of("n3", &log_env, log);
+    follower.told.is_master.store(false, Ordering::Release);
+    master.name_sources(&["n3"]);
+    let dying = || {
+        let inner = follower.connect();
+        let line = Arc::clone(&inner);
+        Relay::of_answers(inner, move |answer| {
+            if matches!(answer, RestoreMsg::Block { .. }) {
+                line.close();
+                return Vec::new();
+            }
+            vec![answer]
+        })
+    };
+    let turns = AtomicUsize::new(0);
+    let count = |_: &Progress| {
+        turns.fetch_add(1, Ordering::Relaxed);
+    };
+    let node = Node::watching(count).dialling("n3", dying);
+    let bytes_per_second = Some(3 << 20);
+    let limits = RestoreLimits { bytes_per_second, ..RestoreLimits::default() };
+    let progress = master.restore_watched(&env, &with_limits(limits), &node).unwrap();
+    drop(node);
+    // Each waits some milliseconds, or takes what came.
+    let most = 10_000 * (1 + progress.elapsed.as_secs() as usize);
+    assert!(turns.load(Ordering::Relaxed) < most, "{turns:?} in {progress:?}");
+}
+
+/// A manifest that says wrongly where its segments end is found out, and a later one that says it rightly
+/// is believed.
+#[test]
+fn a_manifest_that_lied_about_its_end_leaves_nothing_behind() {
+    let (master, env) = (Master::new(0), memory());
+    let lie = Relay::of_answers(master.connect(), |mut answer| {
+        if let RestoreMsg::Manifest(head) = &mut answer {
+            let lsn = head.base.lsn;
+            head.base.lsn = Lsn::new(lsn.segment(), lsn.offset() - 8);
+        }
+        vec![answer]
+    });
+    let lied = fetch(&env, dir(), &restoring(), &lie, &Node::default()).unwrap_err();
+    assert!(lied.to_string().contains("segments that end with"), "{lied}");
+    assert!(!is_final(&lied));
+    let progress = master.restore(&env, &restoring()).unwrap();
+    assert_eq!(progress.blocks_reused, progress.blocks_total);
+    install_and_check(&env, &master, false);
+}
