@@ -256,11 +256,14 @@ impl Table for LsmTable {
             (&making.id, making.number) == (id, self.live().number + 1)
                 && tree_path(&self.dir, making.number).exists()
         });
-        if making.is_none() {
-            self.discard_made()?;
+        if let Some(making) = making {
+            match self.begin_ingest(Some(*id), true) {
+                Ok(ingest) => return Ok((Box::new(ingest), Some(making.progress))),
+                Err(cause) => tracing::warn!("what was made of a checkpoint is of no use: {cause}"),
+            }
         }
-        let ingest = self.begin_ingest(Some(*id), making.is_some())?;
-        Ok((Box::new(ingest), making.map(|making| making.progress)))
+        self.discard_made()?;
+        Ok((Box::new(self.begin_ingest(Some(*id), false)?), None))
     }
 
     fn discard_made(&self) -> Result<()> {
@@ -281,11 +284,15 @@ impl Table for LsmTable {
         drop(old);
         let old_path = tree_path(&self.dir, old_number);
         // Iterators that still read the old tree end with the rollback that comes with an install. It has
-        // taken effect: what is left of the old tree, to which a compaction may be adding, is only rubbish.
+        // taken effect: what is left of the old tree, to which a compaction may be adding, is only rubbish,
+        // and so is a note of how far this one was.
         if let Err(cause) = fs::remove_dir_all(&old_path) {
             tracing::debug!(path = %old_path.display(), "a leftover that the next open removes: {cause}");
         }
-        Making::remove(&self.dir)
+        if let Err(cause) = Making::remove(&self.dir) {
+            tracing::debug!("a leftover that the next open removes: {cause}");
+        }
+        Ok(())
     }
 
     fn disk_usage(&self) -> (u64, usize) {
@@ -709,6 +716,15 @@ mod tests {
         table.discard_made().unwrap();
         assert_eq!((trees(), note_of(dir.path())), (1, None));
         assert_eq!(make(&table, 2, 0..2), None);
+        // It cannot be read any more.
+        let tree = tree_path(dir.path(), FIRST_TREE + 1);
+        for file in fs::read_dir(&tree).unwrap().map(|found| found.unwrap().path()) {
+            if file.is_file() {
+                fs::write(file, b"rot").unwrap();
+            }
+        }
+        assert_eq!(make(&table, 2, 0..2), None);
+        assert_eq!(trees(), 2);
         // Content of something else takes its place.
         drop(table.ingest().unwrap());
         assert_eq!((trees(), note_of(dir.path())), (1, None));
