@@ -252,10 +252,7 @@ impl Made {
 
     /// As it is noted, with where its source is.
     fn encode(&self, place: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mark = self.mark.encode();
-        out.put_u16(mark.len() as u16);
-        out.put_bytes(&mark);
+        let mut out = self.mark.encode();
         out.put_u32(self.crc);
         out.put_u64(self.pairs);
         let last = self.last.as_deref().unwrap_or_default();
@@ -268,8 +265,7 @@ impl Made {
     /// What was noted, and where its source was.
     fn decode(noted: &[u8]) -> std::result::Result<(Self, Vec<u8>), CodecError> {
         let mut r = Reader::new(noted);
-        let mark_bytes = usize::from(r.u16("length of the mark")?);
-        let mark = Mark::decode(r.bytes("mark", mark_bytes)?)?;
+        let mark = Mark::decode(r.bytes("mark", Mark::ENCODED_BYTES)?)?;
         let (crc, pairs) = (r.u32("checksum")?, r.u64("pairs")?);
         let last_bytes = r.u32("length of the last key")? as usize;
         let last = r.bytes("last key", last_bytes)?;
@@ -360,6 +356,20 @@ mod tests {
         }
     }
 
+    /// Keys in their order, each with a value of so many bytes.
+    fn pairs(count: u32, value_bytes: impl Fn(u32) -> usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let pair = |n| (format!("key{n:05}").into_bytes(), vec![n as u8; value_bytes(n)]);
+        (0..count).map(pair).collect()
+    }
+
+    fn borrowed(pairs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(&[u8], Vec<u8>)> {
+        pairs.iter().map(|(key, value)| (key.as_slice(), value.clone())).collect()
+    }
+
+    fn stream_of(pairs: &[(Vec<u8>, Vec<u8>)], vlsn: i64) -> Vec<u8> {
+        stream(&borrowed(pairs), vlsn, usize::MAX)
+    }
+
     /// One that ends with an error once so many bytes were read.
     struct Cut<'a> {
         bytes: &'a [u8],
@@ -391,12 +401,8 @@ mod tests {
     /// Each time a process comes less far than the whole checkpoint, and is killed.
     #[test]
     fn what_was_made_of_a_checkpoint_is_not_made_again() {
-        let pairs: Vec<(Vec<u8>, Vec<u8>)> = (0..4000u32)
-            .map(|n| (format!("key{n:05}").into_bytes(), vec![n as u8; (n % 1500) as usize]))
-            .collect();
-        let borrowed: Vec<(&[u8], Vec<u8>)> =
-            pairs.iter().map(|(k, v)| (k.as_slice(), v.clone())).collect();
-        let whole = stream(&borrowed, 44, usize::MAX);
+        let pairs = pairs(4000, |n| (n % 1500) as usize);
+        let whole = stream_of(&pairs, 44);
         let dir = tempfile::tempdir().unwrap();
         let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(400 << 10);
         let at = Vlsn::new(44);
@@ -421,11 +427,8 @@ mod tests {
 
     #[test]
     fn a_place_that_the_source_does_not_know_and_another_vlsn_begin_anew() {
-        let pairs: Vec<(Vec<u8>, Vec<u8>)> =
-            (0..900u32).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; 1000])).collect();
-        let borrowed: Vec<(&[u8], Vec<u8>)> =
-            pairs.iter().map(|(k, v)| (k.as_slice(), v.clone())).collect();
-        let whole = stream(&borrowed, 44, usize::MAX);
+        let pairs = pairs(900, |_| 1000);
+        let whole = stream_of(&pairs, 44);
         let dir = tempfile::tempdir().unwrap();
         let open = || LsmTable::open(dir.path(), 1 << 20).unwrap().with_ingest_bytes(300 << 10);
         let at = Vlsn::new(44);
@@ -440,7 +443,7 @@ mod tests {
         table.adopt(made).unwrap();
         assert!(contents(&table, 44) == pairs);
         begin(&table);
-        let later = stream(&borrowed[..500], 45, usize::MAX);
+        let later = stream_of(&pairs[..500], 45);
         let made = ingest_of(&table, &[7; 32], Vlsn::new(45), &mut later.as_slice()).unwrap();
         table.adopt(made).unwrap();
         assert!(contents(&table, 45) == pairs[..500]);
@@ -455,14 +458,10 @@ mod tests {
 
     #[test]
     fn a_checkpoint_installed_elsewhere_holds_the_same_content() {
-        let pairs: Vec<(Vec<u8>, Vec<u8>)> = (0..3000u32)
-            .map(|n| (format!("key{n:05}").into_bytes(), vec![n as u8; (n % 700) as usize]))
-            .chain([(b"zzz".to_vec(), vec![9; 3 << 20])])
-            .collect();
-        let borrowed: Vec<(&[u8], Vec<u8>)> =
-            pairs.iter().map(|(k, v)| (k.as_slice(), v.clone())).collect();
-        let whole = stream(&borrowed, 44, usize::MAX);
-        assert_eq!(stream(&borrowed, 44, 1000), whole, "the pieces' size does not matter");
+        let mut pairs = pairs(3000, |n| (n % 700) as usize);
+        pairs.push((b"zzz".to_vec(), vec![9; 3 << 20]));
+        let whole = stream_of(&pairs, 44);
+        assert_eq!(stream(&borrowed(&pairs), 44, 1000), whole, "the pieces' size does not matter");
         let dir = tempfile::tempdir().unwrap();
         let lsm: Box<dyn Table> = Box::new(LsmTable::open(dir.path(), 1 << 20).unwrap());
         for table in [memory(), lsm] {

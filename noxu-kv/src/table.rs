@@ -186,8 +186,10 @@ pub(crate) trait Ingest {
 }
 
 impl Mark {
+    pub(crate) const ENCODED_BYTES: usize = 21;
+
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(21);
+        let mut out = Vec::with_capacity(Self::ENCODED_BYTES);
         out.put_u8(MARK_VERSION);
         out.put_vlsn(self.vlsn);
         out.put_u32(self.term.number());

@@ -11,8 +11,9 @@
 //! - A crash before the claim costs the batch and what came meanwhile, both within
 //!   [`RestoreLimits::sync_bytes`](super::session::RestoreLimits::sync_bytes) and one block; one before the
 //!   note has segments read again.
-//! - What a bitmap claims is verified by whoever finds it. What was noted is not, before the machine is started
-//!   anew: else a node that is killed sooner than it has read what it had would never get further.
+//! - What a bitmap claims is verified by every session that finds it, but for segments that were noted: these
+//!   are not read again before the machine is started anew, else a node that is killed sooner than it has read
+//!   what it had would never get further.
 //! - Nothing goes on once the session is over: the next one finds files that nobody else writes.
 //!
 //! # Invariants
@@ -65,9 +66,8 @@ pub(super) struct Base<'a> {
     bitmap: Bitmap,
     /// Number of the first block of each segment, in the bitmap.
     first_blocks: Vec<u32>,
-    /// Blocks that each segment lacks, and all of them.
+    /// Blocks that each segment lacks.
     lacking: Vec<u32>,
-    missing: u32,
     files: BTreeMap<usize, Arc<dyn EnvFile>>,
     /// Segments with bytes that are in no batch, and how many.
     dirty: BTreeMap<usize, Arc<dyn EnvFile>>,
@@ -85,7 +85,7 @@ pub(super) struct Base<'a> {
     reused: u32,
     false_claims: u32,
     #[cfg(test)]
-    pub(super) mutation: Mutation,
+    mutation: Mutation,
 }
 
 /// A batch on its way.
@@ -132,7 +132,6 @@ impl<'a> Base<'a> {
             bitmap: open_bitmap(&**env, dir, manifest)?,
             first_blocks,
             lacking: Vec::new(),
-            missing: blocks,
             files: BTreeMap::new(),
             dirty: BTreeMap::new(),
             dirty_bytes: 0,
@@ -155,7 +154,6 @@ impl<'a> Base<'a> {
             }
             let count = segment.blocks.len() as u32;
             let lacking = (0..count).filter(|block| !base.has((at, *block))).count() as u32;
-            base.missing -= count - lacking;
             base.lacking.push(lacking);
             if lacking == 0 && at == base.front.segments {
                 base.front.stage(&**env, dir, &manifest.head.group, segment)?;
@@ -174,6 +172,12 @@ impl<'a> Base<'a> {
         base.reused = base.bitmap.count();
         base.sync()?;
         Ok(base)
+    }
+
+    /// The same with a fault.
+    #[cfg(test)]
+    pub(super) fn mutated(self, mutation: Mutation) -> Self {
+        Self { mutation, ..self }
     }
 
     fn has(&self, (segment, block): BlockId) -> bool {
@@ -238,7 +242,6 @@ impl<'a> Base<'a> {
         self.dirty_bytes += bytes.len() as u64;
         self.bitmap.set(self.first_blocks[segment] + block, true);
         self.lacking[segment] -= 1;
-        self.missing -= 1;
         if self.lacking[segment] == 0 {
             self.files.remove(&segment);
         }
@@ -259,7 +262,8 @@ impl<'a> Base<'a> {
         loop {
             self.end_batch()?;
             if self.syncing.is_none() && self.is_batch_due(most_unsynced) {
-                let (batch, bytes) = (self.begin_batch(), std::mem::take(&mut self.dirty_bytes));
+                let bytes = self.dirty_bytes;
+                let batch = self.begin_batch();
                 let work = Beside::begin(self.host, || batch.sync());
                 self.syncing = Some(Syncing { work, bytes, end: self.front.end.vlsn });
                 self.end_batch()?;
@@ -286,7 +290,7 @@ impl<'a> Base<'a> {
         if let Some(staging) = &self.staging {
             staging.wait();
         }
-        self.stage()?;
+        self.end_staging()?;
         if let Some(batch) = &self.syncing {
             batch.work.wait();
         }
@@ -300,10 +304,9 @@ impl<'a> Base<'a> {
     /// Has the segments verified that are whole and follow those that are.
     fn stage(&mut self) -> Result<()> {
         loop {
-            if let Some(staging) = &self.staging {
-                let Some(front) = staging.take() else { return Ok(()) };
-                (self.front, self.staging) = (front?, None);
-                self.check_end()?;
+            self.end_staging()?;
+            if self.staging.is_some() {
+                return Ok(());
             }
             let from = self.front.segments;
             let mut bytes = 0;
@@ -329,6 +332,13 @@ impl<'a> Base<'a> {
         }
     }
 
+    /// Takes note of what was verified beside.
+    fn end_staging(&mut self) -> Result<()> {
+        let Some(front) = self.staging.as_ref().and_then(Beside::take) else { return Ok(()) };
+        (self.front, self.staging) = (front?, None);
+        self.check_end()
+    }
+
     /// Whether the last segment is verified, and ends elsewhere than the manifest says.
     pub(super) fn ends_elsewhere(&self) -> bool {
         let base = &self.manifest.head.base;
@@ -352,11 +362,12 @@ impl<'a> Base<'a> {
         let is_much = self.dirty_bytes >= most_unsynced / 2;
         let is_late = || self.host.clock().now().saturating_sub(self.begun) >= BATCH_PAUSE;
         self.noted < self.front.segments
-            || (!self.dirty.is_empty() && (is_much || self.missing == 0 || is_late()))
+            || (!self.dirty.is_empty() && (is_much || self.is_all_here() || is_late()))
     }
 
     /// What was written until now, and may be claimed once it is synced.
     fn begin_batch(&mut self) -> Batch {
+        self.dirty_bytes = 0;
         let dirty = std::mem::take(&mut self.dirty);
         let files = dirty.into_iter().map(|(segment, file)| (self.path(segment), file)).collect();
         let verified = self.env.boot().filter(|_| self.noted < self.front.segments).map(|boot| {
@@ -431,6 +442,11 @@ impl<'a> Base<'a> {
     fn begins_at_anchor(&self) -> Result<bool> {
         let header = self.header(0)?;
         Ok(header.is_some_and(|header| header.chain_before() == self.manifest.head.anchor.chain()))
+    }
+
+    /// Whether no block is missing, verified or not.
+    fn is_all_here(&self) -> bool {
+        self.lacking.iter().all(|lacking| *lacking == 0)
     }
 
     /// Whether every segment is there and verified.

@@ -1,9 +1,8 @@
 //! Bitmap: which blocks of a restore are on disk.
 //!
 //! Two slots in one file, written in turn; the data of every block that a slot claims was synced
-//! before the slot is written, while more came, of which it says nothing. So a claim is true after any crash, as far as the disk keeps its
-//! word; after the machine was started anew what it claims is verified. Both slots bad, or of
-//! another manifest: nothing is claimed.
+//! before the slot is written, while more came, of which it says nothing. So a claim is true after any
+//! crash, as far as the disk keeps its word. Both slots bad, or of another manifest: nothing is claimed.
 //!
 //! ```text
 //! slot: crc32c u32 | sequence u64 | manifest u64 | blocks u32 | bits
@@ -48,21 +47,20 @@ impl Bitmap {
         let wrap = |e| LogError::io("open", path, e);
         let file = env.open(path, OpenMode::CreateOrOpen).map_err(wrap)?;
         let path = path.to_owned();
-        let slots = Slots { file, path, manifest, blocks, sequence: Mutex::new(0) };
-        let mut newest = vec![0; slots.bits_len()];
+        let mut slots = Slots { file, path, manifest, blocks, sequence: Mutex::new(0) };
+        let (mut newest, mut bits) = (0, vec![0; slots.bits_len()]);
         for slot in 0..2 {
             let mut bytes = vec![0; HEAD_BYTES + slots.bits_len()];
             let at = (slot * slots.slot_bytes()) as u64;
             let read = slots.file.read_at(&mut bytes, at).map_err(wrap)?;
-            let mut newest_sequence = slots.sequence.lock();
-            if let Ok((sequence, bits)) = slots.decode(&bytes[..read])
-                && sequence > *newest_sequence
+            if let Ok((sequence, claimed)) = slots.decode(&bytes[..read])
+                && sequence > newest
             {
-                *newest_sequence = sequence;
-                newest = bits.to_vec();
+                (newest, bits) = (sequence, claimed.to_vec());
             }
         }
-        Ok(Self { bits: newest, slots: Arc::new(slots) })
+        slots.sequence = Mutex::new(newest);
+        Ok(Self { bits, slots: Arc::new(slots) })
     }
 
     /// Goes on as that of another manifest, and claims nothing of it. The newest slot of the old one stays

@@ -206,24 +206,21 @@ impl StateLane {
         self.asked.len()
     }
 
-    /// Whether `source` owes the answer to this question next.
-    pub(super) fn is_due(&self, source: SourceId, request: u64) -> bool {
-        self.stage == Stage::Coming(source)
-            && self.asked.front().is_some_and(|(due, _)| *due == request)
+    /// `source` answers this question. Returns its number in the session if that answer is due, and `None`
+    /// if it does not count.
+    pub(super) fn take_due(&mut self, source: SourceId, request: u64) -> Option<u64> {
+        let is_due = self.stage == Stage::Coming(source);
+        let (_, number) = self.asked.pop_front_if(|(due, _)| is_due && *due == request)?;
+        Some(number)
     }
 
-    /// An answer of `source`. False if it is not the one that is due.
+    /// The answer to question `number` of the session, which [was due](StateLane::take_due).
     pub(super) fn handle_answer(
         &mut self,
-        source: SourceId,
-        request: u64,
+        number: u64,
         (proof, digest): (Proof, [u8; 32]),
         bytes: &[u8],
-    ) -> Result<bool> {
-        if !self.is_due(source, request) {
-            return Ok(false);
-        }
-        let Some((_, number)) = self.asked.pop_front() else { return Ok(false) };
+    ) -> Result<()> {
         if blake3::hash(bytes) != digest || bytes.len() > MAX_ANSWER_BYTES {
             let found = format!("{} bytes with another digest", bytes.len());
             return Err(RepError::protocol("", "an answer about the state", found));
@@ -241,7 +238,7 @@ impl StateLane {
             Some(coming) => coming.arrive(self.session.progress().bytes),
             None => {}
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Makes what is here ready to be installed, while the rest comes if there are threads; looks whether

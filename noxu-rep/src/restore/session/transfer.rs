@@ -1,10 +1,10 @@
 //! Transfer: everything that a session fetches, from everybody who gives it, until all of it is
 //! durable and reaches the target.
 //!
-//! One thread asks, takes what comes and writes it; what the disk is waited for goes on beside it, if there are
-//! threads. Blocks come from the master and from sources, as the plan
-//! says (core/block_plan.rs); the state from one of them (session/state_lane.rs); entries from the master, one question
-//! after the other, and each question says what the master need not keep any more.
+//! One thread asks, takes what comes and writes it; what the disk is waited for goes on beside it, if
+//! there are threads. Blocks come from the master and from sources, as the plan says (core/block_plan.rs);
+//! the state from one of them (session/state_lane.rs); entries from the master, one question after the
+//! other, and each question says what the master need not keep any more.
 //!
 //! # Invariants
 //! - What a source other than the master does wrong costs only that source.
@@ -121,12 +121,9 @@ impl<'a> Transfer<'a> {
         requests: u64,
     ) -> Result<Self> {
         let env = &**fetch.env;
-        #[cfg_attr(not(test), expect(unused_mut, reason = "a mutation changes it"))]
-        let mut base = Base::open(fetch.env, fetch.host, &fetch.dir, manifest)?;
+        let base = Base::open(fetch.env, fetch.host, &fetch.dir, manifest)?;
         #[cfg(test)]
-        {
-            base.mutation = fetch.restoring.mutation;
-        }
+        let base = base.mutated(fetch.restoring.mutation);
         if let Err(cause) = base.check_end() {
             if let Some(staged) = staged {
                 staged.discard()?;
@@ -729,21 +726,19 @@ impl<'a> Transfer<'a> {
         bytes: &[u8],
     ) -> Result<()> {
         // The state is asked for once the segments are here, so that proofs can be looked up.
-        if !self.state.as_ref().is_some_and(|state| state.is_due(source, request)) {
-            return Ok(());
-        }
+        let due = self.state.as_mut().and_then(|state| state.take_due(source, request));
+        let Some(number) = due else { return Ok(()) };
         if !self.may_be_of_this_log(proof)? {
             return self.give_up_state_of(source, proof);
         }
         let Some(state) = &mut self.state else { return Ok(()) };
         let before = state.progress().bytes;
-        if state.handle_answer(source, request, (proof, digest), bytes)? {
-            let had = state.progress().bytes;
-            self.progress.checkpoint_bytes = had;
-            self.asked_bytes += bytes.len() as u64;
-            self.count(source, had.saturating_sub(before), 0);
-            self.touch(source);
-        }
+        state.handle_answer(number, (proof, digest), bytes)?;
+        let had = state.progress().bytes;
+        self.progress.checkpoint_bytes = had;
+        self.asked_bytes += bytes.len() as u64;
+        self.count(source, had.saturating_sub(before), 0);
+        self.touch(source);
         Ok(())
     }
 
