@@ -14,6 +14,7 @@
 //!   master of that term any more must keep the log that it votes with.
 
 mod opening;
+mod sources;
 mod state_lane;
 mod transfer;
 
@@ -26,6 +27,8 @@ use noxu_log::{LogConfig, LogError, RetentionConfig};
 use noxu_util::{GroupId, Name, Term};
 
 use self::opening::Opening;
+#[cfg(test)]
+pub(super) use self::sources::PATIENCE;
 use self::transfer::{Transfer, Transferred};
 use super::manifest::{COMMIT, Commit, MARKER, Marker};
 use super::{Phase, Progress, restore_dir};

@@ -17,6 +17,9 @@ use super::works::remove;
 use crate::cli::error::CliError;
 use crate::workload::clients;
 
+/// Restores that are measured at least: one alone says what the disk did in that second.
+const LEAST_ROUNDS: u32 = 3;
+
 /// Length of the values that fill the log.
 const VALUE_BYTES: usize = 64 << 10;
 
@@ -72,7 +75,7 @@ impl Report {
     }
 }
 
-/// Measures it over and over, as long as a figure is to be measured.
+/// Measures it over and over, as long as a figure is to be measured, and some times at least.
 pub(super) fn measure(
     work: Work,
     restored: Restored,
@@ -112,7 +115,7 @@ pub(super) fn measure(
     let mut copies = [(Syncing::AtEnd, Copied::default()), (Syncing::Beside, Copied::default())];
     let (mut sum, mut rounds) = (Report::default(), 0);
     let target = cluster.dir().join("copy");
-    while sum.total() < setting.time {
+    while sum.total() < setting.time || rounds < LEAST_ROUNDS {
         // The first one pays for memory that the machine has to fetch: nobody's time is taken.
         copy(&pieces, &target, Syncing::AtEnd)?;
         remove(&target)?;

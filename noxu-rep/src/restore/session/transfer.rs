@@ -15,24 +15,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use noxu_util::{Name, Vlsn};
+use noxu_util::Vlsn;
 
 use super::super::base::Base;
 use super::super::manifest::{Commit, LIVE, Manifest};
 use super::super::staged::Staged;
 use super::super::{Phase, Progress, SourceProgress};
+use super::sources::{MASTER, Source, Sources};
 use super::state_lane::{Stage, StateLane, Taken};
 use super::{Fetch, decode};
-use crate::core::block_plan::{BlockPlan, Has, SourceId};
+use crate::core::block_plan::{BlockPlan, Due, Has, SourceId};
 use crate::core::recovery;
 use crate::error::{RepError, Result};
 use crate::mutant::{self, Mutant};
-use crate::net::channel::Channel;
 use crate::sync::method::{Opened, Proof, SyncProgress, check_room};
 use crate::wire::restore::{BLOCK_BYTES, Refused, RestoreMsg};
-
-/// The master, among the sources.
-const MASTER: SourceId = 0;
 
 /// How long one receive waits before the other sources are looked at again.
 const WAIT: Duration = Duration::from_millis(5);
@@ -51,19 +48,6 @@ const ATTACH_GRACE: Duration = Duration::from_secs(1);
 
 /// Bytes that a limited rate may run ahead.
 const BURST_BYTES: u64 = 1 << 20;
-
-/// One who gives.
-struct Source {
-    name: Name,
-    channel: Arc<dyn Channel>,
-    /// It has said what it has.
-    is_attached: bool,
-    /// It gives no state that is of any use: it does not have the method, or what it has is older than
-    /// the front of the master's log, or of another history.
-    is_behind: bool,
-    /// When it last answered something, or was asked after it had answered everything.
-    heard: Duration,
-}
 
 /// The question for entries that is under way.
 struct LiveQuestion {
@@ -86,8 +70,7 @@ pub(super) struct Transfer<'a> {
     manifest: &'a Manifest,
     base: Base<'a>,
     plan: BlockPlan,
-    /// By their numbers; `None` for one that is of no use any more.
-    sources: Vec<Option<Source>>,
+    sources: Sources,
     staged: Staged,
     live: Option<LiveQuestion>,
     /// When entries may be asked for again.
@@ -140,13 +123,8 @@ impl<'a> Transfer<'a> {
         let now = fetch.host.clock().now();
         let mut plan = BlockPlan::new(fetch.restoring.limits.window, base.wanted());
         plan.add_source(MASTER, Has::All);
-        let master = Source {
-            name: manifest.head.provider.clone(),
-            channel: Arc::clone(fetch.channel),
-            is_attached: true,
-            is_behind: false,
-            heard: now,
-        };
+        let provider = &manifest.head.provider;
+        let master = Source::new(provider.clone(), Arc::clone(fetch.channel), now);
         let head = &manifest.head;
         let state = if head.anchor.vlsn.is_null() {
             None
@@ -167,7 +145,7 @@ impl<'a> Transfer<'a> {
             blocks_total: manifest.blocks(),
             blocks_reused: base.reused(),
             false_claims: base.false_claims(),
-            sources: vec![SourceProgress::new(master.name.clone())],
+            sources: vec![SourceProgress::new(provider.clone())],
             ..Progress::default()
         };
         let mut transfer = Self {
@@ -175,7 +153,7 @@ impl<'a> Transfer<'a> {
             manifest,
             base,
             plan,
-            sources: vec![Some(master)],
+            sources: Sources::of(master),
             staged,
             live: None,
             live_due: now,
@@ -283,16 +261,8 @@ impl<'a> Transfer<'a> {
             });
             match attached {
                 Ok(channel) => {
-                    let heard = self.now();
-                    let name = name.clone();
                     self.progress.sources.push(SourceProgress::new(name.clone()));
-                    self.sources.push(Some(Source {
-                        name,
-                        channel,
-                        is_attached: false,
-                        is_behind: false,
-                        heard,
-                    }));
+                    self.sources.add(Source::new(name.clone(), channel, self.now()));
                 }
                 Err(cause) => tracing::info!(source = %name, "no source of a restore: {cause}"),
             }
@@ -302,7 +272,7 @@ impl<'a> Transfer<'a> {
     /// Whether sources may yet say what they have.
     fn awaits_sources(&self) -> bool {
         let is_early = self.now().saturating_sub(self.began) < ATTACH_GRACE;
-        is_early && self.sources.iter().flatten().any(|source| !source.is_attached)
+        is_early && self.sources.iter().any(|(_, source)| !source.is_attached)
     }
 
     fn handle_holdings(
@@ -312,7 +282,7 @@ impl<'a> Transfer<'a> {
         holdings: &[(u32, [u8; 32])],
     ) {
         // A second time it would be a source that was asked for nothing.
-        if self.sources[source].as_ref().is_none_or(|source| source.is_attached) {
+        if self.sources.get(source).is_none_or(|source| source.is_attached) {
             return;
         }
         self.touch(source);
@@ -322,7 +292,7 @@ impl<'a> Transfer<'a> {
             .filter(|(_, segment)| holdings.contains(&(segment.number, segment.digest)))
             .map(|(at, _)| at);
         self.plan.add_source(source, Has::Segments(has.collect()));
-        if let Some(Some(source)) = self.sources.get_mut(source) {
+        if let Some(source) = self.sources.get_mut(source) {
             source.is_attached = true;
             source.is_behind = !gives_state;
         }
@@ -330,7 +300,7 @@ impl<'a> Transfer<'a> {
 
     /// That source is of no use any more.
     fn drop_source(&mut self, source: SourceId, cause: &RepError) {
-        let Some(gone) = self.sources.get_mut(source).and_then(Option::take) else { return };
+        let Some(gone) = self.sources.remove(source) else { return };
         gone.channel.close();
         tracing::info!(source = %gone.name, "a source of the restore is gone: {cause}");
         self.plan.remove_source(source);
@@ -339,13 +309,9 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn channel(&self, source: SourceId) -> Option<Arc<dyn Channel>> {
-        Some(Arc::clone(&self.sources.get(source)?.as_ref()?.channel))
-    }
-
     /// Sends a question to a source; one that cannot be sent costs the source.
     fn put(&mut self, source: SourceId, question: &RestoreMsg<'_>) -> Result<()> {
-        let Some(channel) = self.channel(source) else { return Ok(()) };
+        let Some(channel) = self.sources.channel(source) else { return Ok(()) };
         match channel.send(&question.encode()) {
             Err(cause) if source != MASTER => {
                 self.drop_source(source, &cause);
@@ -359,7 +325,7 @@ impl<'a> Transfer<'a> {
 
     fn ask(&mut self) -> Result<()> {
         self.ask_live()?;
-        for source in 0..self.sources.len() {
+        for source in self.sources.ids() {
             self.ask_blocks(source)?;
         }
         if self.base.is_whole() {
@@ -379,17 +345,14 @@ impl<'a> Transfer<'a> {
         if source == MASTER && self.awaits_sources() {
             return Ok(());
         }
-        while self.may_ask() && self.sources.get(source).is_some_and(Option::is_some) {
+        while self.may_ask() && self.sources.get(source).is_some() {
             let request = self.requests + 1;
-            let was_idle = self.plan.under_way(source) == 0;
+            let was_idle = !self.plan.owes(source);
             let Some((segment, block)) = self.plan.poll(source, request) else { break };
             self.requests = request;
             self.asked_bytes += u64::from(BLOCK_BYTES);
-            let now = self.now();
-            if let Some(Some(source)) = self.sources.get_mut(source)
-                && was_idle
-            {
-                source.heard = now;
+            if was_idle {
+                self.touch(source);
             }
             let segment = self.manifest.segments[segment].number;
             self.put(source, &RestoreMsg::BlockRequest { request, segment, block })?;
@@ -442,12 +405,18 @@ impl<'a> Transfer<'a> {
     fn open_state(&mut self) -> Result<()> {
         let Some(state) = &mut self.state else { return Ok(()) };
         let earlier = state.earlier();
-        let mut usable = self.sources.iter().enumerate().filter_map(|(id, source)| {
-            let source = source.as_ref()?;
-            (source.is_attached && !source.is_behind).then_some((id, &source.name))
-        });
-        let gave = usable.clone().find(|(_, name)| Some(*name) == earlier.as_ref());
-        let Some((source, name)) = gave.or_else(|| usable.next_back()) else { return Ok(()) };
+        let usable = self.sources.iter().filter(|(_, one)| one.is_attached && !one.is_behind);
+        let mut usable: Vec<_> = usable.map(|(id, source)| (id, &source.name)).collect();
+        let gave = usable.iter().find(|(_, name)| Some(*name) == earlier.as_ref()).copied();
+        if usable.len() > 1 {
+            usable.retain(|(id, _)| *id != MASTER);
+        }
+        // Any of them: of one that never gives it, a node that is killed sooner than it finds that out would
+        // ask over and over.
+        let any = self.fetch.env.entropy() as usize % usable.len().max(1);
+        let Some((source, name)) = gave.or_else(|| usable.get(any).copied()) else {
+            return Ok(());
+        };
         self.requests += 1;
         let request = self.requests;
         let id = state.open(source, name, request);
@@ -456,7 +425,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn ask_about_state(&mut self, source: SourceId) -> Result<()> {
-        let (Some(channel), is_free) = (self.channel(source), self.may_ask()) else {
+        let (Some(channel), is_free) = (self.sources.channel(source), self.may_ask()) else {
             return Ok(());
         };
         let Some(state) = &mut self.state else { return Ok(()) };
@@ -481,12 +450,9 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// It was asked something, or answered: from now on it has to answer what else it was asked.
+    /// It was asked something, or answered.
     fn touch(&mut self, source: SourceId) {
-        let now = self.now();
-        if let Some(Some(source)) = self.sources.get_mut(source) {
-            source.heard = now;
-        }
+        self.sources.touch(source, self.now());
     }
 
     // ---- answers
@@ -494,7 +460,7 @@ impl<'a> Transfer<'a> {
     /// Takes what has come; waits a little if nothing has.
     fn receive(&mut self) -> Result<()> {
         let mut any = false;
-        for source in 0..self.sources.len() {
+        for source in self.sources.ids() {
             for _ in 0..TURN_FRAMES {
                 if !self.receive_from(source, Duration::ZERO)? {
                     break;
@@ -506,13 +472,13 @@ impl<'a> Transfer<'a> {
         if !any {
             // On whoever owes most: of the others' answers a window is under way meanwhile.
             let owes = |source: &SourceId| (self.plan.under_way(*source), self.is_asked(*source));
-            let there = (0..self.sources.len()).filter(|source| self.sources[*source].is_some());
+            let there = self.sources.iter().map(|(id, _)| id);
             let busiest = there.max_by_key(owes).unwrap_or(MASTER);
             if owes(&busiest) != (0, false) || !self.wait_beside() {
                 self.receive_from(busiest, WAIT)?;
             }
         }
-        self.drop_silent()
+        self.handle_silence()
     }
 
     /// Waits a little for what goes on beside the session. False if nothing does.
@@ -528,29 +494,34 @@ impl<'a> Transfer<'a> {
             Stage::Coming(from) => from == source && state.under_way() > 0,
             Stage::Wanted | Stage::Preparing | Stage::Whole => false,
         });
-        let attaching = self.sources[source].as_ref().is_some_and(|source| !source.is_attached);
+        let attaching = self.sources.get(source).is_some_and(|source| !source.is_attached);
         live || state || attaching
     }
 
-    fn drop_silent(&mut self) -> Result<()> {
-        let (now, timeout) = (self.now(), self.fetch.restoring.limits.answer_timeout);
-        for id in 0..self.sources.len() {
-            let Some(source) = &self.sources[id] else { continue };
-            let owes = self.plan.under_way(id) > 0 || self.is_asked(id);
-            if !owes || now.saturating_sub(source.heard) < timeout {
-                continue;
+    /// Others are asked for what one owes who is silent; and who is silent for too long is gone.
+    fn handle_silence(&mut self) -> Result<()> {
+        let timeout = self.fetch.restoring.limits.answer_timeout;
+        for id in self.sources.ids() {
+            let (owes, awaited) = (self.plan.owes(id), self.plan.under_way(id));
+            let owes = owes || self.is_asked(id);
+            let Some(source) = self.sources.get_mut(id).filter(|_| owes) else { continue };
+            if source.silence() >= timeout {
+                let cause = RepError::silent(source.channel.peer(), "an answer", timeout);
+                if id == MASTER {
+                    return Err(cause);
+                }
+                self.drop_source(id, &cause);
+            } else if id != MASTER && awaited > 0 && source.is_patience_over() {
+                let (name, silence) = (&source.name, source.silence());
+                tracing::info!(source = %name, ?silence, "others are asked for {awaited} blocks");
+                self.plan.suspend(id);
             }
-            let cause = RepError::silent(source.channel.peer(), "an answer", timeout);
-            if id == MASTER {
-                return Err(cause);
-            }
-            self.drop_source(id, &cause);
         }
         Ok(())
     }
 
     fn receive_from(&mut self, source: SourceId, timeout: Duration) -> Result<bool> {
-        let Some(channel) = self.channel(source) else { return Ok(false) };
+        let Some(channel) = self.sources.channel(source) else { return Ok(false) };
         let mut frame = std::mem::take(&mut self.frame);
         let taken = channel.receive_into(&mut frame, timeout).and_then(|came| {
             if came {
@@ -560,7 +531,12 @@ impl<'a> Transfer<'a> {
         });
         self.frame = frame;
         match taken {
-            Ok(came) => Ok(came),
+            Ok(came) => {
+                if !came {
+                    self.sources.note_quiet(source, self.now());
+                }
+                Ok(came)
+            }
             Err(cause) => {
                 let fault = self.handle_fault(source, cause);
                 fault.map(|()| true).map_err(|cause| cause.with_peer(|| channel.peer()))
@@ -593,8 +569,9 @@ impl<'a> Transfer<'a> {
 
     fn handle_block(&mut self, source: SourceId, request: u64, bytes: &[u8]) -> Result<()> {
         // What was not asked, or was answered before, is dropped.
-        let Some(block) = self.plan.take(source, request) else { return Ok(()) };
+        let Some(due) = self.plan.take(source, request) else { return Ok(()) };
         self.touch(source);
+        let Due::Block(block) = due else { return Ok(()) };
         if !self.base.is_block(block, bytes) {
             let segment = self.manifest.segments[block.0].number;
             let is_banned = self.plan.strike(source, block);
@@ -621,8 +598,9 @@ impl<'a> Transfer<'a> {
     }
 
     fn handle_refusal(&mut self, source: SourceId, request: u64, why: Refused) -> Result<()> {
-        if let Some(block) = self.plan.take(source, request) {
+        if let Some(due) = self.plan.take(source, request) {
             self.touch(source);
+            let Due::Block(block) = due else { return Ok(()) };
             if source != MASTER {
                 self.plan.refuse(source, block);
                 return Ok(());
@@ -688,7 +666,7 @@ impl<'a> Transfer<'a> {
         }
         self.touch(source);
         let fits = self.may_be_of_this_log(proof)?;
-        let (Some(state), Some(from)) = (&mut self.state, &self.sources[source]) else {
+        let (Some(state), Some(from)) = (&mut self.state, self.sources.get(source)) else {
             return Ok(());
         };
         let opened = Opened { source: &from.name, id, proof, head };
@@ -709,7 +687,7 @@ impl<'a> Transfer<'a> {
             let found = format!("one through {}", proof.vlsn);
             return Err(RepError::protocol("", "a state of this log", found));
         }
-        if let Some(Some(source)) = self.sources.get_mut(source) {
+        if let Some(source) = self.sources.get_mut(source) {
             source.is_behind = true;
         }
         if let Some(state) = &mut self.state {

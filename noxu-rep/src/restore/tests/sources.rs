@@ -1,6 +1,6 @@
 //! Sources: who gives what of a restore, and what becomes of it when they err or go. Rows R.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU32;
 
 use noxu_log::Anchor;
@@ -10,7 +10,7 @@ use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_util::Vlsn;
 
 use super::super::manifest::LIVE;
-use super::super::session::RestoreLimits;
+use super::super::session::{PATIENCE, RestoreLimits};
 use super::*;
 use crate::core::block_plan::MAX_STRIKES;
 use crate::wire::restore::{BLOCK_BYTES, SEGMENT_HEAD_BYTES};
@@ -202,8 +202,8 @@ fn r_a_source_whose_disk_flips_bits_learns_of_it() {
     install_and_check(&env, &master, true);
 }
 
-/// A restore from a follower that gives so many blocks, and then nothing for longer than an answer may take.
-fn restored_beside_one_that_gives_only(blocks: u32) -> Progress {
+/// A restore from a follower that gives so many blocks, and then nothing; an answer may take so long.
+fn restored_beside_one_that_gives_only(blocks: u32, answer_timeout: Duration) -> Progress {
     let (master, env) = (Master::new(100), memory());
     let follower = Master::follower("n3");
     master.name_sources(&["n3"]);
@@ -221,26 +221,102 @@ fn restored_beside_one_that_gives_only(blocks: u32) -> Progress {
         })
     };
     let node = Node { clock, watch: Box::new(pass), ..Node::default() }.dialling("n3", tiring);
-    let limits = RestoreLimits { answer_timeout: Duration::from_secs(3), ..restoring().limits };
+    let limits = RestoreLimits { answer_timeout, ..restoring().limits };
     let restoring = Restoring { limits, ..restoring() };
     let progress = fetch(&env, dir(), &restoring, &master.connect(), &node).unwrap().unwrap();
     assert_eq!(given(&progress, "n1").blocks, progress.blocks_total - blocks, "{progress:?}");
-    assert!(progress.elapsed >= Duration::from_secs(3), "{progress:?}");
     install_and_check(&env, &master, true);
     progress
 }
 
+/// Less than [`PATIENCE`].
+const SHORT: Duration = Duration::from_millis(1500);
+
 /// R "a source claims and does not serve".
 #[test]
 fn r_a_source_that_claims_and_does_not_serve_is_dropped_for_its_silence() {
-    restored_beside_one_that_gives_only(0);
+    let progress = restored_beside_one_that_gives_only(0, SHORT);
+    assert!(progress.elapsed >= SHORT, "{progress:?}");
+}
+
+/// The same before it is dropped: a node that is killed sooner than that gets further.
+#[test]
+fn r_what_a_silent_source_owes_is_asked_of_others_long_before_it_is_dropped() {
+    for blocks in [0, 5] {
+        let progress = restored_beside_one_that_gives_only(blocks, Duration::from_mins(10));
+        let soon = PATIENCE..PATIENCE + Duration::from_secs(1);
+        assert!(soon.contains(&progress.elapsed), "{progress:?}");
+        assert!(given(&progress, "n3").bytes > 0, "its state is taken: {progress:?}");
+    }
+}
+
+/// A channel whose blocks come so much later.
+struct Late {
+    inner: Arc<dyn Channel>,
+    clock: Clock,
+    by: Duration,
+    due: Mutex<VecDeque<(Duration, Vec<u8>)>>,
+}
+
+impl Late {
+    fn by(by: Duration, clock: &Clock, inner: Arc<dyn Channel>) -> Arc<dyn Channel> {
+        Arc::new(Self { inner, clock: clock.clone(), by, due: Mutex::default() })
+    }
+}
+
+impl Channel for Late {
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        self.inner.send(frame)
+    }
+
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        let (mut due, now) = (self.due.lock(), self.clock.now());
+        if let Some(frame) = self.inner.receive(timeout)? {
+            let is_block = matches!(RestoreMsg::decode(&frame), Ok(RestoreMsg::Block { .. }));
+            if !is_block {
+                return Ok(Some(frame));
+            }
+            due.push_back((now + self.by, frame));
+        }
+        let front = due.pop_front_if(|(at, _)| *at <= now);
+        Ok(front.map(|(_, frame)| frame))
+    }
+
+    fn close(&self) {
+        self.inner.close();
+    }
+}
+
+/// A source that is slow, and not silent: what comes late counts where nobody else was asked for it, nothing is
+/// taken twice, and it is waited for from then on.
+#[test]
+fn r_a_slow_source_is_waited_for_longer_once_it_has_answered() {
+    let (master, env) = (Master::new(0), memory());
+    let follower = Master::follower("n3");
+    master.name_sources(&["n3"]);
+    let (clock, hand) = Clock::manual();
+    let turns = AtomicU32::new(0);
+    let pass = |_: &Progress| {
+        hand.set(Duration::from_millis(10) * (turns.fetch_add(1, Ordering::Relaxed) + 1));
+    };
+    let slow = || Late::by(PATIENCE + Duration::from_secs(1), &clock, follower.connect());
+    let node = Node { clock: clock.clone(), watch: Box::new(pass), ..Node::default() };
+    let node = node.dialling("n3", slow);
+    let channel = Late::by(Duration::from_secs(2), &clock, master.connect());
+    let progress = session(&channel, &env, &node).unwrap();
+    drop(node);
+    let window = restoring().limits.window as u32;
+    assert_eq!(given(&progress, "n1").blocks, window, "{progress:?}");
+    assert_eq!(given(&progress, "n3").blocks, progress.blocks_total - window, "{progress:?}");
+    install_and_check(&env, &master, false);
 }
 
 /// P "lease expiry -> another peer, blocks kept": a source that has given some and then nothing for too long has
 /// lost its part.
 #[test]
 fn p_lease_expiry_another_peer_gives_the_rest_and_blocks_are_kept() {
-    let progress = restored_beside_one_that_gives_only(5);
+    let progress = restored_beside_one_that_gives_only(5, SHORT);
+    assert!(progress.elapsed >= SHORT, "{progress:?}");
     assert_eq!(given(&progress, "n3").blocks, 5, "{progress:?}");
 }
 
