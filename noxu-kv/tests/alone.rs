@@ -1,5 +1,6 @@
 //! A group of one node: transactions, reads, restarts, limits.
 
+use std::fs;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ use noxu_kv::{Batch, Config, Consistency, KvError, MemoryImage, StateKind, Store
 use noxu_log::RetentionConfig;
 use noxu_log::env::MemoryEnv;
 use noxu_rep::{Durability, GroupChoice, NodeConfig, Role};
+use noxu_util::checksum::crc;
+use noxu_util::codec::Put;
 use noxu_util::{Name, Term};
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -159,6 +162,31 @@ fn everything_is_there_after_a_restart_with_and_without_a_checkpoint() {
             assert_eq!(store.checkpoint().unwrap(), last);
             assert_eq!(store.status().checkpoint, last);
         }
+    }
+}
+
+/// A crash can come when a restore has ended, and before its files are gone.
+#[test]
+fn what_a_restore_left_that_has_ended_is_gone_after_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let restore = dir.path().join("restore");
+    let made = dir.path().join("state").join("tree-2");
+    let note = dir.path().join("state").join("making");
+    put(&open(config(dir.path())), "a", "1");
+    for left in [&restore, &made] {
+        fs::create_dir_all(left).unwrap();
+        fs::write(left.join("left"), b"bytes").unwrap();
+    }
+    let mut making = b"NKM1".to_vec();
+    making.put_bytes(&[7; 32]);
+    making.put_u64(2);
+    making.put_u32(0);
+    making.put_u32(crc(&making));
+    fs::write(&note, making).unwrap();
+    let store = open(config(dir.path()));
+    assert_eq!(get(&store, "a"), Some("1".into()));
+    for left in [restore, made, note] {
+        assert!(!left.exists(), "{}", left.display());
     }
 }
 

@@ -1,14 +1,16 @@
 //! Crashes: what a method leaves when the power goes, at every call to the disk while it fetches and while it
-//! is installed, and again at a call of the recovery.
+//! is installed, and again at a call of the recovery; and what it makes of files that rot.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use noxu_log::env::{Env, FaultEnv, Survivors};
+use noxu_log::env::{Env, FaultEnv, OpenMode, Survivors};
 
 use super::checks::giver;
-use super::world::{Taking, disk, open, said, with_old_state};
+use super::world::{DIR, Taking, disk, open, said, with_old_state};
 use super::{Check, Subject};
 use crate::error::Result as RepResult;
+use crate::restore::state_dir;
 
 type Outcome = Result<String, String>;
 
@@ -20,6 +22,7 @@ pub(super) fn all<S: Subject>() -> Vec<Check<S>> {
         ("a crash at any call, two deep", crash_anywhere),
         ("a crash at any call of the installation, two deep", crash_installing),
         ("the installation is repeated", install_repeated),
+        ("what came rots before it is installed", rots_before_it_is_installed),
     ]
 }
 
@@ -141,4 +144,58 @@ fn install_repeated<S: Subject>(subject: &S) -> Outcome {
     drop(machine);
     taking.compare(&env)?;
     Ok(format!("{times} installations in vain before the last"))
+}
+
+/// In how many places of each file.
+const ROTTEN_PLACES: u64 = 8;
+
+/// A byte of a file, or all of it: the state is the source's, or there is none and it is restored anew.
+fn rots_before_it_is_installed<S: Subject>(subject: &S) -> Outcome {
+    let master = giver(subject, "n1")?;
+    let taking = Taking::from(&master);
+    let (committed, env) = disk()?;
+    with_old_state(subject, &env)?;
+    taking.fetch(&env).map_err(said("fetching"))?;
+    drop(env);
+    let dir = state_dir(Path::new(DIR));
+    let (mut rotten, mut noticed) = (0, 0);
+    for path in files_below(&committed, &dir)? {
+        let file = committed.open(&path, OpenMode::Read).map_err(said("opening a file"))?;
+        let bytes = file.len().map_err(said("the length of a file"))?;
+        for place in 0..=ROTTEN_PLACES {
+            let disk = committed.clone_image(Survivors::All);
+            match place {
+                ROTTEN_PLACES => disk.remove(&path).map_err(said("removing a file"))?,
+                _ if bytes == 0 => continue,
+                _ => {
+                    let at = bytes * place / ROTTEN_PLACES;
+                    disk.corrupt(&path, at, 1 << place).map_err(said("corrupting a file"))?;
+                }
+            }
+            let env: Arc<dyn Env> = Arc::new(disk);
+            let machine = open(subject, &env).map_err(said("opening"))?;
+            let restored = taking.install(&env, &machine).map_err(said("installing"))?;
+            drop(machine);
+            rotten += 1;
+            if restored.checkpoint.is_null() {
+                noticed += 1;
+                taking.restore(&env)?;
+            } else {
+                taking.compare(&env)?;
+            }
+        }
+    }
+    Ok(format!("{noticed} of {rotten} times it was noticed, else it did not matter"))
+}
+
+fn files_below(env: &dyn Env, dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut files = Vec::new();
+    for name in env.list(dir).map_err(said("listing"))? {
+        let path = dir.join(name);
+        match env.list(&path) {
+            Ok(_) => files.extend(files_below(env, &path)?),
+            Err(_) => files.push(path),
+        }
+    }
+    Ok(files)
 }

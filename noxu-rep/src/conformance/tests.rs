@@ -51,6 +51,7 @@ fn a_broken_method_does_not_conform() {
         (Break::InstallsNothing, "quiet copy"),
         (Break::ReadiesTheFirst, "made ready as it comes"),
         (Break::InstallsAhead, "made ready as it comes"),
+        (Break::TrustsItsDisk, "what came rots before it is installed"),
     ];
     for (bug, name) in cases {
         let method = Arc::new(Broken { bug });

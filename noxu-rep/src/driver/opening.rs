@@ -17,8 +17,7 @@ use crate::config::{GroupChoice, NodeConfig};
 use crate::driver::housekeeper::Housekeeper;
 use crate::error::{RepError, Result};
 use crate::group::{Electorate, MAX_MEMBERS, quorums_of};
-use crate::restore::install;
-use crate::restore::session::is_committed;
+use crate::restore::install::{self, Left};
 use crate::sync::StateMachine;
 use crate::wire::handshake::NodeKind;
 
@@ -104,8 +103,8 @@ pub(crate) fn open_directory(
     };
     let mut open = Some(open);
     let mut machine = None;
-    // Before anything else: until it is finished there is no log to open.
-    if is_committed(&*env, &config.dir)? {
+    // Before anything else: until a restore is finished there is no log to open.
+    if install::look(&*env, &config.dir)? == Left::Committed {
         let opened = open.take().map(|open| open(&context)).transpose()?;
         if let Some(machine) = &opened {
             let restored =
@@ -121,6 +120,9 @@ pub(crate) fn open_directory(
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
         *slot.write() = Some(Arc::clone(&housekeeper));
         let opened = open.take().map(|open| open(&context)).transpose()?;
+        if let (Some(machine), Left::Nothing) = (&opened, install::look(&*env, &config.dir)?) {
+            install::clear_up(&*env, &config.dir, &**machine)?;
+        }
         Ok((housekeeper, opened))
     };
     match begin() {

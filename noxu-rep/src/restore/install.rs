@@ -4,9 +4,12 @@
 //! 1. `COMMIT` is durable, and so is everything it speaks of; from here on the restore only goes
 //!    forward.
 //! 2. The log is replaced ([`noxu_log::install`]); from its first step on nobody else can open it.
-//! 3. The log is opened, as far as it is committed, to see that it is whole.
+//! 3. The log is opened, to see that it goes as far as was committed. Entries that rotted since are taken
+//!    back from others later, as those of any log.
 //! 4. The method replaces the state by what came, or the state machine forgets everything where the log
-//!    begins with the first entry; then anybody may open the log again.
+//!    begins with the first entry, and where what came is not what was committed any more: a node whose
+//!    state does not reach its log asks for a restore by itself, and does not campaign. Then anybody may
+//!    open the log again.
 //! 5. `MARKER` is removed, durably. A crash before repeats from 2, where the files that were moved
 //!    are in place; one after it finds garbage in `restore/` and removes it.
 
@@ -26,21 +29,55 @@ use crate::error::{RepError, Result};
 use crate::sync::StateMachine;
 use crate::sync::method::{StateSync, SyncOrder};
 
-/// What a node finds of a restore when it starts.
+/// What a restore has left in the directory of a node that starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing but rubbish, if that: [`clear_up`].
+    Nothing,
+    /// It was begun; the old log is as it was, and [`super::session::fetch`] resumes.
+    Begun,
+    /// It was committed, and is to be [installed](install) before there is a log to open.
+    Committed,
+}
+
+/// What that is.
+///
+/// # Errors
+/// `Log` if it cannot be found out.
+pub fn look(env: &dyn Env, node_dir: &Path) -> Result<Left> {
+    Ok(match () {
+        () if is_committed(env, node_dir)? => Left::Committed,
+        () if is_pending(env, node_dir)? => Left::Begun,
+        () => Left::Nothing,
+    })
+}
+
+/// Removes what a restore has left that has ended. Nobody else has the directory.
+///
+/// # Errors
+/// `Log`; the state machine's.
+pub fn clear_up(env: &dyn Env, node_dir: &Path, machine: &dyn StateMachine) -> Result<()> {
+    let dir = restore_dir(node_dir);
+    env.remove_dir_all(&dir).map_err(|e| LogError::io("remove", &dir, e))?;
+    machine.discard_prepared()
+}
+
+/// What has become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
-    /// Nothing, or what a finished one left, which is gone now.
+    /// As [`Left::Nothing`].
     Nothing,
-    /// One was begun; the old log is as it was, and [`super::session::fetch`] resumes.
+    /// As [`Left::Begun`].
     Begun,
     /// One was committed, and has been finished.
     Installed(Restored),
 }
 
-/// To be called when a node starts, before its log is opened.
+/// All that is to be done of a restore when a node starts, by one whose state machine is open before its
+/// log.
 ///
 /// # Errors
-/// As [`install`].
+/// As [`look`], [`clear_up`] and [`install`].
 pub fn recover(
     env: &Arc<dyn Env>,
     node_dir: &Path,
@@ -49,19 +86,13 @@ pub fn recover(
     machine: &dyn StateMachine,
     clock: &Clock,
 ) -> Result<Recovered> {
-    if is_committed(&**env, node_dir)? {
-        let restored = install(env, node_dir, config, methods, machine, clock)?;
-        return Ok(Recovered::Installed(restored));
+    match look(&**env, node_dir)? {
+        Left::Nothing => clear_up(&**env, node_dir, machine).map(|()| Recovered::Nothing),
+        Left::Begun => Ok(Recovered::Begun),
+        Left::Committed => {
+            install(env, node_dir, config, methods, machine, clock).map(Recovered::Installed)
+        }
     }
-    if is_pending(&**env, node_dir)? {
-        return Ok(Recovered::Begun);
-    }
-    let dir = restore_dir(node_dir);
-    if env.exists(&dir).map_err(|e| LogError::io("look for", &dir, e))? {
-        env.remove_dir_all(&dir).map_err(|e| LogError::io("remove", &dir, e))?;
-    }
-    machine.discard_prepared()?;
-    Ok(Recovered::Nothing)
 }
 
 /// Replaces log and state by what a session committed. The old log must be closed, its last handle
@@ -116,9 +147,10 @@ pub fn install(
 
     let (log, _) = Log::open_installed(Arc::clone(env), node_dir, config.clone())?;
     let end = log.positions().chain();
-    if end != commit.last || !log.faulty().is_empty() {
+    if end != commit.last {
         return Err(missing("whole log").into());
     }
+    let mut checkpoint = NULL_VLSN;
     if let Some(state) = &commit.state {
         let method = methods.iter().find(|method| method.name() == state.method);
         let method = method.ok_or_else(|| RepError::BadConfig {
@@ -127,7 +159,17 @@ pub fn install(
             expected: format!("{}, by which a restore was committed", state.method),
         })?;
         let order = SyncOrder { env: Arc::clone(env), dir: dir.join(STATE) };
-        method.install(&order, &state.sealed, machine, &log)?;
+        match method.install(&order, &state.sealed, machine, &log) {
+            Ok(()) => checkpoint = state.through,
+            // There will be room.
+            Err(cause) if cause.is_storage_full() => return Err(cause),
+            Err(cause) => {
+                tracing::error!(
+                    "ALARM: a committed state cannot be installed: {cause}; it is restored anew"
+                );
+                machine.clear()?;
+            }
+        }
     } else {
         machine.clear()?;
     }
@@ -141,7 +183,7 @@ pub fn install(
     Ok(Restored {
         anchor: head.anchor.vlsn,
         last: end.vlsn,
-        checkpoint: commit.state.map_or(NULL_VLSN, |state| state.through),
+        checkpoint,
         segments: head.segments,
         lost,
     })

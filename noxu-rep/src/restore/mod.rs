@@ -11,14 +11,16 @@
 //! 3. [`install::install`] replaces log and state. It can be repeated.
 //! 4. Open the log anew and follow the master: the syncup finds the matchpoint by itself.
 //!
-//! When a node starts, before it opens its log: [`install::recover`], which finishes a restore that
-//! was committed, and says whether one was begun, for step 1 to resume.
+//! When a node starts, before it opens its log: [`install::look`], and step 3 if a restore was committed.
+//! One that was begun is resumed by step 1. Where there is neither, [`install::clear_up`] once the log is
+//! open and nobody else has the directory.
 //!
 //! # What is fetched
 //! *Base*: the master's sealed segments, which are the same on every node, in blocks with digests, from
 //! any node that has them; and, if the front of the log is gone, the state, by a method
-//! ([`crate::sync::method`]). *Live*: the entries behind the segments, from the master, into a log of their own, as they are written. The
-//! master's log is pinned at what is not durable here yet, so that a slow checkpoint holds none of it.
+//! ([`crate::sync::method`]). *Live*: the entries behind the segments, from the master, into a log of their
+//! own, as they are written. The master's log is pinned at what is not durable here yet, so that a slow
+//! checkpoint holds none of it.
 //!
 //! # Disk order
 //! `MARKER` -> manifest -> blocks -> sync data -> bitmap of what is had, and which segments were verified
@@ -156,7 +158,8 @@ pub struct Restored {
     pub anchor: Vlsn,
     /// The last entry of the new log.
     pub last: Vlsn,
-    /// Through where the installed checkpoint goes; NULL if there was none.
+    /// Through where the installed checkpoint goes; NULL if there was none, or if it had rotted since it was
+    /// committed: then the node restores once more.
     pub checkpoint: Vlsn,
     /// Sealed segments installed.
     pub segments: u32,
@@ -168,6 +171,11 @@ pub struct Restored {
 /// outside.
 pub fn staged_log(node_dir: &Path) -> PathBuf {
     restore_dir(node_dir).join(manifest::LIVE)
+}
+
+/// Where the state comes in while the node in `node_dir` restores.
+pub(crate) fn state_dir(node_dir: &Path) -> PathBuf {
+    restore_dir(node_dir).join(manifest::STATE)
 }
 
 /// Where a restore keeps its files.

@@ -89,7 +89,10 @@ pub trait StateSync: Debug + Send + Sync {
     /// of it may be applied through the entry of the newest proof. May be repeated after a crash.
     ///
     /// # Errors
-    /// `Log` if what is on disk is not what was sealed; `StateMachine`.
+    /// `Log` or `StateMachine` if what is on disk is not what was sealed, and for what the state machine says.
+    /// The state machine is cleared then, and the node restored anew; but not if
+    /// [`RepError::is_storage_full`](crate::error::RepError::is_storage_full): then the node ends, and installs it
+    /// when it is started again.
     fn install(
         &self,
         order: &SyncOrder,

@@ -1,7 +1,7 @@
 //! Broken: a small method of its own, right without a bug: the checkpoint in pieces, each appended to a file,
 //! what is had saved after a sync. Each bug is one that somebody might write.
 
-use std::io::{IoSlice, Read};
+use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,6 +34,8 @@ pub(super) enum Break {
     ReadiesTheFirst,
     /// To make the state ready is to install it.
     InstallsAhead,
+    /// What it installs is taken for what came.
+    TrustsItsDisk,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,9 +108,12 @@ impl StateSync for Broken {
             return Ok(());
         }
         let had = Had::decode(sealed)?;
-        let bytes = read_whole(&*order.env, &path(order))?;
-        let mut source = (&bytes[..]).take(had.bytes);
-        machine.install_checkpoint(had.proof.vlsn, &mut source)
+        let mut bytes = read_whole(&*order.env, &path(order))?;
+        bytes.truncate(had.bytes as usize);
+        if blake3::hash(&bytes) != had.digest && self.bug != Break::TrustsItsDisk {
+            return Err(RepError::state_machine("it is not what came"));
+        }
+        machine.install_checkpoint(had.proof.vlsn, &mut &bytes[..])
     }
 }
 
@@ -153,7 +158,9 @@ impl SyncProvider for Provider {
 }
 
 fn offer(id: u64, through: Vlsn, bytes: &[u8]) -> Offer {
-    Offer { id, through, head: (bytes.len() as u64).to_le_bytes().to_vec() }
+    let mut head = blake3::hash(bytes).as_bytes().to_vec();
+    head.put_u64(bytes.len() as u64);
+    Offer { id, through, head }
 }
 
 #[derive(Debug, Clone)]
@@ -161,6 +168,7 @@ struct Had {
     source: Name,
     id: u64,
     proof: Proof,
+    digest: blake3::Hash,
     bytes: u64,
     total: u64,
 }
@@ -171,6 +179,7 @@ impl Had {
         out.put_text(self.source.as_str());
         out.put_u64(self.id);
         self.proof.put(&mut out);
+        out.put_bytes(self.digest.as_bytes());
         out.put_u64(self.bytes);
         out.put_u64(self.total);
         out
@@ -182,6 +191,7 @@ impl Had {
             source: r.name("source")?,
             id: r.u64("id")?,
             proof: Proof::read(&mut r, "proof")?,
+            digest: r.array("digest")?.into(),
             bytes: r.u64("bytes")?,
             total: r.u64("total")?,
         })
@@ -214,9 +224,10 @@ impl SyncSession for Session {
         let same = |had: &&Had| (&had.source, had.id) == (opened.source, opened.id);
         let had = self.had.as_ref().filter(same).map_or(0, |had| had.bytes);
         let had = if self.bug == Break::Hoards { 0 } else { had };
-        let total = Reader::new(opened.head).u64("total")?;
+        let mut head = Reader::new(opened.head);
+        let (digest, total) = (head.array("digest")?.into(), head.u64("total")?);
         let (source, id, proof) = (opened.source.clone(), opened.id, opened.proof);
-        let had = Had { source, id, proof, bytes: had, total };
+        let had = Had { source, id, proof, digest, bytes: had, total };
         host.save(&had.encode())?;
         (self.asked, self.reused) = (had.bytes, had.bytes);
         self.hoard.clear();

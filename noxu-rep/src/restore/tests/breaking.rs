@@ -3,8 +3,11 @@
 
 use std::sync::atomic::AtomicUsize;
 
+use noxu_log::env::{OpenMode, Survivors};
 use noxu_util::Lsn;
 
+use super::super::install::Recovered;
+use super::super::manifest::{COMMIT, MANIFEST, MARKER};
 use super::super::session::RestoreLimits;
 use super::*;
 use crate::driver::following::is_final;
@@ -126,6 +129,57 @@ fn a_source_that_is_gone_is_not_waited_for() {
     // Each waits some milliseconds, or takes what came.
     let most = 10_000 * (1 + progress.elapsed.as_secs() as usize);
     assert!(turns.load(Ordering::Relaxed) < most, "{turns:?} in {progress:?}");
+}
+
+/// What came rots between the commit and the installation, a byte of any file of log and state: the node starts,
+/// and is restored once more if it has to be.
+#[test]
+fn rot_between_commit_and_installation_stops_no_node() {
+    let master = Master::new(100);
+    let (committed, env) = fault_disk();
+    master.restore(&env, &restoring()).unwrap();
+    drop(env);
+    let mut met = [0; 3];
+    for path in files_below(&committed, &restore_dir(dir())) {
+        let is_order = [COMMIT, MARKER, MANIFEST].iter().any(|name| path.ends_with(name));
+        let bytes = committed.open(&path, OpenMode::Read).unwrap().len().unwrap();
+        for part in 0..8 {
+            let disk = committed.clone_image(Survivors::All);
+            if bytes > 0 {
+                disk.corrupt(&path, bytes * part / 8, 1 << part).unwrap();
+            }
+            let env: Arc<dyn Env> = Arc::new(disk);
+            let machine = Machine::open(&env, "/n2-state");
+            let found = recover(&env, &machine);
+            if is_order {
+                assert!(matches!(found, Err(RepError::Log(_))), "{}: {found:?}", path.display());
+                continue;
+            }
+            let Ok(Recovered::Installed(restored)) = found else {
+                panic!("byte {} of {}: {found:?}", bytes * part / 8, path.display())
+            };
+            let (log, report) = Log::open(Arc::clone(&env), dir(), config()).unwrap();
+            assert_eq!(log.positions().last, v(200), "{}", path.display());
+            let has_state = machine.applied() == v(190);
+            assert_eq!(restored.checkpoint, machine.applied());
+            assert!(has_state || machine.applied() == NULL_VLSN);
+            let kind = if has_state { 1 + usize::from(report.faulty.is_empty()) } else { 0 };
+            met[kind] += 1;
+            log.close().unwrap();
+            drop((log, machine));
+            // As a node without a state does, or one that finds nobody to mend its log from.
+            master.restore(&env, &restoring()).unwrap();
+            install_and_check(&env, &master, true);
+        }
+    }
+    assert!(met.iter().all(|times| *times > 0), "no state, a faulty log, neither: {met:?}");
+}
+
+fn files_below(env: &dyn Env, dir: &Path) -> Vec<PathBuf> {
+    let paths = env.list(dir).unwrap().into_iter().map(|name| dir.join(name));
+    paths
+        .flat_map(|path| if env.list(&path).is_ok() { files_below(env, &path) } else { vec![path] })
+        .collect()
 }
 
 /// A manifest that says wrongly where its segments end is found out, and a later one that says it rightly
