@@ -416,21 +416,28 @@ pub fn finish_install(env: &dyn Env, dir: &Path) -> Result<()> {
 /// `AlreadyFounded` if it is a log of another group or behind another anchor; `ControlUnreadable`,
 /// `Locked`, `Io`.
 pub fn begin_behind(
-    env: &dyn Env,
+    env: &Arc<dyn Env>,
     dir: &Path,
     group: &GroupIdentity,
     anchor: &Anchor,
 ) -> Result<()> {
     env.create_dir_all(dir).map_err(|e| LogError::io("create directory", dir, e))?;
-    let _lock = lock(env, dir)?;
-    let control = ControlFile::open_or_create(env, dir)?;
+    let _lock = lock(&**env, dir)?;
+    let control = ControlFile::open_or_create(&**env, dir)?;
     let state = control.state();
     match &state.group {
-        None => control.update(|control| {
-            control.group = Some(group.clone());
-            control.anchor = anchor.clone();
-            control.commit_floor = anchor.vlsn;
-        }),
+        None => {
+            control.update(|control| {
+                control.group = Some(group.clone());
+                control.anchor = anchor.clone();
+                control.commit_floor = anchor.vlsn;
+            })?;
+            // A crash before leaves a head that is uncertain: of a log that nobody was promised anything of.
+            let Anchor { term, vlsn, lsn, fingerprint, .. } = *anchor;
+            let mark = TailMark::open(Arc::clone(env), dir)?;
+            mark.write(Mark { term, vlsn, lsn, fingerprint })?;
+            mark.sync()
+        }
         Some(mine) if mine == group && state.anchor == *anchor => Ok(()),
         Some(mine) => {
             let show = |name: &dyn std::fmt::Display, anchor: &Anchor| {

@@ -36,7 +36,7 @@ impl Staged {
         group: &GroupIdentity,
         anchor: &Anchor,
     ) -> Result<Self> {
-        begin_behind(&**env, dir, group, anchor)?;
+        begin_behind(env, dir, group, anchor)?;
         let (log, _) = Log::open(Arc::clone(env), dir, config.clone())?;
         Ok(Self { log, env: Arc::clone(env), dir: dir.to_owned() })
     }

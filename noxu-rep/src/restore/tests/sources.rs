@@ -544,8 +544,9 @@ fn r_0_segments_the_anchor_is_found_as_matchpoint() {
         group_config: bytes::Bytes::new(),
     };
     let disk: Arc<dyn Env> = Arc::new(MemoryEnv::new());
-    begin_behind(&*disk, Path::new("/log"), &group(4096), &anchor).unwrap();
-    let (log, _) = Log::open(Arc::clone(&disk), Path::new("/log"), config()).unwrap();
+    begin_behind(&disk, Path::new("/log"), &group(4096), &anchor).unwrap();
+    let (log, report) = Log::open(Arc::clone(&disk), Path::new("/log"), config()).unwrap();
+    assert!(!report.head_uncertain);
     let (master, env) = (Master::of("n1", &disk, log), memory());
     master.machine.set(v(190), CHECKPOINT_TEXT).unwrap();
     let progress = master.restore(&env, &restoring()).unwrap();
