@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use fault::{Call, Fault, FaultEnv, FaultRates, Hold, Survivors};
 pub use memory::MemoryEnv;
 pub use real::RealEnv;
-pub use whole_file::{read_whole, sync_parent, write_whole};
+pub use whole_file::{Aside, read_whole, sync_parent, write_aside, write_whole};
 
 /// How [`Env::open`] treats a missing or present file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

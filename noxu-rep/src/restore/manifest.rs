@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use noxu_log::env::{Env, read_whole, write_whole};
+use noxu_log::env::{Aside, Env, read_whole, write_aside, write_whole};
 use noxu_log::{ChainState, LogError};
 use noxu_util::checksum::crc;
 use noxu_util::codec::{CodecError, Put, Reader};
@@ -204,7 +204,12 @@ pub(super) struct Commit {
 }
 
 impl Commit {
-    pub(super) fn save(&self, env: &dyn Env, dir: &Path) -> Result<()> {
+    pub(super) fn path(dir: &Path) -> PathBuf {
+        dir.join(COMMIT)
+    }
+
+    /// Writes it into `path`, [`Commit::path`], whole but for the name: what is left to do needs no room.
+    pub(super) fn write_aside<'a>(&self, env: &'a dyn Env, path: &'a Path) -> Result<Aside<'a>> {
         let mut out = Vec::new();
         out.put_u64(self.session);
         for (chain, lsn) in [(&self.base, self.base_lsn), (&self.last, self.last_lsn)] {
@@ -218,7 +223,7 @@ impl Commit {
             out.put_u32(state.sealed.len() as u32);
             out.put_bytes(&state.sealed);
         }
-        save(env, &dir.join(COMMIT), *b"NXC4", &out)
+        Ok(write_aside(env, path, &framed(*b"NXC4", &out))?)
     }
 
     pub(super) fn load(env: &dyn Env, dir: &Path) -> Result<Option<Self>> {
@@ -268,13 +273,18 @@ pub(super) fn hint<T>(loaded: Result<Option<T>>) -> Result<Option<T>> {
     }
 }
 
-/// Magic, crc32c of the rest, then the body; written so that the file is there whole or not at all.
+/// Written so that the file is there whole or not at all.
 fn save(env: &dyn Env, path: &Path, magic: [u8; 4], body: &[u8]) -> Result<()> {
+    Ok(write_whole(env, path, &framed(magic, body))?)
+}
+
+/// Magic, crc32c of the rest, then the body.
+fn framed(magic: [u8; 4], body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(8 + body.len());
     out.put_bytes(&magic);
     out.put_u32(crc(body));
     out.put_bytes(body);
-    Ok(write_whole(env, path, &out)?)
+    out
 }
 
 fn load<T>(

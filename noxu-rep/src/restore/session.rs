@@ -261,12 +261,15 @@ impl<'a> Fetch<'a> {
         let transfer = Transfer::begin(&self, manifest, staged, opening.requests)?;
         let Transferred { mut progress, commit, needed } = transfer.run()?;
         let durable = commit.last.vlsn;
+        // Who has leave is silent until it has committed: that is not to fail for want of room.
+        let path = Commit::path(&self.dir);
+        let commit = commit.write_aside(env, &path)?;
         // What it reaches was compared with what was known when the session began.
         opening.check(&self)?;
         if !self.host.permit(manifest.head.term) {
             return Ok(None);
         }
-        commit.save(env, &self.dir)?;
+        commit.put_in_place()?;
         progress.phase = Phase::Committed;
         self.host.note(&progress);
         // The provider need not hear of it: its pin goes with the connection.

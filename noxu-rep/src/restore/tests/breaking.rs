@@ -8,7 +8,7 @@ use noxu_util::Lsn;
 
 use super::super::install::Recovered;
 use super::super::manifest::{COMMIT, MANIFEST, MARKER};
-use super::super::session::RestoreLimits;
+use super::super::session::{RestoreHost, RestoreLimits, is_committed};
 use super::*;
 use crate::driver::following::is_final;
 
@@ -129,6 +129,44 @@ fn a_source_that_is_gone_is_not_waited_for() {
     // Each waits some milliseconds, or takes what came.
     let most = 10_000 * (1 + progress.elapsed.as_secs() as usize);
     assert!(turns.load(Ordering::Relaxed) < most, "{turns:?} in {progress:?}");
+}
+
+/// A node whose disk is full from when it may commit.
+struct FillsUp {
+    node: Node<'static>,
+    disk: FaultEnv,
+}
+
+impl RestoreHost for FillsUp {
+    fn dial(&self, address: &str) -> Result<Arc<dyn Channel>> {
+        self.node.dial(address)
+    }
+
+    fn note(&self, progress: &Progress) {
+        self.node.note(progress);
+    }
+
+    fn permit(&self, term: Term) -> bool {
+        self.disk.set_capacity(Some(0));
+        self.node.permit(term)
+    }
+
+    fn clock(&self) -> &Clock {
+        self.node.clock()
+    }
+}
+
+/// Who has leave to commit is silent until it has: others may take the room that was left.
+#[test]
+fn a_disk_that_is_full_by_the_time_of_the_commit_does_not_stop_it() {
+    let master = Master::new(100);
+    let (disk, env) = fault_disk();
+    let host = FillsUp { node: Node::default(), disk: disk.clone() };
+    let fetched = fetch(&env, dir(), &restoring(), &master.connect(), &host);
+    assert!(fetched.unwrap().is_some());
+    assert!(is_committed(&*env, dir()).unwrap());
+    disk.set_capacity(None);
+    install_and_check(&env, &master, true);
 }
 
 /// What came rots between the commit and the installation, a byte of any file of log and state: the node starts,
