@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use noxu_log::env::Env;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::housekeeper::Housekeeper;
 use super::opening::{HousekeeperSlot, Opened, open_log};
@@ -23,7 +24,12 @@ pub(crate) struct Seat {
     housekeeper: HousekeeperSlot,
     current: RwLock<Arc<Running>>,
     restorer: Mutex<Restorer>,
+    /// The node shuts down.
+    stops: Condvar,
 }
+
+/// How long an installation waits for room on the disk before it tries again.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Restorer {
@@ -43,6 +49,7 @@ impl Seat {
             housekeeper,
             current: RwLock::new(Arc::clone(first)),
             restorer: Mutex::default(),
+            stops: Condvar::new(),
         });
         first.take_seat(&seat);
         seat
@@ -86,8 +93,16 @@ impl Seat {
         old.retire()?;
         let machine = Arc::clone(life.applier.machine());
         let (config, clock) = (life.config.clone(), life.clock.clone());
-        let restored =
-            install::install(&self.env, &config.dir, &config.log, &config.sync, &*machine, &clock)?;
+        let restored = loop {
+            let (dir, log) = (&config.dir, &config.log);
+            match install::install(&self.env, dir, log, &config.sync, &*machine, &clock) {
+                Err(cause) if cause.is_storage_full() => {
+                    life.note_error(&RepError::NoRoom(Box::new(cause)));
+                    self.wait_for_room()?;
+                }
+                installed => break installed?,
+            }
+        };
         tracing::info!(node = %config.name, ?restored, "restored");
         let (log, report) = open_log(&self.env, &config)?;
         let housekeeper = Arc::new(Housekeeper::new(log.clone(), clock.clone()));
@@ -103,6 +118,16 @@ impl Seat {
         Ok(())
     }
 
+    /// Waits until it is worth while to look for room again.
+    ///
+    /// # Errors
+    /// `Stopped` if the node shuts down.
+    fn wait_for_room(&self) -> Result<()> {
+        let mut restorer = self.restorer.lock();
+        self.stops.wait_while_for(&mut restorer, |restorer| !restorer.stopping, ROOM_PAUSE);
+        if restorer.stopping { Err(Self::gone()) } else { Ok(()) }
+    }
+
     /// Ends the present life for good. Idempotent.
     ///
     /// # Errors
@@ -111,6 +136,7 @@ impl Seat {
         let thread = {
             let mut restorer = self.restorer.lock();
             restorer.stopping = true;
+            self.stops.notify_all();
             restorer.thread.take()
         };
         if let Some(thread) = thread

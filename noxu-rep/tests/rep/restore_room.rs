@@ -1,7 +1,7 @@
 //! Restores on disks that have no room for them.
 
-use noxu_log::env::FaultEnv;
-use noxu_rep::{Durability, Role};
+use noxu_log::env::{Env, FaultEnv};
+use noxu_rep::{Durability, Role, Status};
 
 use crate::elections::{Group, SOON};
 use crate::support::{assert_same_logs, entry, eventually};
@@ -9,15 +9,14 @@ use crate::support::{assert_same_logs, entry, eventually};
 /// Its disk is the one that is full.
 const FULL: usize = 2;
 
-/// `room` is what is left on its disk, as a multiple of the bytes that are to come.
-fn is_restored_once_there_is_room(room: f64) {
+/// A group of three that has committed something; its master, and the bytes of its sealed segments.
+fn group_on(disk: &FaultEnv) -> (Group, usize, u64) {
     let mut group = Group::of(3);
     group.timing.quorum_timeout = SOON;
     group.segment_bytes = 4 << 10;
-    let disk = FaultEnv::new();
     group.start(0);
     group.start(1);
-    group.start_on(&disk, FULL);
+    group.start_on(disk, FULL);
     let master = group.await_master();
     for number in 0..200 {
         let body = format!("body number {number:04}");
@@ -25,13 +24,30 @@ fn is_restored_once_there_is_room(room: f64) {
     }
     let sealed = || group.node(master).log().sealed_segments();
     eventually("segments are sealed", || sealed().len() > 1);
-    let bytes: u64 = sealed().iter().map(|segment| u64::from(segment.bytes)).sum();
+    let bytes = sealed().iter().map(|segment| u64::from(segment.bytes)).sum();
+    (group, master, bytes)
+}
+
+/// The node is restored; its log is the master's.
+fn await_restored(group: &Group, master: usize) {
+    eventually("it is restored", || group.node(FULL).status().last_restore.is_some());
+    group.await_everywhere("meanwhile");
+    assert_same_logs(&group.node(FULL).log(), &group.node(master).log());
+}
+
+fn finds_no_room(status: &Status) -> bool {
+    let says = |error: &String| error.contains("a restore finds no room");
+    status.last_error.as_ref().is_some_and(says)
+}
+
+/// `room` is what is left on its disk, as a multiple of the bytes that are to come.
+fn is_restored_once_there_is_room(room: f64) {
+    let disk = FaultEnv::new();
+    let (group, master, bytes) = group_on(&disk);
     disk.set_capacity(Some(disk.used_bytes() + (bytes as f64 * room) as u64));
     assert!(group.node(FULL).request_restore().unwrap());
     let status = || group.node(FULL).status();
-    eventually("it says so", || {
-        status().last_error.is_some_and(|error| error.contains("a restore finds no room"))
-    });
+    eventually("it says so", || finds_no_room(&status()));
     eventually("its master says so", || {
         let recoveries = group.node(master).status().recoveries;
         recoveries.iter().any(|(_, shown)| shown.to_string() == "degraded: no space on its disk")
@@ -40,9 +56,7 @@ fn is_restored_once_there_is_room(room: f64) {
     assert_ne!(status().role, Role::Stopped, "{:?}", status());
     assert!(status().last_restore.is_none() && group.node(FULL).restore_pending().unwrap());
     disk.set_capacity(None);
-    eventually("it is restored", || status().last_restore.is_some());
-    group.await_everywhere("meanwhile");
-    assert_same_logs(&group.node(FULL).log(), &group.node(master).log());
+    await_restored(&group, master);
 }
 
 #[test]
@@ -53,4 +67,29 @@ fn a_restore_that_would_find_no_room_for_the_log_waits_for_it() {
 #[test]
 fn a_restore_that_finds_no_room_on_its_way_waits_for_it() {
     is_restored_once_there_is_room(1.02);
+}
+
+/// The room goes when all of it is fetched, and only log and state are left to be replaced.
+#[test]
+fn a_restore_that_finds_no_room_to_be_installed_waits_for_it() {
+    let disk = FaultEnv::new();
+    let (group, master, _) = group_on(&disk);
+    let commit = group.node(FULL).log().dir().join("restore/COMMIT.tmp");
+    assert!(group.node(FULL).request_restore().unwrap());
+    let mut renames = disk.hold_next("rename");
+    renames.wait_until_met();
+    while !disk.exists(&commit).unwrap() {
+        let next = disk.hold_next("rename");
+        drop(renames);
+        next.wait_until_met();
+        renames = next;
+    }
+    disk.set_full(true);
+    drop(renames);
+    let status = || group.node(FULL).status();
+    eventually("it says so", || finds_no_room(&status()));
+    assert_eq!(group.commit("meanwhile"), master);
+    assert_eq!(status().role, Role::Restoring, "{:?}", status());
+    disk.set_full(false);
+    await_restored(&group, master);
 }
