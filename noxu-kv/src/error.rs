@@ -158,6 +158,9 @@ pub enum KvError {
         /// Its kind.
         kind: u8,
     },
+    /// The node has lost its state, and is restored. Read elsewhere.
+    #[error("this node has no state before it is restored")]
+    NoState,
     /// A checkpoint stream is damaged or of another version.
     #[error("the checkpoint is damaged: {cause}")]
     BadCheckpoint {

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use noxu_log::env::{Env, RealEnv};
 use noxu_rep::{CommitOutcome, Durability, Node, NodeConfig, NodeContext, RepError, Submitted};
-use noxu_util::{Fingerprint, Term, Vlsn};
+use noxu_util::{Fingerprint, NULL_VLSN, Term, Vlsn};
 
 use crate::apply::Stability;
 use crate::batch::Batch;
 use crate::engine::{Bodies, Engine, EngineConfig, Prepared, Work};
 use crate::error::{KvError, Result};
-use crate::snapshot::{Range, Snapshot, check_key};
+use crate::snapshot::{Range, Snapshot, View, check_key};
 use crate::table::Table;
 use crate::table::lsm::LsmTable;
 use crate::table::memory::{MemoryImage, MemoryTable};
@@ -146,19 +146,31 @@ impl Store {
         &self.shared.node
     }
 
+    /// What can be read.
+    ///
+    /// # Errors
+    /// `NoState` if the log begins behind what the state has: that is empty for want of a restore.
+    fn view(&self) -> Result<&Arc<View>> {
+        let view = self.shared.engine.view();
+        if view.visible().is_null() && self.node().log().positions().anchor.vlsn > NULL_VLSN {
+            return Err(KvError::NoState);
+        }
+        Ok(view)
+    }
+
     /// The newest visible value of a key on this node.
     pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        self.shared.engine.view().latest(&table_key(check_key(key)?))
+        self.view()?.latest(&table_key(check_key(key)?))
     }
 
     /// The newest visible state of this node, held still.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        self.shared.engine.view().open_snapshot(None)
+        self.view()?.open_snapshot(None)
     }
 
     /// The state at a VLSN that this node has applied and still has the versions of.
     pub fn snapshot_at(&self, vlsn: Vlsn) -> Result<Snapshot> {
-        self.shared.engine.view().open_snapshot(Some(vlsn))
+        self.view()?.open_snapshot(Some(vlsn))
     }
 
     /// A snapshot that is as new as `consistency` asks.

@@ -165,6 +165,24 @@ fn everything_is_there_after_a_restart_with_and_without_a_checkpoint() {
     }
 }
 
+/// Who has lost its state, and not enough of its log to make it anew, does not say that there is nothing.
+#[test]
+fn a_node_without_its_state_does_not_answer_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(config(dir.path()));
+    put(&store, "a", "1");
+    let wide = "w".repeat(300 << 10);
+    (0..8).for_each(|n| put(&store, &format!("key{n}"), &wide));
+    store.checkpoint().unwrap();
+    assert!(!store.node().drop_front(store.node().log().positions().last).unwrap().is_null());
+    drop(store);
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    assert!(matches!(store.get(b"a"), Err(KvError::NoState)));
+    assert!(matches!(store.snapshot(), Err(KvError::NoState)));
+    assert!(matches!(store.read(Consistency::None), Err(KvError::NoState)));
+}
+
 /// A crash can come when a restore has ended, and before its files are gone.
 #[test]
 fn what_a_restore_left_that_has_ended_is_gone_after_a_start() {

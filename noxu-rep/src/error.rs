@@ -322,22 +322,38 @@ impl RepError {
     /// is damaged, and room may come back.
     pub fn is_storage_full(&self) -> bool {
         match self {
-            Self::Log(cause) | Self::ReadOnly(cause) => cause.is_storage_full(),
+            Self::ReadOnly(cause) => cause.is_storage_full(),
             Self::NoRoom(_) => true,
-            Self::StateMachine { cause } => {
-                let first: &(dyn std::error::Error + 'static) = &**cause;
-                std::iter::successors(Some(first), |cause| cause.source()).any(|cause| {
-                    let of_log = cause.downcast_ref::<LogError>();
-                    let of_system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-                    of_log.is_some_and(LogError::is_storage_full)
-                        || matches!(
-                            of_system,
-                            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-                        )
-                })
-            }
-            _ => false,
+            _ => self.local_causes().any(|cause| {
+                let of_log = cause.downcast_ref::<LogError>();
+                let of_system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+                of_log.is_some_and(LogError::is_storage_full)
+                    || matches!(
+                        of_system,
+                        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                    )
+            }),
         }
+    }
+
+    /// Whether the system refused something to this node that it may grant another time: all but that a file
+    /// is gone, or is not what it was.
+    pub(crate) fn is_of_the_system(&self) -> bool {
+        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        self.local_causes().any(|cause| {
+            let of_system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+            of_system.is_some_and(|kind| !matches!(kind, InvalidData | NotFound | UnexpectedEof))
+        })
+    }
+
+    /// What the log or the state machine of this node says, and what that was caused by.
+    fn local_causes(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        let first: Option<&(dyn std::error::Error + 'static)> = match self {
+            Self::Log(cause) | Self::ReadOnly(cause) => Some(cause),
+            Self::StateMachine { cause } => Some(&**cause),
+            _ => None,
+        };
+        std::iter::successors(first, |cause| cause.source())
     }
 
     /// Whether the channel is gone: closed, broken or silent.

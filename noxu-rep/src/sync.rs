@@ -30,7 +30,7 @@ pub trait StateMachine: Send + Sync {
     fn roll_back_to(&self, matchpoint: Vlsn, replay: &dyn LogReader) -> Result<()>;
 
     /// Forgets everything, what a checkpoint made durable too: a restore has replaced the log by one that
-    /// begins with its first entry.
+    /// begins with its first entry, or has brought a state that cannot be installed.
     fn clear(&self) -> Result<()> {
         self.roll_back_to(NULL_VLSN, &NoLog)
     }

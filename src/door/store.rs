@@ -57,6 +57,7 @@ impl From<KvError> for BackendError {
             }
             KvError::Replication(_)
             | KvError::Stopped { .. }
+            | KvError::NoState
             | KvError::ConsistencyTimeout { .. }
             | KvError::Table(_)
             | KvError::Io { .. } => Self::Unavailable { reason: error.to_string() },

@@ -21,7 +21,7 @@ use noxu_util::{Lsn, NULL_VLSN, Term, Vlsn};
 
 use crate::control_file::{Anchor, ControlFile, GroupIdentity};
 use crate::entry::{ChainState, EntryFault};
-use crate::env::{Env, EnvFile, OpenMode, write_whole};
+use crate::env::{Env, EnvFile, LockGuard, OpenMode, write_whole};
 use crate::error::{LogError, Result};
 use crate::log::{Log, LogConfig};
 use crate::mutant::{self, Mutant};
@@ -168,7 +168,7 @@ impl Install {
         for sub in [dir.to_owned(), log_dir(dir), lost_dir(dir)] {
             env.create_dir_all(&sub).map_err(|e| LogError::io("create directory", &sub, e))?;
         }
-        let _lock = lock(env, dir)?;
+        let _lock = lock_dir(env, dir)?;
         let control = ControlFile::open_or_create(env, dir)?;
         if let Some(mine) = control.state().group
             && mine != self.group
@@ -404,7 +404,7 @@ impl Log {
 /// # Errors
 /// `Locked`, `Io`.
 pub fn finish_install(env: &dyn Env, dir: &Path) -> Result<()> {
-    let _lock = lock(env, dir)?;
+    let _lock = lock_dir(env, dir)?;
     let control = ControlFile::open_or_create(env, dir)?;
     control.update(|control| control.restore_marker = false)
 }
@@ -422,7 +422,7 @@ pub fn begin_behind(
     anchor: &Anchor,
 ) -> Result<()> {
     env.create_dir_all(dir).map_err(|e| LogError::io("create directory", dir, e))?;
-    let _lock = lock(&**env, dir)?;
+    let _lock = lock_dir(&**env, dir)?;
     let control = ControlFile::open_or_create(&**env, dir)?;
     let state = control.state();
     match &state.group {
@@ -465,7 +465,11 @@ pub fn known_floor(env: &dyn Env, dir: &Path) -> Result<Vlsn> {
     Ok(ControlFile::read(env, dir)?.commit_floor)
 }
 
-fn lock(env: &dyn Env, dir: &Path) -> Result<Box<dyn crate::env::LockGuard>> {
+/// Makes the directory of a log the caller's, as an open log does.
+///
+/// # Errors
+/// `Locked`, `Io`.
+pub fn lock_dir(env: &dyn Env, dir: &Path) -> Result<Box<dyn LockGuard>> {
     let path = dir.join("LOCK");
     env.lock(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::WouldBlock => LogError::Locked { path: path.clone() },

@@ -283,7 +283,7 @@ impl<'a, S: Subject> Taking<'a, S> {
     /// Replaces log and state by what was committed.
     pub(crate) fn install(&self, env: &Arc<dyn Env>, machine: &S::Machine) -> Result<Restored> {
         let clock = Clock::start();
-        install::install(env, Path::new(DIR), &config(), &self.methods, machine, &clock)
+        install::install(env, Path::new(DIR), &config(), &self.methods, machine, true, &clock)
     }
 
     /// What a node does when it starts: true if a restore was finished.

@@ -217,6 +217,11 @@ impl BlockPlan {
         self.sources.get(&source).map_or(0, |source| source.asked.len())
     }
 
+    /// Whether nothing is awaited from `source` before it answers something.
+    pub fn is_suspended(&self, source: SourceId) -> bool {
+        self.sources.get(&source).is_some_and(|source| source.is_suspended)
+    }
+
     /// Whether `source` owes an answer, awaited or not.
     pub fn owes(&self, source: SourceId) -> bool {
         self.sources.get(&source).is_some_and(|source| source.owed() > 0)

@@ -780,6 +780,16 @@ impl Life {
         self.changed.notify_all();
     }
 
+    /// This life has ended, and the node shuts down before the next one.
+    pub(crate) fn end_retired(&self) {
+        {
+            let mut public = self.public.lock();
+            public.role = Role::Stopped;
+            "shut down".clone_into(&mut public.reason);
+        }
+        self.changed.notify_all();
+    }
+
     /// This life has ended and the next could not begin.
     pub(crate) fn die(&self, cause: &str) {
         tracing::error!(node = %self.config.name, "ALARM: the node stops: {cause}");

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use noxu_log::env::Env;
+use noxu_log::install::lock_dir;
 use noxu_log::{Log, LogError, OpenReport};
 use noxu_util::{NULL_VLSN, Name, Vlsn};
 use parking_lot::RwLock;
@@ -105,10 +106,19 @@ pub(crate) fn open_directory(
     let mut machine = None;
     // Before anything else: until a restore is finished there is no log to open.
     if install::look(&*env, &config.dir)? == Left::Committed {
+        // The state machine is opened before a log is: not where another process has both.
+        drop(lock_dir(&*env, &config.dir)?);
         let opened = open.take().map(|open| open(&context)).transpose()?;
         if let Some(machine) = &opened {
-            let restored =
-                install::install(&env, &config.dir, &config.log, &config.sync, &**machine, &clock)?;
+            let restored = install::install(
+                &env,
+                &config.dir,
+                &config.log,
+                &config.sync,
+                &**machine,
+                true,
+                &clock,
+            )?;
             tracing::info!(node = %config.name, ?restored, "finished a restore");
         }
         machine = opened;
@@ -121,7 +131,10 @@ pub(crate) fn open_directory(
         *slot.write() = Some(Arc::clone(&housekeeper));
         let opened = open.take().map(|open| open(&context)).transpose()?;
         if let (Some(machine), Left::Nothing) = (&opened, install::look(&*env, &config.dir)?) {
-            install::clear_up(&*env, &config.dir, &**machine)?;
+            // It takes room, and nobody is harmed by it.
+            install::clear_up(&*env, &config.dir, &**machine).unwrap_or_else(
+                |cause| tracing::warn!(node = %config.name, "what a restore left stays: {cause}"),
+            );
         }
         Ok((housekeeper, opened))
     };
@@ -145,7 +158,8 @@ pub(crate) fn open_log(env: &Arc<dyn Env>, config: &NodeConfig) -> Result<(Log, 
     let Some(faulty) = report.faulty.first() else { return Ok((log, report)) };
     let refused = LogError::from(faulty);
     let group = log.control().state().group_config;
-    let others = Electorate::decode(&group).is_ok_and(|group| group.voters.len() > 1);
+    let others = Electorate::decode(&group)
+        .is_ok_and(|group| group.voters.iter().any(|voter| voter.name != config.name));
     if others {
         tracing::error!(node = %config.name, "ALARM: {refused}; it is to be had from others");
         return Ok((log, report));

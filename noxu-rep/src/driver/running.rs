@@ -289,6 +289,12 @@ impl Running {
         self.life.retire()
     }
 
+    /// Ends everything about a life that was retired, and has no next one.
+    pub(crate) fn end_retired(&self) {
+        self.dispatcher.stop();
+        self.life.end_retired();
+    }
+
     /// Ends the life and everything about it.
     ///
     /// # Errors

@@ -5,11 +5,13 @@
 //! # Lock order
 //! `restorer` -> `current`. Neither is held while a life is opened or ended.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use noxu_log::env::Env;
+use noxu_log::install::lock_dir;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::housekeeper::Housekeeper;
@@ -73,7 +75,8 @@ impl Seat {
             let outcome =
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seat.next_life(&old)));
             match outcome {
-                Ok(Ok(())) => {}
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => old.end_retired(),
                 Ok(Err(cause)) => old.life.die(&format!("restoring: {cause}")),
                 Err(_) => old.life.die("the thread restore panicked"),
             }
@@ -87,18 +90,24 @@ impl Seat {
         }
     }
 
-    fn next_life(self: &Arc<Self>, old: &Arc<Running>) -> Result<()> {
+    /// Ends a life and begins the next; false if the node shuts down before.
+    fn next_life(self: &Arc<Self>, old: &Arc<Running>) -> Result<bool> {
         let life = &old.life;
         let _files = life.hold_restore_files();
+        // Else the state machine was cleared for the restore before, and it is no rot that recurs.
+        let may_clear = life.check_state().is_ok();
         old.retire()?;
         let machine = Arc::clone(life.applier.machine());
         let (config, clock) = (life.config.clone(), life.clock.clone());
         let restored = loop {
             let (dir, log) = (&config.dir, &config.log);
-            match install::install(&self.env, dir, log, &config.sync, &*machine, &clock) {
+            let (sync, machine) = (&config.sync, &*machine);
+            match install::install(&self.env, dir, log, sync, machine, may_clear, &clock) {
                 Err(cause) if cause.is_storage_full() => {
                     life.note_error(&RepError::NoRoom(Box::new(cause)));
-                    self.wait_for_room()?;
+                    if !self.wait_for_room(dir)? {
+                        return Ok(false);
+                    }
                 }
                 installed => break installed?,
             }
@@ -115,17 +124,19 @@ impl Seat {
         *self.current.write() = Arc::clone(&next);
         life.handle_replaced();
         next.start();
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits until it is worth while to look for room again.
+    /// Waits until it is worth while to look for room again; false if the node shuts down. The directory
+    /// stays this node's meanwhile.
     ///
     /// # Errors
-    /// `Stopped` if the node shuts down.
-    fn wait_for_room(&self) -> Result<()> {
+    /// `Log` if it is not.
+    fn wait_for_room(&self, dir: &Path) -> Result<bool> {
+        let _lock = lock_dir(&*self.env, dir)?;
         let mut restorer = self.restorer.lock();
         self.stops.wait_while_for(&mut restorer, |restorer| !restorer.stopping, ROOM_PAUSE);
-        if restorer.stopping { Err(Self::gone()) } else { Ok(()) }
+        Ok(!restorer.stopping)
     }
 
     /// Ends the present life for good. Idempotent.

@@ -90,13 +90,14 @@ pub fn recover(
         Left::Nothing => clear_up(&**env, node_dir, machine).map(|()| Recovered::Nothing),
         Left::Begun => Ok(Recovered::Begun),
         Left::Committed => {
-            install(env, node_dir, config, methods, machine, clock).map(Recovered::Installed)
+            install(env, node_dir, config, methods, machine, true, clock).map(Recovered::Installed)
         }
     }
 }
 
 /// Replaces log and state by what a session committed. The old log must be closed, its last handle
-/// dropped.
+/// dropped. A state that is not what was committed any more is given up if that `may_clear` the state
+/// machine: whoever says so once more, when the next restore ends like that, restores for ever.
 ///
 /// # Errors
 /// `Log`, with `Locked` if the old log is open; `StateMachine`; `BadConfig` if the method by which the
@@ -107,6 +108,7 @@ pub fn install(
     config: &LogConfig,
     methods: &[Arc<dyn StateSync>],
     machine: &dyn StateMachine,
+    may_clear: bool,
     clock: &Clock,
 ) -> Result<Restored> {
     let dir = restore_dir(node_dir);
@@ -161,8 +163,7 @@ pub fn install(
         let order = SyncOrder { env: Arc::clone(env), dir: dir.join(STATE) };
         match method.install(&order, &state.sealed, machine, &log) {
             Ok(()) => checkpoint = state.through,
-            // There will be room.
-            Err(cause) if cause.is_storage_full() => return Err(cause),
+            Err(cause) if !may_clear || cause.is_of_the_system() => return Err(cause),
             Err(cause) => {
                 tracing::error!(
                     "ALARM: a committed state cannot be installed: {cause}; it is restored anew"

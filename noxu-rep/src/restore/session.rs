@@ -28,7 +28,7 @@ use noxu_util::{GroupId, Name, Term};
 
 use self::opening::Opening;
 #[cfg(test)]
-pub(super) use self::sources::PATIENCE;
+pub(super) use self::sources::{PATIENCE, STATE_PATIENCE};
 use self::transfer::{Transfer, Transferred};
 use super::manifest::{COMMIT, Commit, MARKER, Marker};
 use super::{Phase, Progress, restore_dir};

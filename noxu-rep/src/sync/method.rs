@@ -90,9 +90,9 @@ pub trait StateSync: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Log` or `StateMachine` if what is on disk is not what was sealed, and for what the state machine says.
-    /// The state machine is cleared then, and the node restored anew; but not if
-    /// [`RepError::is_storage_full`](crate::error::RepError::is_storage_full): then the node ends, and installs it
-    /// when it is started again.
+    /// The state machine is cleared then, and the node restored anew, once in a row. But if the error comes
+    /// from an [`std::io::Error`] of the system other than a missing or damaged file, what came stays: a full
+    /// disk is waited for, and for anything else the node ends, and installs it when it is started again.
     fn install(
         &self,
         order: &SyncOrder,

@@ -69,11 +69,9 @@ fn a_restore_that_finds_no_room_on_its_way_waits_for_it() {
     is_restored_once_there_is_room(1.02);
 }
 
-/// The room goes when all of it is fetched, and only log and state are left to be replaced.
-#[test]
-fn a_restore_that_finds_no_room_to_be_installed_waits_for_it() {
-    let disk = FaultEnv::new();
-    let (group, master, _) = group_on(&disk);
+/// The room of `disk` goes when all of a restore is fetched, and only log and state are left to be replaced.
+/// The node waits for it.
+fn await_no_room_to_install(group: &Group, master: usize, disk: &FaultEnv) {
     let commit = group.node(FULL).log().dir().join("restore/COMMIT.tmp");
     assert!(group.node(FULL).request_restore().unwrap());
     let mut renames = disk.hold_next("rename");
@@ -90,6 +88,28 @@ fn a_restore_that_finds_no_room_to_be_installed_waits_for_it() {
     eventually("it says so", || finds_no_room(&status()));
     assert_eq!(group.commit("meanwhile"), master);
     assert_eq!(status().role, Role::Restoring, "{:?}", status());
+}
+
+#[test]
+fn a_restore_that_finds_no_room_to_be_installed_waits_for_it() {
+    let disk = FaultEnv::new();
+    let (group, master, _) = group_on(&disk);
+    await_no_room_to_install(&group, master, &disk);
     disk.set_full(false);
     await_restored(&group, master);
+}
+
+#[test]
+fn a_node_that_waits_for_room_can_be_shut_down_and_goes_on_at_its_next_start() {
+    let disk = FaultEnv::new();
+    let (mut group, master, _) = group_on(&disk);
+    await_no_room_to_install(&group, master, &disk);
+    group.node(FULL).shutdown().unwrap();
+    assert_eq!(group.node(FULL).status().role, Role::Stopped);
+    group.stop(FULL);
+    disk.set_full(false);
+    group.start_on(&disk, FULL);
+    group.await_everywhere("meanwhile");
+    assert!(!group.node(FULL).restore_pending().unwrap());
+    assert_same_logs(&group.node(FULL).log(), &group.node(master).log());
 }

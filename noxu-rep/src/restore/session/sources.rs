@@ -16,6 +16,13 @@ pub(super) const MASTER: SourceId = 0;
 /// time that it answers after all.
 pub(in crate::restore) const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The same for the state, which takes its time to be opened.
+pub(in crate::restore) const STATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most that one look adds to a silence: while nobody looks, because the disk is waited for, what a source says
+/// is not heard, and it may wait to say more.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
+
 /// One who gives.
 pub(super) struct Source {
     pub(super) name: Name,
@@ -25,23 +32,23 @@ pub(super) struct Source {
     /// It gives no state that is of any use: it does not have the method, or what it has is older than
     /// the front of the master's log, or of another history.
     pub(super) is_behind: bool,
-    /// When it last answered something, or was asked after it had answered everything.
-    heard: Duration,
-    /// When it was last seen to say nothing. What it says while nobody looks, because the disk is waited for, is
-    /// no silence.
-    quiet: Duration,
+    /// How long it has been silent since it last answered something, or was asked after it had answered
+    /// everything, and when that was last counted.
+    silence: Duration,
+    looked: Duration,
     patience: Duration,
 }
 
 impl Source {
     pub(super) fn new(name: Name, channel: Arc<dyn Channel>, now: Duration) -> Self {
         let (is_attached, is_behind) = (false, false);
-        Self { name, channel, is_attached, is_behind, heard: now, quiet: now, patience: PATIENCE }
+        let (silence, looked, patience) = (Duration::ZERO, now, PATIENCE);
+        Self { name, channel, is_attached, is_behind, silence, looked, patience }
     }
 
     /// How long it has been silent.
     pub(super) const fn silence(&self) -> Duration {
-        self.quiet.saturating_sub(self.heard)
+        self.silence
     }
 
     /// Whether that is longer than it is waited for. It is waited for longer the next time.
@@ -98,14 +105,15 @@ impl Sources {
     /// It was asked something, or answered: from now on it has to answer what else it was asked.
     pub(super) fn touch(&mut self, id: SourceId, now: Duration) {
         if let Some(source) = self.get_mut(id) {
-            source.heard = now;
+            (source.silence, source.looked) = (Duration::ZERO, now);
         }
     }
 
     /// It was looked at, and had nothing to say.
     pub(super) fn note_quiet(&mut self, id: SourceId, now: Duration) {
         if let Some(source) = self.get_mut(id) {
-            source.quiet = now;
+            source.silence += now.saturating_sub(source.looked).min(LONGEST_LOOK);
+            source.looked = now;
         }
     }
 }
@@ -123,14 +131,23 @@ mod tests {
         };
         let mut sources = Sources::of(source("n1"));
         sources.add(source("n2"));
-        let mut is_over = |quiet: Duration| {
-            sources.note_quiet(1, quiet);
-            sources.get_mut(1).unwrap().is_patience_over()
+        let mut now = Duration::ZERO;
+        let mut looks_until_over = || {
+            let looked = (1..1000).find(|_| {
+                now += LONGEST_LOOK;
+                sources.note_quiet(1, now);
+                sources.get_mut(1).unwrap().is_patience_over()
+            });
+            looked.unwrap()
         };
-        assert!(!is_over(PATIENCE.mul_f64(0.99)) && is_over(PATIENCE));
-        assert!(!is_over(PATIENCE.mul_f64(1.99)) && is_over(PATIENCE * 2));
-        sources.touch(1, PATIENCE * 9);
-        let source = sources.get(1).unwrap();
-        assert_eq!(source.silence(), Duration::ZERO, "nobody has looked since");
+        let looks = (PATIENCE.as_millis() / LONGEST_LOOK.as_millis()) as u32;
+        assert_eq!(
+            (looks_until_over(), looks_until_over(), looks_until_over()),
+            (looks, looks, 2 * looks)
+        );
+        let later = now + PATIENCE * 9;
+        sources.touch(1, now);
+        sources.note_quiet(1, later);
+        assert_eq!(sources.get(1).unwrap().silence(), LONGEST_LOOK, "nobody looked before");
     }
 }

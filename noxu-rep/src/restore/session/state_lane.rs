@@ -201,6 +201,15 @@ impl StateLane {
         Ok(self.asked.len() - before)
     }
 
+    /// Whether `source` owes an answer.
+    pub(super) fn owes(&self, source: SourceId) -> bool {
+        match self.stage {
+            Stage::Opening(from) => from == source,
+            Stage::Coming(from) => from == source && !self.asked.is_empty(),
+            Stage::Wanted | Stage::Preparing | Stage::Whole => false,
+        }
+    }
+
     /// Questions under way.
     pub(super) fn under_way(&self) -> usize {
         self.asked.len()

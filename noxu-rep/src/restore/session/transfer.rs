@@ -21,7 +21,7 @@ use super::super::base::Base;
 use super::super::manifest::{Commit, LIVE, Manifest};
 use super::super::staged::Staged;
 use super::super::{Phase, Progress, SourceProgress};
-use super::sources::{MASTER, Source, Sources};
+use super::sources::{MASTER, STATE_PATIENCE, Source, Sources};
 use super::state_lane::{Stage, StateLane, Taken};
 use super::{Fetch, decode};
 use crate::core::block_plan::{BlockPlan, Due, Has, SourceId};
@@ -367,6 +367,9 @@ impl<'a> Transfer<'a> {
             return Ok(());
         }
         self.base_told = base_done;
+        if !self.plan.owes(MASTER) && !self.is_asked(MASTER) {
+            self.touch(MASTER);
+        }
         self.requests += 1;
         let end = self.staged.end();
         let needed = if self.base.is_done() {
@@ -405,7 +408,9 @@ impl<'a> Transfer<'a> {
     fn open_state(&mut self) -> Result<()> {
         let Some(state) = &mut self.state else { return Ok(()) };
         let earlier = state.earlier();
-        let usable = self.sources.iter().filter(|(_, one)| one.is_attached && !one.is_behind);
+        let usable = self.sources.iter().filter(|(id, source)| {
+            source.is_attached && !source.is_behind && !self.plan.is_suspended(*id)
+        });
         let mut usable: Vec<_> = usable.map(|(id, source)| (id, &source.name)).collect();
         let gave = usable.iter().find(|(_, name)| Some(*name) == earlier.as_ref()).copied();
         if usable.len() > 1 {
@@ -420,7 +425,9 @@ impl<'a> Transfer<'a> {
         self.requests += 1;
         let request = self.requests;
         let id = state.open(source, name, request);
-        self.touch(source);
+        if !self.plan.owes(source) {
+            self.touch(source);
+        }
         self.put(source, &RestoreMsg::StateOpen { request, id })
     }
 
@@ -489,11 +496,7 @@ impl<'a> Transfer<'a> {
     /// Whether a source owes an answer that is no block.
     fn is_asked(&self, source: SourceId) -> bool {
         let live = source == MASTER && self.live.is_some();
-        let state = self.state.as_ref().is_some_and(|state| match state.stage() {
-            Stage::Opening(from) => from == source,
-            Stage::Coming(from) => from == source && state.under_way() > 0,
-            Stage::Wanted | Stage::Preparing | Stage::Whole => false,
-        });
+        let state = self.state.as_ref().is_some_and(|state| state.owes(source));
         let attaching = self.sources.get(source).is_some_and(|source| !source.is_attached);
         live || state || attaching
     }
@@ -503,6 +506,7 @@ impl<'a> Transfer<'a> {
         let timeout = self.fetch.restoring.limits.answer_timeout;
         for id in self.sources.ids() {
             let (owes, awaited) = (self.plan.owes(id), self.plan.under_way(id));
+            let owes_state = self.state.as_ref().is_some_and(|state| state.owes(id));
             let owes = owes || self.is_asked(id);
             let Some(source) = self.sources.get_mut(id).filter(|_| owes) else { continue };
             if source.silence() >= timeout {
@@ -515,6 +519,9 @@ impl<'a> Transfer<'a> {
                 let (name, silence) = (&source.name, source.silence());
                 tracing::info!(source = %name, ?silence, "others are asked for {awaited} blocks");
                 self.plan.suspend(id);
+            } else if id != MASTER && owes_state && source.silence() >= STATE_PATIENCE {
+                tracing::info!(source = %source.name, "another one is asked for the state");
+                self.pass_over(id);
             }
         }
         Ok(())
@@ -687,13 +694,18 @@ impl<'a> Transfer<'a> {
             let found = format!("one through {}", proof.vlsn);
             return Err(RepError::protocol("", "a state of this log", found));
         }
+        self.pass_over(source);
+        Ok(())
+    }
+
+    /// That source is not asked for the state any more.
+    fn pass_over(&mut self, source: SourceId) {
         if let Some(source) = self.sources.get_mut(source) {
             source.is_behind = true;
         }
         if let Some(state) = &mut self.state {
             state.handle_gone(source);
         }
-        Ok(())
     }
 
     fn handle_state_answer(

@@ -1,14 +1,15 @@
 //! Breaking: sessions that end before their time, or whose other side does what nobody asked for. What came
 //! counts, and nobody else pays.
 
+use std::io::ErrorKind;
 use std::sync::atomic::AtomicUsize;
 
-use noxu_log::env::{OpenMode, Survivors};
+use noxu_log::env::{Fault, OpenMode, Survivors};
 use noxu_util::Lsn;
 
 use super::super::install::Recovered;
-use super::super::manifest::{COMMIT, MANIFEST, MARKER};
-use super::super::session::{RestoreHost, RestoreLimits, is_committed};
+use super::super::manifest::{COMMIT, MANIFEST, MARKER, STATE};
+use super::super::session::{RestoreHost, RestoreLimits, default_methods, is_committed};
 use super::*;
 use crate::driver::following::is_final;
 
@@ -188,6 +189,19 @@ fn rot_between_commit_and_installation_stops_no_node() {
             }
             let env: Arc<dyn Env> = Arc::new(disk);
             let machine = Machine::open(&env, "/n2-state");
+            if part == 7 && path.starts_with(restore_dir(dir()).join(STATE)) {
+                let (log, methods, clock) = (config(), default_methods(), Clock::start());
+                let kept = super::super::install::install(
+                    &env,
+                    dir(),
+                    &log,
+                    &methods,
+                    &*machine,
+                    false,
+                    &clock,
+                );
+                assert!(kept.is_err() && is_committed(&*env, dir()).unwrap(), "{kept:?}");
+            }
             let found = recover(&env, &machine);
             if is_order {
                 assert!(matches!(found, Err(RepError::Log(_))), "{}: {found:?}", path.display());
@@ -211,6 +225,41 @@ fn rot_between_commit_and_installation_stops_no_node() {
         }
     }
     assert!(met.iter().all(|times| *times > 0), "no state, a faulty log, neither: {met:?}");
+}
+
+/// The system refuses one call: what was committed is not to blame, and stays.
+#[test]
+fn what_the_system_refuses_costs_no_state_that_was_committed() {
+    let master = Master::new(100);
+    let (committed, env) = fault_disk();
+    master.restore(&env, &restoring()).unwrap();
+    drop(env);
+    let mut refused = 0;
+    for call in 1.. {
+        let disk = committed.clone_image(Survivors::All);
+        let env: Arc<dyn Env> = Arc::new(disk.clone());
+        let machine = Machine::open(&env, "/n2-state");
+        let before = disk.calls();
+        disk.fail_at(before + call, Fault::Error(ErrorKind::PermissionDenied));
+        let found = recover(&env, &machine);
+        let is_over = disk.calls() < before + call;
+        let found = found.or_else(|_| {
+            refused += 1;
+            recover(&env, &machine)
+        });
+        match found.unwrap() {
+            Recovered::Installed(restored) => {
+                assert_eq!(restored.checkpoint, v(190), "call {call}");
+            }
+            Recovered::Nothing => {} // it failed to remove what it had installed
+            Recovered::Begun => panic!("call {call}"),
+        }
+        assert_eq!(*machine.state.lock(), (v(190), CHECKPOINT_TEXT.to_vec()), "call {call}");
+        if is_over {
+            break;
+        }
+    }
+    assert!(refused > 30, "{refused}");
 }
 
 fn files_below(env: &dyn Env, dir: &Path) -> Vec<PathBuf> {

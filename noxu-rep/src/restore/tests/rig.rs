@@ -203,7 +203,7 @@ impl ProviderHost for ToldHost {
 
 /// Installs what was committed.
 pub(super) fn install(env: &Arc<dyn Env>, machine: &dyn StateMachine) -> Result<Restored> {
-    install::install(env, dir(), &config(), &default_methods(), machine, &Clock::start())
+    install::install(env, dir(), &config(), &default_methods(), machine, true, &Clock::start())
 }
 
 /// What a node does when it starts.

@@ -10,7 +10,7 @@ use noxu_log::segment::name::{log_dir, segment_name};
 use noxu_util::Vlsn;
 
 use super::super::manifest::LIVE;
-use super::super::session::{PATIENCE, RestoreLimits};
+use super::super::session::{PATIENCE, RestoreLimits, STATE_PATIENCE};
 use super::*;
 use crate::core::block_plan::MAX_STRIKES;
 use crate::wire::restore::{BLOCK_BYTES, SEGMENT_HEAD_BYTES};
@@ -246,8 +246,41 @@ fn r_what_a_silent_source_owes_is_asked_of_others_long_before_it_is_dropped() {
         let progress = restored_beside_one_that_gives_only(blocks, Duration::from_mins(10));
         let soon = PATIENCE..PATIENCE + Duration::from_secs(1);
         assert!(soon.contains(&progress.elapsed), "{progress:?}");
-        assert!(given(&progress, "n3").bytes > 0, "its state is taken: {progress:?}");
+        assert_eq!(given(&progress, "n3").blocks, blocks, "{progress:?}");
+        let of_state = CHECKPOINT_TEXT.len() as u64;
+        assert!(
+            given(&progress, "n1").bytes > of_state,
+            "nor is its state waited for: {progress:?}"
+        );
     }
+}
+
+/// A source gives blocks, and nothing of its state.
+#[test]
+fn r_a_source_that_is_silent_about_its_state_is_passed_over_long_before_it_is_dropped() {
+    let (master, env) = (Master::new(100), memory());
+    let follower = Master::follower("n3");
+    master.name_sources(&["n3"]);
+    let (clock, hand) = Clock::manual();
+    let turns = AtomicU32::new(0);
+    let pass = |_: &Progress| {
+        hand.set(Duration::from_millis(50) * (turns.fetch_add(1, Ordering::Relaxed) + 1));
+    };
+    let stateless = || {
+        Relay::of_questions(follower.connect(), |question| {
+            let is_open = matches!(question, RestoreMsg::StateOpen { .. });
+            if is_open { Vec::new() } else { vec![question] }
+        })
+    };
+    let node = Node { clock, watch: Box::new(pass), ..Node::default() }.dialling("n3", stateless);
+    let limits = RestoreLimits { answer_timeout: Duration::from_mins(10), ..restoring().limits };
+    let restoring = Restoring { limits, ..restoring() };
+    let progress = fetch(&env, dir(), &restoring, &master.connect(), &node).unwrap().unwrap();
+    let soon = STATE_PATIENCE..STATE_PATIENCE + Duration::from_secs(3);
+    assert!(soon.contains(&progress.elapsed), "{progress:?}");
+    assert_eq!(given(&progress, "n3").blocks, progress.blocks_total, "{progress:?}");
+    assert_eq!(given(&progress, "n1").bytes, CHECKPOINT_TEXT.len() as u64, "{progress:?}");
+    install_and_check(&env, &master, true);
 }
 
 /// A channel whose blocks come so much later.
