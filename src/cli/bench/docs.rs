@@ -101,8 +101,9 @@ on with so many entries of its own; the replica's log is reopened before every s
 and synced; `copy`: one thread reads the same files and sends them over loopback TCP, another writes
 them and syncs them at the end, in turn with the restores of the same run, with the disk at rest before each,
 and after a first one that does not count: the machine has to fetch memory for it;
-`piped copy`: a third thread syncs each file when it is whole; `ratio`: of the restore's rate to theirs. `master`: the whole log from the master
-alone; `follower`: from a follower, and from the master what that does not give; `followers`: from
+`piped copy`: a third thread syncs each file when it is whole; `ratio`: of the restore's rate to that of the
+copy right before it. Of all these the one in the middle of at least five rounds, for a disk has slow
+seconds. `master`: the whole log from the master alone; `follower`: from a follower, and from the master what that does not give; `followers`: from
 two at once; `checkpoint`: from one, half of the log and a checkpoint of the state. Then the parts of that time: `manifest` until
 it is known what there is, `base` until segments and checkpoint are on disk, `tail` until all is
 committed, `install` until log and state are in place, `find` for finding the master before and after;
